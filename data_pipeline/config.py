@@ -1,0 +1,218 @@
+"""How both commands read their configuration: Hydra groups, composed into one typed dataclass.
+
+Every fault of a command line is told in one message, with the nearest valid key, before torch is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+import pydantic
+
+T = TypeVar("T")
+Positive = Annotated[int, pydantic.Field(gt=0)]
+NonNegative = Annotated[int, pydantic.Field(ge=0)]
+Fraction = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
+PositiveFloat = Annotated[float, pydantic.Field(gt=0.0)]
+
+EXIT_DONE, EXIT_INPUT_ERROR, EXIT_REQUEUE = 0, 2, 75
+
+
+class InputError(ValueError):
+    """A fault in the configuration or the input: told to the user, exit code 2."""
+
+
+@dataclass_transform(frozen_default=True)
+def configclass(cls: type[T]) -> type[T]:
+    """A frozen dataclass whose fields are checked on construction and that takes no unknown field."""
+    config = pydantic.ConfigDict(extra="forbid", strict=True)
+    return pydantic.dataclasses.dataclass(frozen=True, config=config)(cls)  # type: ignore[return-value]
+
+
+def conf_dir() -> Path:
+    """The folder conf/: inside the package in a wheel, beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
+
+
+def compose_config(config_name: str, overrides: Sequence[str], schema: type[T]) -> T:
+    """`conf/<config_name>.yaml` with the Hydra `overrides`, as an instance of `schema`.
+
+    Where `schema` has a method `faults() -> list[str]`, it is asked for contradictions across groups.
+    Raises InputError with every fault found.
+    """
+    composer = _Composer(config_name)
+    faults, accepted = composer.check(overrides)
+    config, type_faults = _validate(composer.compose(accepted), schema)
+    if type_faults:  # go on without the faulty values, so that contradictions elsewhere are told as well
+        faults += [f"{key}: {message}" for key, message in type_faults]
+        accepted = [o for o in accepted if not _concerns(o.split("=", 1)[0], [key for key, _ in type_faults])]
+        config, _ = _validate(composer.compose(accepted), schema)
+    if config is not None and hasattr(config, "faults"):
+        faults += config.faults()
+    if faults:
+        raise InputError("\n".join(faults) if len(faults) == 1 else "\n".join(f"- {f}" for f in faults))
+    assert config is not None
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain values, as they are written to config.yaml."""
+    return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def run_command(function: Callable[[list[str]], int | None], help_text: Callable[[], str]) -> int:
+    """Runs `function(overrides)` as a command: `--help`, and InputError as a message and exit code 2."""
+    arguments = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]  # the deepspeed launcher's
+    if any(a in ("--help", "-h") for a in arguments):
+        print(help_text())
+        return EXIT_DONE
+    try:
+        return function(arguments) or EXIT_DONE
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT_ERROR
+
+
+def groups_help(config_name: str) -> str:
+    """The groups that `config_name` can choose from and its keys with their defaults, for `--help`."""
+    from omegaconf import OmegaConf
+
+    composer = _Composer(config_name)
+    used = [name for name in composer.groups if name in composer.group_names]
+    lines = [f"  {name}={'|'.join(composer.groups[name])}" for name in used]
+    return "Groups:\n" + "\n".join(lines) + "\n\nKeys and defaults:\n" + OmegaConf.to_yaml(composer.base)
+
+
+class _Composer:
+    """The Hydra side: which groups and keys there are, and composing."""
+
+    def __init__(self, config_name: str) -> None:
+        self.config_name = config_name
+        folders = sorted(p for p in conf_dir().iterdir() if p.is_dir())
+        self.groups = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
+        self.group_names = self._groups_of_config()
+        self.base = self.compose([])
+        self.keys = _flat_keys(self.base)
+
+    def compose(self, overrides: Sequence[str]) -> Any:
+        from hydra import compose, initialize_config_dir
+
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose(self.config_name, list(overrides))
+
+    def check(self, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+        """-> (faults, the overrides without a fault). Group choices come first: they decide the keys."""
+        faults: list[str] = []
+        parsed = [_parse(o, faults) for o in overrides]
+        choices = [p for p in parsed if p is not None and p.key in self.group_names]
+        good = [p.text for p in choices if self._check_choice(p, faults)]
+        self.base = self.compose(good)
+        self.keys = _flat_keys(self.base)
+        values = [p for p in parsed if p is not None and p.key not in self.group_names]
+        good += [p.text for p in values if self._check_key(p, faults)]
+        return faults, good
+
+    def _check_choice(self, override: _Override, faults: list[str]) -> bool:
+        options = self.groups[override.key]
+        if override.value in options:
+            return True
+        faults.append(f"{override.key}={override.value}: no such choice{_nearest(str(override.value), options)}; "
+                      f"there are {', '.join(options)}")
+        return False
+
+    def _check_key(self, override: _Override, faults: list[str]) -> bool:
+        if override.key in self.keys:
+            return True
+        names = [*self.keys, *self.group_names]
+        faults.append(f"unknown key '{override.key}'{_nearest(override.key, names)}")
+        return False
+
+    def _groups_of_config(self) -> list[str]:
+        from omegaconf import OmegaConf
+
+        defaults = OmegaConf.load(conf_dir() / f"{self.config_name}.yaml").get("defaults", [])
+        entries = [next(iter(d)) for d in defaults if not isinstance(d, str)]
+        return [str(e).replace("optional ", "").replace("override ", "").lstrip("/") for e in entries]
+
+
+@dataclass(frozen=True)
+class _Override:
+    text: str
+    key: str
+    value: Any
+
+
+def _parse(text: str, faults: list[str]) -> _Override | None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except OverrideParseException as error:
+        faults.append(f"{text!r} is not an override of the form key=value: {str(error).splitlines()[0]}")
+        return None
+    if override.is_delete() or override.is_sweep_override():
+        faults.append(f"{text!r}: neither deleting a key nor a sweep is offered; quote a value that has commas")
+        return None
+    return _Override(text.lstrip("+"), override.key_or_group, override.value())
+
+
+def _validate(config: Any, schema: type[T]) -> tuple[T | None, list[tuple[str, str]]]:
+    """-> (the instance or None, [(key, message)])."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(config, resolve=True)
+    try:
+        return pydantic.TypeAdapter(schema).validate_json(json.dumps(values)), []
+    except pydantic.ValidationError as error:
+        return None, [_describe(e, values) for e in error.errors()]
+
+
+def _describe(error: Any, values: Any) -> tuple[str, str]:
+    """A pydantic error as (key, message); its location also names the branch taken in a union: left out."""
+    path, node = [], values
+    for part in error["loc"]:
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+        elif isinstance(node, list) and isinstance(part, int):
+            node = node[part]
+        elif part != error["loc"][-1]:
+            continue
+        path.append(str(part))
+    message = error["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
+    return ".".join(path), message + shown
+
+
+def _flat_keys(config: Any, prefix: str = "") -> list[str]:
+    from omegaconf import DictConfig
+
+    keys = []
+    for key in config:
+        keys.append(f"{prefix}{key}")
+        child = config._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            keys += _flat_keys(child, f"{prefix}{key}.")
+    return keys
+
+
+def _nearest(key: str, names: Sequence[str]) -> str:
+    """' (did you mean ...?)': by the whole key, else by its last part."""
+    close = difflib.get_close_matches(key, names, n=1, cutoff=0.7)
+    if not close:
+        last = {name.split(".")[-1]: name for name in reversed(names)}
+        close = [last[m] for m in difflib.get_close_matches(key.split(".")[-1], list(last), n=1, cutoff=0.6)]
+    close = close or difflib.get_close_matches(key, names, n=1, cutoff=0.3)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _concerns(key: str, faulty: Sequence[str]) -> bool:
+    key = key.lstrip("+")
+    return any(f == key or f.startswith(key + ".") or key.startswith(f + ".") for f in faulty)
