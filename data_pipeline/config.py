@@ -179,9 +179,7 @@ def _describe(error: Any, values: Any) -> tuple[str, str]:
     """A pydantic error as (key, message); its location also names the branch taken in a union: left out."""
     path, node = [], values
     for part in error["loc"]:
-        if isinstance(node, dict) and part in node:
-            node = node[part]
-        elif isinstance(node, list) and isinstance(part, int):
+        if (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int)):
             node = node[part]
         elif part != error["loc"][-1]:
             continue

@@ -1,0 +1,155 @@
+"""Worker processes that turn sequences into micro-batches: (micro-batch, position after its global batch).
+
+Global batch t is the next `global_batch_size` sequences. Its micro-batches are dealt to the data-parallel ranks
+in turn, and those of a rank to its workers in turn, so that neither changes what a global batch holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from data_pipeline.config import InputError
+from data_pipeline.packing import Packing
+from data_pipeline.stream import CORRUPTION, Position, Stream, generator
+
+Sample = dict[str, np.ndarray]
+
+
+class SampleMaker(Protocol):
+    """The data side of an objective (numpy, pure)."""
+
+    def packing(self) -> Packing: ...
+
+    def corrupt(self, pieces: list[np.ndarray], rng: np.random.Generator) -> Sample: ...
+
+    def collate(self, samples: list[Sample]) -> Sample: ...
+
+    def counts(self, samples: list[Sample]) -> dict[str, int]: ...
+
+    def tokens(self, sample: Sample) -> int: ...
+
+
+@dataclass
+class MicroBatch:
+    """What one rank feeds to one forward pass.
+
+    arrays: [micro_batch_size, ...], numpy in a worker, torch tensors once out of the loader.
+    counts: for each loss term, the number of things its sum runs over.
+    content_hash: sum modulo 2^64 of a hash of each corrupted, unpadded sample.
+    """
+
+    arrays: dict[str, Any]
+    counts: dict[str, int]
+    samples: int
+    tokens: int
+    content_hash: int
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An input error met in a worker: handed on as an item, so that all ranks can stop together."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which micro-batches of each global batch a rank takes."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    data_rank: int = 0
+    data_size: int = 1
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of one rank in one step (gradient accumulation)."""
+        return self.global_batch_size // (self.micro_batch_size * self.data_size)
+
+    def first_sequence(self, micro_batch: int) -> int:
+        """Where the rank's `micro_batch`-th begins within the global batch."""
+        return (micro_batch * self.data_size + self.data_rank) * self.micro_batch_size
+
+
+def sample_hash(sample: Sample) -> int:
+    """64 bits of the sample's content: names, types, shapes and values of its arrays."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(sample):
+        array = np.ascontiguousarray(sample[name])
+        digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
+        digest.update(array.tobytes())
+    return int.from_bytes(digest.digest(), "little")
+
+
+def micro_batches(stream: Stream, maker: SampleMaker, share: Share, position: Position,
+                  worker: int = 0, num_workers: int = 1) -> Iterator[tuple[MicroBatch, Position]]:
+    """The micro-batches of one worker, without end, each with the position after its global batch."""
+    turn = 0
+    while True:
+        after = stream.advance(position, share.global_batch_size)
+        for index in range(share.micro_batches):
+            if turn % num_workers == worker:
+                yield _make(stream, maker, share, stream.advance(position, share.first_sequence(index))), after
+            turn += 1
+        position = after
+
+
+def _make(stream: Stream, maker: SampleMaker, share: Share, position: Position) -> MicroBatch:
+    samples = []
+    for _ in range(share.micro_batch_size):
+        rng = generator(stream.seed, CORRUPTION, position.number)
+        samples.append(maker.corrupt(stream.sequence(position), rng))
+        position = stream.advance(position, 1)
+    return MicroBatch(maker.collate(samples), maker.counts(samples), len(samples),
+                      sum(maker.tokens(s) for s in samples), sum(map(sample_hash, samples)) % 2**64)
+
+
+def load(stream: Stream, maker: SampleMaker, share: Share, position: Position, num_workers: int,
+         pin_memory: bool = False) -> Iterator[tuple[MicroBatch | Fault, Position]]:
+    """As `micro_batches`, made in `num_workers` processes (0: in this one), arrays as torch tensors."""
+    from torch.utils.data import DataLoader
+
+    source = _source(stream, maker, share, position)
+    loader = DataLoader(source, batch_size=None, num_workers=num_workers, pin_memory=pin_memory,
+                        worker_init_fn=_quiet_worker if num_workers else None,
+                        prefetch_factor=4 if num_workers else None)
+    return iter(loader)
+
+
+def _source(stream: Stream, maker: SampleMaker, share: Share, position: Position) -> Any:
+    from torch.utils.data import IterableDataset, get_worker_info
+
+    class Source(IterableDataset):
+        def __iter__(self) -> Iterator[tuple[MicroBatch | Fault, Position]]:
+            info = get_worker_info()
+            worker, workers = (info.id, info.num_workers) if info else (0, 1)
+            try:
+                for batch, after in micro_batches(stream, maker, share, position, worker, workers):
+                    yield _to_torch(batch), after
+            except InputError as error:
+                while True:
+                    yield Fault(str(error)), position
+
+    return Source()
+
+
+def _to_torch(batch: MicroBatch) -> MicroBatch:
+    import torch
+
+    batch.arrays = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
+    return batch
+
+
+def _quiet_worker(worker: int) -> None:
+    """The job's signals are the parent's business: a worker that obeyed them would break its parent's stop."""
+    import torch
+
+    torch.set_num_threads(1)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)

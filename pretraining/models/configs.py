@@ -1,0 +1,80 @@
+"""The shapes and options of every model family, checked before torch is imported.
+
+A family's module stands in a file of its own (see pretraining.models.MODELS); its config stands here so that a
+config error comes at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from data_pipeline.config import Fraction, Positive, PositiveFloat, configclass
+
+VOCABULARY_MULTIPLE = 128
+
+
+def padded_vocabulary(vocab_size: int) -> int:
+    """Rounded up so that it divides by any tensor-parallel size: a checkpoint fits every layout."""
+    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+@configclass
+class GPTConfig:
+    """A decoder. The defaults of the options are GPT-2's; the others make it a Llama-style one.
+
+    vocab_size: null takes that of the prepared data. num_kv_heads: null means num_heads; fewer is grouped-query
+    attention (Ainslie et al. 2023). intermediate_size: null means 4 x hidden_size.
+    """
+
+    name: Literal["gpt"]
+    num_layers: Positive
+    hidden_size: Positive
+    num_heads: Positive
+    max_seq_len: Positive
+    vocab_size: Positive | None = None
+    num_kv_heads: Positive | None = None
+    intermediate_size: Positive | None = None
+    positions: Literal["learned", "rotary"] = "learned"
+    rotary_base: PositiveFloat = 10000.0
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: PositiveFloat = 1e-5
+    activation: Literal["gelu_tanh", "swiglu"] = "gelu_tanh"
+    bias: bool = True
+    tied_head: bool = True
+    dropout: Fraction = 0.0
+    initializer_range: PositiveFloat = 0.02
+    activation_checkpointing: bool = False
+    init_from: str | None = None
+
+    @property
+    def mlp_size(self) -> int:
+        return self.intermediate_size or 4 * self.hidden_size
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    def faults(self) -> list[str]:
+        faults = head_faults(self.hidden_size, self.num_heads)
+        if self.num_heads % self.kv_heads:
+            faults.append(f"model.num_kv_heads={self.kv_heads} does not divide model.num_heads={self.num_heads}")
+        if self.positions == "rotary" and not faults and (self.hidden_size // self.num_heads) % 2:
+            faults.append(f"model.positions=rotary needs an even head size, not {self.hidden_size // self.num_heads}")
+        return faults
+
+    def build(self, vocab_size: int, layers: Any) -> Any:
+        """The torch module, its weights still empty."""
+        from pretraining.models.gpt import GPT
+
+        return GPT(self, vocab_size, layers)
+
+
+ModelConfig = GPTConfig
+
+
+def head_faults(hidden_size: int, num_heads: int) -> list[str]:
+    if hidden_size % num_heads == 0:
+        return []
+    return [f"model.num_heads={num_heads} does not divide model.hidden_size={hidden_size}"]
+
+

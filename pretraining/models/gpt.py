@@ -1,0 +1,115 @@
+"""GPT: a decoder of pre-norm blocks.
+
+GPT-2 as published (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3), and
+by options the modern decoder: rotary positions, RMSNorm, SwiGLU, grouped-query attention (Touvron et al. 2023).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pretraining.models.configs import GPTConfig, padded_vocabulary
+from pretraining.models.layers import (
+    Attention,
+    FeedForward,
+    TokenHead,
+    document_mask,
+    initialise,
+    make_norm,
+    rotary_tables,
+)
+from pretraining.parallel.layers import Layers
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layers: Layers) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.attention_norm = make_norm(config.norm, size, config.norm_eps, config.bias)
+        self.attention = Attention(layers, size, config.num_heads, num_kv_heads=config.kv_heads, bias=config.bias,
+                                   fused=config.kv_heads == config.num_heads and config.bias, dropout=config.dropout)
+        self.mlp_norm = make_norm(config.norm, size, config.norm_eps, config.bias)
+        self.mlp = FeedForward(layers, size, config.mlp_size, config.activation, config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, causal=True, rotary=rotary))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class GPT(nn.Module):
+    """tokens: int [batch, length] -> hidden states [batch, length, hidden]; `head` makes losses or logits of them."""
+
+    def __init__(self, config: GPTConfig, vocab_size: int, layers: Layers) -> None:
+        super().__init__()
+        self.config, self.vocab_size = config, vocab_size
+        self.token_embedding = layers.embedding(padded_vocabulary(vocab_size), config.hidden_size)
+        if config.positions == "learned":
+            self.position_embedding = nn.Embedding(config.max_seq_len, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layers) for _ in range(config.num_layers))
+        self.final_norm = make_norm(config.norm, config.hidden_size, config.norm_eps, config.bias)
+        untied = None if config.tied_head else nn.Parameter(torch.empty_like(self.token_embedding.weight))
+        self.head = TokenHead(vocab_size, untied, self.token_embedding)
+
+    def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+        """positions: [batch, length], within the document (None: 0, 1, ...).
+
+        documents: [batch, length], which packed document a token belongs to: no attention crosses their borders
+        (None: one document a row).
+        """
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        x, rotary = self.token_embedding(tokens), None
+        if self.config.positions == "learned":
+            x = x + self.position_embedding(positions)
+        else:
+            head_dim = self.config.hidden_size // self.config.num_heads
+            rotary = rotary_tables(positions, head_dim, self.config.rotary_base)
+        x = self.dropout(x)
+        mask = None if documents is None else document_mask(documents, causal=True)
+        for block in self.blocks:
+            if self.config.activation_checkpointing and self.training:
+                x = checkpoint(block, x, mask, rotary, use_reentrant=False)
+            else:
+                x = block(x, mask, rotary)
+        return self.final_norm(x)
+
+    def initialise(self, seed: int) -> None:
+        """Normal with standard deviation 0.02, layers that write to the residual stream divided by sqrt(2 x layers)
+        (GPT-2, section 2.3; openai/gpt-2, src/model.py: std 0.02, positions 0.01). Padded vocabulary rows are 0."""
+        initialise(self, seed, self._fill)
+
+    def _fill(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+        if tensor.ndim == 1:
+            tensor.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+            return
+        std = self.config.initializer_range
+        if name.endswith(("attention.output.weight", "mlp.down.weight")):
+            std /= math.sqrt(2 * self.config.num_layers)
+        if name == "position_embedding.weight":
+            std /= 2
+        tensor.normal_(0.0, std, generator=generator)
+        if name in ("token_embedding.weight", "head.weight"):
+            tensor[self.vocab_size :] = 0.0
+
+
+def flops_per_token(config: GPTConfig, vocab_size: int, length: int) -> float:
+    """Forward and backward of one token: 6 per weight used, and attention's 12 x layers x hidden x length
+    (Chowdhery et al. 2022, "PaLM", appendix B). Attention across the whole length is counted."""
+    head_dim = config.hidden_size // config.num_heads
+    attention = config.hidden_size * head_dim * (2 * config.num_heads + 2 * config.kv_heads)
+    mlp = config.hidden_size * config.mlp_size * (3 if config.activation == "swiglu" else 2)
+    weights = config.num_layers * (attention + mlp) + vocab_size * config.hidden_size
+    return 6.0 * weights + 12.0 * config.num_layers * config.hidden_size * length
+
+
+def published_parameters(model: GPT) -> int:
+    """Parameters without the padded rows of the vocabulary."""
+    padding = padded_vocabulary(model.vocab_size) - model.vocab_size
+    tables = 1 if model.config.tied_head else 2
+    return sum(p.numel() for p in model.parameters()) - padding * model.config.hidden_size * tables

@@ -1,0 +1,198 @@
+"""What the families share: norms, attention, feed-forward, the chunked vocabulary loss, initialisation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretraining.parallel.layers import Layers
+
+IGNORED = -100  # a label that takes no part in the loss
+LOGITS_IN_MEMORY = 2**24  # elements of the logits that the loss holds at once (64 MiB in fp32)
+
+
+def make_norm(kind: str, size: int, eps: float, bias: bool = True) -> nn.Module:
+    if kind == "layernorm":
+        return nn.LayerNorm(size, eps=eps, bias=bias)
+    return nn.RMSNorm(size, eps=eps)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over x: [batch, length, hidden], through scaled_dot_product_attention.
+
+    With `fused`, one projection makes queries, keys and values, its rows ordered [head, (q, k, v), head_dim]:
+    a plain chunk of the rows is then a whole number of heads.
+    """
+
+    def __init__(self, layers: Layers, hidden: int, num_heads: int, *, num_kv_heads: int | None = None,
+                 bias: bool = True, fused: bool = False, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.head_dim = hidden // num_heads
+        self.groups = num_heads // (num_kv_heads or num_heads)
+        self.dropout = dropout
+        self.fused = fused
+        kv_features = (num_kv_heads or num_heads) * self.head_dim
+        if fused:
+            self.qkv = layers.column(hidden, 3 * hidden, bias)
+        else:
+            self.query = layers.column(hidden, hidden, bias)
+            self.key = layers.column(hidden, kv_features, bias)
+            self.value = layers.column(hidden, kv_features, bias)
+        self.output = layers.row(hidden, hidden, bias)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, causal: bool = False,
+                rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """mask: bool, broadcast to [batch, heads, length, length], True where attention is allowed."""
+        query, key, value = self._project(x)
+        if rotary is not None:
+            query, key = rotate(query, *rotary), rotate(key, *rotary)
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal and mask is None,
+            dropout_p=self.dropout if self.training else 0.0, enable_gqa=self.groups > 1)
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> each [batch, heads, length, head_dim]."""
+        if self.fused:
+            heads = self.qkv(x).unflatten(-1, (-1, 3, self.head_dim))
+            query, key, value = heads.unbind(-2)
+        else:
+            split = (-1, self.head_dim)
+            query, key, value = (p(x).unflatten(-1, split) for p in (self.query, self.key, self.value))
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """Two layers, or three with a gate (Shazeer 2020, "GLU Variants Improve Transformer")."""
+
+    def __init__(self, layers: Layers, hidden: int, intermediate: int, activation: str, bias: bool = True) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.gate = layers.column(hidden, intermediate, bias) if activation in GATED else None
+        self.up = layers.column(hidden, intermediate, bias)
+        self.down = layers.row(intermediate, hidden, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gate is None:
+            return self.down(self.activation(self.up(x)))
+        return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "swiglu": F.silu,
+}
+GATED = {"swiglu"}
+
+
+def rotary_tables(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """positions: [batch, length] -> cos, sin: fp32 [batch, 1, length, head_dim] (Su et al. 2021, section 3.4).
+
+    The halves of a head are rotated against each other, as in GPT-NeoX and Llama.
+    """
+    frequencies = base ** (-torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
+    angles = positions[..., None].float() * frequencies
+    angles = torch.cat([angles, angles], dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x: [batch, heads, length, head_dim], turned by its position's angles."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+def document_mask(documents: Tensor, *, causal: bool) -> Tensor:
+    """documents: [batch, length], the packed document that each token belongs to.
+
+    -> bool [batch, 1, length, length], True where a token may look: inside its document, and back if causal.
+    """
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    return same.tril() if causal else same
+
+
+class TokenHead(nn.Module):
+    """Projects hidden states to the vocabulary; padded entries take no part in softmax or logits."""
+
+    def __init__(self, vocab_size: int, weight: nn.Parameter | None, embedding: nn.Module | None = None) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.weight = weight if weight is not None else embedding.weight  # type: ignore[union-attr]
+
+    def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """hidden: [..., features]; labels: [...], IGNORED where none -> sum of the losses, fp32 scalar."""
+        hidden, labels = hidden.flatten(0, -2), labels.flatten()
+        return _VocabularyLoss.apply(hidden, self.weight, labels, self.vocab_size)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.weight)[..., : self.vocab_size]
+
+
+class _VocabularyLoss(torch.autograd.Function):
+    """Summed cross-entropy of hidden @ weight.T without ever holding all logits.
+
+    The gradients of a chunk are made while its logits are there, so that nothing is computed twice
+    (the idea of Hsu et al. 2024, "Liger Kernel", section 3.2).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
+        kind = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) \
+            else hidden.dtype
+        with torch.autocast(hidden.device.type, enabled=False):
+            x, w = hidden.to(kind), weight.to(kind)
+            loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            grad_hidden = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+            grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+            rows = max(1, LOGITS_IN_MEMORY // weight.shape[0])
+            for first in range(0, len(x), rows):
+                part = slice(first, first + rows)
+                chunk_loss, grad = _chunk_loss(x[part] @ w.T, labels[part], vocab_size)
+                loss += chunk_loss
+                grad = grad.to(kind)
+                if grad_hidden is not None:
+                    torch.mm(grad, w, out=grad_hidden[part])
+                if grad_weight is not None:
+                    grad_weight += grad.T @ x[part]
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.kinds = (hidden.dtype, weight.dtype)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        scale = grads[0]
+        hidden, weight = (None if g is None else (g * scale).to(kind)
+                          for g, kind in zip(ctx.saved_tensors, ctx.kinds, strict=True))
+        return hidden, weight, None, None
+
+
+def _chunk_loss(logits: Tensor, labels: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """logits: [n, padded vocabulary] -> (sum of the losses, its gradient by the logits), both fp32."""
+    logits = logits.float()
+    logits[:, vocab_size:] = float("-inf")
+    counted = labels != IGNORED
+    target = labels.clamp(min=0)[:, None]
+    log_total = logits.logsumexp(-1, keepdim=True)
+    losses = (log_total - logits.gather(1, target))[:, 0]
+    grad = logits.sub_(log_total).exp_()
+    grad.scatter_add_(1, target, torch.full_like(grad[:, :1], -1.0))
+    return (losses * counted).sum(), grad.mul_(counted[:, None])
+
+
+def initialise(model: nn.Module, seed: int, rule: Callable[[str, Tensor, torch.Generator], None]) -> None:
+    """Fills every parameter by `rule(name, tensor, generator)`.
+
+    Each has a generator of its own, keyed by seed and name: weights depend neither on the order in which
+    modules were built nor on how they are sharded.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") % 2**63)
+            rule(name, parameter, generator)

@@ -1,0 +1,96 @@
+"""Causal language modelling: predict each token of a document from those before it (Radford et al. 2019, section 2)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from data_pipeline.tokenizer import Tokenizer
+
+from data_pipeline.config import configclass
+from data_pipeline.loader import Sample
+from data_pipeline.packing import Concatenation
+
+IGNORED = -100
+
+
+@configclass
+class CausalLMConfig:
+    """cross_document_attention: let a token look at earlier documents of its sequence, positions running on."""
+
+    name: Literal["causal_lm"]
+    cross_document_attention: bool = False
+
+    def build(self, tokenizer: Tokenizer, max_seq_len: int) -> CausalLM:
+        return CausalLM(self, tokenizer, max_seq_len)
+
+
+class CausalLM:
+    """A sample: tokens, labels, positions, documents, each int64 [length]; labels are IGNORED at a document's end."""
+
+    terms = {"causal_lm": 1.0}
+
+    def __init__(self, config: CausalLMConfig, tokenizer: Tokenizer, max_seq_len: int) -> None:
+        self.config, self.length = config, max_seq_len
+        self.pad, self.bos, self.eos = tokenizer.pad, tokenizer.bos, tokenizer.eos
+
+    def packing(self) -> Concatenation:
+        return Concatenation(self.length + 1, self.length, before=(self.bos,), after=(self.eos,))
+
+    def corrupt(self, pieces: list[np.ndarray], rng: np.random.Generator) -> Sample:
+        tokens = np.concatenate(pieces).astype(np.int64)
+        lengths = [len(p) for p in pieces]
+        documents = np.repeat(np.arange(len(pieces)), lengths)
+        same = documents[:-1] == documents[1:]
+        sample = {"tokens": tokens[:-1], "labels": np.where(same, tokens[1:], IGNORED),
+                  "positions": np.concatenate([np.arange(n) for n in lengths])[:-1], "documents": documents[:-1]}
+        if self.config.cross_document_attention:
+            sample["positions"] = np.arange(len(tokens) - 1)
+            del sample["documents"]
+        return sample
+
+    def collate(self, samples: list[Sample]) -> Sample:
+        fill = {"tokens": self.pad, "labels": IGNORED, "positions": 0, "documents": -1}
+        return {name: pad_to(self.length, [s[name] for s in samples], fill[name]) for name in samples[0]}
+
+    def counts(self, samples: list[Sample]) -> dict[str, int]:
+        return {"causal_lm": sum(int((s["labels"] != IGNORED).sum()) for s in samples)}
+
+    def tokens(self, sample: Sample) -> int:
+        return len(sample["tokens"])
+
+    def loss(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        """-> {term: sum over the batch}, fp32 scalars with a gradient."""
+        hidden = model(batch["tokens"], batch["positions"], batch.get("documents"))
+        return {"causal_lm": model.head(hidden, batch["labels"])}
+
+    def demonstrate(self, model: Any, tokenizer: Tokenizer, seed: int) -> str:
+        """Text that the model writes by itself."""
+        return tokenizer.decode(generate(model, [self.bos], self.length, self.eos, seed))
+
+
+def pad_to(length: int, rows: list[np.ndarray], fill: int) -> np.ndarray:
+    """-> [rows, length], `fill` behind each row."""
+    out = np.full((len(rows), length), fill, dtype=np.int64)
+    for target, row in zip(out, rows, strict=True):
+        target[: len(row)] = row
+    return out
+
+
+def generate(model: Any, prompt: list[int], length: int, stop: int, seed: int,
+             temperature: float = 0.8, top_k: int = 50) -> list[int]:
+    """Samples a continuation of `prompt` until `stop` or `length` tokens (Fan et al. 2018: top-k sampling)."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    tokens = list(prompt)
+    model.eval()
+    with torch.no_grad():
+        while len(tokens) < length:
+            logits = model.head.logits(model(torch.tensor([tokens]))[0, -1]).float() / temperature
+            values, indices = logits.topk(min(top_k, logits.numel()))
+            choice = int(indices[torch.multinomial(values.softmax(-1), 1, generator=generator)])
+            if choice == stop:
+                break
+            tokens.append(choice)
+    return tokens

@@ -1,0 +1,144 @@
+"""What every optimizer step has in common, whatever the layout: unscale, clip, skip what is not finite, update.
+
+An update rule sees pieces: the parts of tensors that this rank updates. Statistics of whole tensors are summed
+over the ranks that hold the other parts (Layout.sum_over_parts). Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from pretraining.optim.shards import Fragment, Layout
+
+
+class Settings(NamedTuple):
+    """What a parameter's group decides."""
+
+    weight_decay: float
+    lr_scale: float = 1.0
+
+
+@dataclass
+class Piece:
+    """One fragment of a tensor: its fp32 values, its gradient of this step, its settings and optimizer state.
+
+    value and grad: [stop - start] or, where the fragment is a whole box, that box's shape; views, not copies.
+    tensor: the tensor's number in the layout. grad is set before each step.
+    """
+
+    fragment: Fragment
+    value: Tensor
+    settings: Settings
+    tensor: int
+    grad: Tensor = field(default_factory=lambda: torch.empty(0))
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Step(NamedTuple):
+    """One update. updates: how many came before it; grad_scale: gradients are to be divided by it;
+    finite: 1.0, or 0.0 where the step must leave everything as it is. All but lr are fp32 scalars on the device."""
+
+    lr: float
+    updates: Tensor
+    grad_scale: Tensor
+    finite: Tensor
+
+
+class Rule(Protocol):
+    """An optimizer's mathematics."""
+
+    weight_decay: float
+
+    def initial_state(self, piece: Piece) -> dict[str, Tensor]: ...
+
+    def update(self, pieces: list[Piece], step: Step, layout: Layout) -> None: ...
+
+
+def settings_by_name(named_shapes: Iterable[tuple[str, tuple[int, ...]]], weight_decay: float) -> dict[str, Settings]:
+    """Each parameter's group: no decay on biases and norms, which are those of one dimension."""
+    return {name: Settings(weight_decay if len(shape) > 1 else 0.0) for name, shape in named_shapes}
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Applies a rule to the pieces that `attach` gave it. It is a torch Optimizer because DeepSpeed wants one;
+    its param_groups are what DeepSpeed puts there and say nothing about decay or learning rate.
+
+    grad_norm: global norm of the unscaled gradients before clipping, after each step, fp32 scalar.
+    loss_scale: what losses are to be multiplied by (fp16; else 1).
+    """
+
+    GROWTH_INTERVAL = 2000  # finite steps after which the loss scale doubles (Micikevicius et al. 2018, section 3.2)
+
+    def __init__(self, parameters: list[Tensor], rule: Rule, grad_clip: float, dynamic_loss_scale: bool) -> None:
+        super().__init__(parameters, {"lr": 0.0})
+        self.rule, self.grad_clip, self.dynamic = rule, grad_clip, dynamic_loss_scale
+        self.pieces: list[Piece] = []
+        self.layout = Layout(())
+        device = parameters[0].device
+        self.updates = torch.zeros((), device=device)
+        self.loss_scale = torch.tensor(2.0**16 if dynamic_loss_scale else 1.0, device=device)
+        self.good_steps = torch.zeros((), device=device)
+        self.grad_norm = torch.zeros((), device=device)
+        self.finite = torch.ones((), device=device)
+
+    def attach(self, pieces: list[Piece], layout: Layout) -> None:
+        """Tells which fragments this rank updates; their state begins anew."""
+        self.pieces, self.layout = pieces, layout
+        self.tensor_numbers = torch.tensor([p.tensor for p in pieces], device=self.updates.device)
+        for piece in pieces:
+            piece.state = self.rule.initial_state(piece)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Updates the pieces from their `grad`, at the learning rate in param_groups[0]."""
+        self.grad_norm = self._gradient_norm() / self.loss_scale
+        self.finite = torch.isfinite(self.grad_norm).float()
+        clip = torch.clamp(self.grad_clip / (self.grad_norm + 1e-6), max=1.0) if self.grad_clip else 1.0
+        scale = torch.nan_to_num(self.loss_scale / clip, nan=1.0, posinf=1.0)
+        step = Step(float(self.param_groups[0]["lr"]), self.updates, scale, self.finite)
+        self.rule.update(self.pieces, step, self.layout)
+        self.updates += self.finite
+        if self.dynamic:
+            self._adjust_loss_scale()
+
+    def state_tensors(self) -> list[tuple[Fragment, Tensor]]:
+        """Everything that a resumed run needs, as live tensors."""
+        scalars = {"updates": self.updates, "loss_scale": self.loss_scale, "good_steps": self.good_steps}
+        found = [(Fragment.whole(f"optimizer.{name}", ()), tensor) for name, tensor in scalars.items()]
+        for piece in self.pieces:
+            for name, tensor in piece.state.items():
+                found.append((state_fragment(piece, name, tensor), tensor))
+        return found
+
+    def _gradient_norm(self) -> Tensor:
+        squares = torch.zeros(len(self.layout.names), device=self.updates.device)
+        if self.pieces:
+            norms = torch.stack(torch._foreach_norm([p.grad for p in self.pieces]))
+            squares.index_add_(0, self.tensor_numbers, norms.square())
+        return self.layout.sum_over_parts(squares).sum().sqrt()
+
+    def _adjust_loss_scale(self) -> None:
+        self.good_steps.copy_((self.good_steps + 1) * self.finite)
+        grow = (self.good_steps >= self.GROWTH_INTERVAL).float()
+        self.loss_scale *= torch.where(self.finite > 0, 1.0 + grow, 0.5)
+        self.good_steps *= 1.0 - grow
+
+
+def state_fragment(piece: Piece, name: str, tensor: Tensor) -> Fragment:
+    """Where a state tensor belongs: shaped as its piece it lies where the piece does, otherwise it is whole."""
+    full = f"optimizer.{name}.{piece.fragment.name}"
+    if tensor.shape == piece.value.shape:
+        return piece.fragment.renamed(full)
+    return Fragment.whole(full, tuple(tensor.shape))
+
+
+def by_settings(pieces: list[Piece]) -> Mapping[Settings, list[Piece]]:
+    groups: dict[Settings, list[Piece]] = {}
+    for piece in pieces:
+        groups.setdefault(piece.settings, []).append(piece)
+    return groups

@@ -1,0 +1,44 @@
+"""Learning-rate schedules: pure functions of the update's number."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from data_pipeline.config import Fraction, NonNegative, configclass
+
+
+@configclass
+class ScheduleConfig:
+    """The learning rate relative to its peak, at update 1, 2, ..., `steps`.
+
+    All warm up linearly over `warmup_steps`, then:
+    cosine: half a cosine down to min_ratio (Loshchilov and Hutter 2017); linear: straight down to min_ratio;
+    inverse_sqrt: sqrt(warmup_steps / step) (Vaswani et al. 2017, section 5.3); constant;
+    stable_decay: constant, then over the last `decay_fraction` of the steps linearly down (Hu et al. 2024, MiniCPM).
+    """
+
+    name: Literal["warmup_cosine", "warmup_linear", "inverse_sqrt", "constant", "warmup_stable_decay"]
+    warmup_steps: NonNegative = 0
+    min_ratio: Fraction = 0.0
+    decay_fraction: Fraction = 0.2
+
+    def faults(self, steps: int) -> list[str]:
+        if self.warmup_steps <= steps:
+            return []
+        return [f"scheduler.warmup_steps={self.warmup_steps} is more than train.steps={steps}"]
+
+    def ratio(self, step: int, steps: int) -> float:
+        """The learning rate of update `step` (from 1) as a fraction of the peak."""
+        if step <= self.warmup_steps:
+            return step / self.warmup_steps
+        if self.name == "constant":
+            return 1.0
+        if self.name == "inverse_sqrt":
+            return math.sqrt(max(1, self.warmup_steps) / step)
+        begin = self.warmup_steps
+        if self.name == "warmup_stable_decay":
+            begin = max(begin, steps - round(self.decay_fraction * steps))
+        progress = min(1.0, max(0.0, (step - begin) / max(1, steps - begin)))
+        fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.name == "warmup_cosine" else 1 - progress
+        return self.min_ratio + (1 - self.min_ratio) * fall

@@ -1,0 +1,124 @@
+"""Who this process is: rank, size and groups, as torchrun, the deepspeed launcher or srun set them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from data_pipeline.config import InputError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher's environment says."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+
+@dataclass(frozen=True)
+class World:
+    """Ranks and groups of a running job.
+
+    Micro-batches are dealt over the data-parallel ranks. `host_group` (gloo) reduces numbers that live on the
+    host, without touching the device.
+    """
+
+    rank: int
+    size: int
+    device: Any
+    data_rank: int
+    data_size: int
+    host_group: Any = None
+    data_group: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
+    """torchrun and deepspeed set RANK; srun sets SLURM_PROCID, and its job script MASTER_ADDR and MASTER_PORT."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if "RANK" not in environment and int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment:
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    if names[0] not in environment:
+        return Launch()
+    launch = Launch(*(int(environment.get(name, default)) for name, default in zip(names, "010", strict=True)))
+    missing = [n for n in ("MASTER_ADDR", "MASTER_PORT") if n not in environment]
+    if launch.size > 1 and missing:
+        raise InputError(f"{launch.size} ranks, but {' and '.join(missing)} not set: they could not find each other")
+    return launch
+
+
+def start_world(launch: Launch, timeout_seconds: float = 1800) -> World:
+    """Joins the process groups of a job (NCCL on GPUs, gloo on CPUs); a job of one process has none."""
+    import torch
+    import torch.distributed as dist
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", launch.local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if launch.size == 1:
+        return World(0, 1, device, 0, 1)
+    _thread_budget(launch)
+    dist.init_process_group("nccl" if cuda else "gloo", rank=launch.rank, world_size=launch.size,
+                            timeout=timedelta(seconds=timeout_seconds))
+    host_group = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
+    return World(launch.rank, launch.size, device, launch.rank, launch.size, host_group, dist.group.WORLD)
+
+
+def stop_world(world: World) -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def host_sum(world: World, values: list[float]) -> list[float]:
+    """Sums numbers that live on the host over all data-parallel ranks."""
+    if world.host_group is None:
+        return values
+    import torch
+    import torch.distributed as dist
+
+    vector = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(vector, group=world.host_group)
+    return vector.tolist()
+
+
+def broadcast_text(world: World, text: str) -> str:
+    """Rank 0's text, on every rank."""
+    if world.host_group is None:
+        return text
+    import torch
+    import torch.distributed as dist
+
+    size = torch.tensor([len(text.encode())])
+    dist.broadcast(size, 0, group=world.host_group)
+    data = torch.zeros(int(size), dtype=torch.uint8)
+    if world.is_main:
+        data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    dist.broadcast(data, 0, group=world.host_group)
+    return bytes(data.tolist()).decode()
+
+
+def barrier(world: World) -> None:
+    if world.host_group is not None:
+        import torch.distributed as dist
+
+        dist.barrier(group=world.host_group)
+
+
+def _thread_budget(launch: Launch) -> None:
+    """Ranks that share a host's cores must not each start a thread per core."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", launch.size)))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
