@@ -6,7 +6,7 @@ over the ranks that hold the other parts (Layout.sum_over_parts). Nothing here w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -79,6 +79,7 @@ class Optimizer(torch.optim.Optimizer):
         self.rule, self.grad_clip, self.dynamic = rule, grad_clip, dynamic_loss_scale
         self.pieces: list[Piece] = []
         self.layout = Layout(())
+        self.read_gradients: Callable[[], None] = lambda: None
         device = parameters[0].device
         self.updates = torch.zeros((), device=device)
         self.loss_scale = torch.tensor(2.0**16 if dynamic_loss_scale else 1.0, device=device)
@@ -86,9 +87,12 @@ class Optimizer(torch.optim.Optimizer):
         self.grad_norm = torch.zeros((), device=device)
         self.finite = torch.ones((), device=device)
 
-    def attach(self, pieces: list[Piece], layout: Layout) -> None:
-        """Tells which fragments this rank updates; their state begins anew."""
-        self.pieces, self.layout = pieces, layout
+    def attach(self, pieces: list[Piece], layout: Layout, read_gradients: Callable[[], None] = lambda: None) -> None:
+        """Tells which fragments this rank updates; their state begins anew.
+
+        read_gradients: sets each piece's grad, at the beginning of a step.
+        """
+        self.pieces, self.layout, self.read_gradients = pieces, layout, read_gradients
         self.tensor_numbers = torch.tensor([p.tensor for p in pieces], device=self.updates.device)
         for piece in pieces:
             piece.state = self.rule.initial_state(piece)
@@ -96,6 +100,7 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Updates the pieces from their `grad`, at the learning rate in param_groups[0]."""
+        self.read_gradients()
         self.grad_norm = self._gradient_norm() / self.loss_scale
         self.finite = torch.isfinite(self.grad_norm).float()
         clip = torch.clamp(self.grad_clip / (self.grad_norm + 1e-6), max=1.0) if self.grad_clip else 1.0
@@ -103,6 +108,13 @@ class Optimizer(torch.optim.Optimizer):
         step = Step(float(self.param_groups[0]["lr"]), self.updates, scale, self.finite)
         self.rule.update(self.pieces, step, self.layout)
         self.updates += self.finite
+        if self.dynamic:
+            self._adjust_loss_scale()
+
+    def skip(self) -> None:
+        """Counts a step whose gradients somebody else found not to be finite."""
+        self.grad_norm = torch.full_like(self.grad_norm, float("inf"))
+        self.finite = torch.zeros_like(self.finite)
         if self.dynamic:
             self._adjust_loss_scale()
 

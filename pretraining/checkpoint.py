@@ -1,0 +1,242 @@
+"""The canonical checkpoint: named logical tensors as boxes in safetensors files, and a manifest written last.
+
+    checkpoints/step_00000200/rank_00000.safetensors   the boxes that rank 0 wrote
+    checkpoints/step_00000200/manifest.json            every tensor's global shape and its boxes, the run's state
+
+A folder without a manifest is not a checkpoint. A box that several ranks hold is written by one of them. Loading
+reads the boxes that meet what the new layout needs, so that any layout loads what any other wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.config import InputError
+from pretraining.optim.shards import Box, Fragment
+from pretraining.parallel.launch import World, barrier
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the trainer saved besides tensors."""
+        return self.manifest["state"]
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Reads the manifest and checks that every file is there in its full size. Raises InputError."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: not a whole checkpoint, its manifest.json is missing (cut short while saving?)")
+    try:
+        manifest = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    if manifest["format"] > FORMAT:
+        raise InputError(f"{path}: format {manifest['format']} is newer than this version reads ({FORMAT})")
+    for name, size in manifest["files"].items():
+        file = folder / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            raise InputError(f"{file}: {'missing' if found is None else f'{found} bytes'}, {size} bytes expected: "
+                             "the checkpoint was cut short")
+    return Checkpoint(folder, manifest)
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint below `folder`; says which newer ones it skips and why.
+
+    None where nothing was ever saved. Raises InputError where something was, but nothing is whole.
+    """
+    found = sorted(folder.glob("step_*"), reverse=True)
+    for candidate in found:
+        try:
+            return open_checkpoint(candidate)
+        except InputError as error:
+            print(f"skipped {candidate.name}: {error}", file=sys.stderr)
+    if any((f / "manifest.json").exists() for f in found):
+        raise InputError(f"{folder}: no whole checkpoint is left among {len(found)}")
+    return None
+
+
+def save_checkpoint(tensors: list[tuple[Fragment, Any]], state: dict[str, Any], folder: Path, world: World) -> None:
+    """Every rank writes its share of the boxes; rank 0 then the manifest. A job that is killed meanwhile
+    leaves a folder without a manifest."""
+    if world.is_main:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    barrier(world)
+    entries = _write_share(_share(tensors, world), folder, f"rank_{world.rank:05d}")
+    gathered = _gather(entries, world)
+    if world.is_main:
+        _write_manifest(folder, gathered, state)
+    barrier(world)
+
+
+def load_tensors(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Any]]) -> None:
+    """Overwrites `tensors` in place. Raises InputError for tensors that are missing, of another shape or damaged."""
+    import torch
+
+    saved = checkpoint.manifest["tensors"]
+    faults = [_mismatch(saved, fragment) for fragment, _ in tensors]
+    if any(faults):
+        raise InputError(f"{checkpoint.folder} does not fit: " + "; ".join(f for f in faults if f))
+    reader = _BoxReader(checkpoint.folder)
+    with torch.no_grad():
+        for fragment, tensor in tensors:
+            flat = tensor.view(-1)
+            for box, begin in fragment.boxes():
+                target = flat[begin : begin + box.numel].view(box.size)
+                _fill(target, box, saved[fragment.name]["boxes"], reader)
+
+
+def prune_checkpoints(folder: Path, keep_last: int, keep_every: int) -> None:
+    """Removes whole checkpoints but the newest `keep_last` and those of every `keep_every`-th step (0: none)."""
+    whole = sorted(f for f in folder.glob("step_*") if (f / "manifest.json").exists())
+    for old in whole[:-keep_last]:
+        step = int(old.name.removeprefix("step_"))
+        if not keep_every or step % keep_every:
+            (old / "manifest.json").unlink()  # from here on it is no checkpoint, whatever interrupts us
+            shutil.rmtree(old)
+
+
+def checkpoint_folder(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step_{step:08d}"
+
+
+def _share(tensors: list[tuple[Fragment, Any]], world: World) -> list[tuple[str, Fragment, Box, Any]]:
+    """The boxes that this rank writes: of those that several ranks hold, each falls to the rank with the least."""
+    mine = [(f"{fragment.name}@{','.join(map(str, box.offset))}", fragment, box, tensor.view(-1)[begin:][: box.numel])
+            for fragment, tensor in tensors for box, begin in fragment.boxes()]
+    holders: dict[str, list[int]] = {}
+    sizes = {}
+    for rank, keys in enumerate(_gather([(key, box.numel) for key, _, box, _ in mine], world)):
+        for key, size in keys:
+            holders.setdefault(key, []).append(rank)
+            sizes[key] = size
+    load = [0] * world.size
+    for key, ranks in holders.items():
+        writer = min(ranks, key=lambda r: load[r])
+        load[writer] += sizes[key]
+        holders[key] = [writer]
+    return [entry for entry in mine if holders[entry[0]] == [world.rank]]
+
+
+def _write_share(share: list[tuple[str, Fragment, Box, Any]], folder: Path, name: str) -> dict[str, Any]:
+    """-> {"files": {name: bytes}, "tensors": {name: {"shape", "boxes"}}}."""
+    from safetensors.torch import save_file
+
+    if not share:
+        return {"files": {}, "tensors": {}}
+    data = {key: flat.detach().reshape(box.size).contiguous().cpu() for key, _, box, flat in share}
+    file = f"{name}.safetensors"
+    save_file(data, folder / file)
+    _sync(folder / file)
+    tensors: dict[str, Any] = {}
+    for key, fragment, box, _ in share:
+        entry = tensors.setdefault(fragment.name, {"shape": list(fragment.shape), "boxes": []})
+        entry["boxes"].append({"offset": list(box.offset), "size": list(box.size), "file": file, "key": key,
+                               "crc32": _crc32(data[key])})
+    return {"files": {file: (folder / file).stat().st_size}, "tensors": tensors}
+
+
+def _write_manifest(folder: Path, gathered: list[dict[str, Any]], state: dict[str, Any]) -> None:
+    manifest: dict[str, Any] = {"format": FORMAT, "state": state, "files": {}, "tensors": {}}
+    for entries in gathered:
+        manifest["files"].update(entries["files"])
+        for name, entry in entries["tensors"].items():
+            merged = manifest["tensors"].setdefault(name, {"shape": entry["shape"], "boxes": []})
+            merged["boxes"] += entry["boxes"]
+    temporary = folder / "manifest.json.tmp"
+    temporary.write_text(json.dumps(manifest, indent=1))
+    _sync(temporary)
+    os.replace(temporary, folder / "manifest.json")
+    _sync(folder)
+
+
+def _gather(value: Any, world: World) -> list[Any]:
+    """Everyone's value, on every rank, as JSON text would carry it."""
+    if world.host_group is None:
+        return [value]
+    import torch.distributed as dist
+
+    gathered: list[Any] = [None] * world.size
+    dist.all_gather_object(gathered, value, group=world.host_group)
+    return gathered
+
+
+def _mismatch(saved: dict[str, Any], fragment: Fragment) -> str | None:
+    if fragment.name not in saved:
+        return f"it has no tensor {fragment.name}"
+    if saved[fragment.name]["shape"] != list(fragment.shape):
+        return f"{fragment.name} is {saved[fragment.name]['shape']}, the model's is {list(fragment.shape)}"
+    return None
+
+
+def _fill(target: Any, box: Box, saved: list[dict[str, Any]], reader: _BoxReader) -> None:
+    covered = 0
+    for entry in saved:
+        held = Box(tuple(entry["offset"]), tuple(entry["size"]))
+        common = box.intersect(held)
+        if common is not None:
+            target[common.slices_of(box)] = reader.read(entry)[common.slices_of(held)]
+            covered += common.numel
+    assert covered == box.numel, f"the saved boxes cover {covered} of {box.numel} elements"
+
+
+class _BoxReader:
+    """Reads boxes, checks their checksum, and keeps the last one: neighbouring fragments often share it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, Any] = {}
+        self.last: tuple[str, str] | None = None
+        self.tensor: Any = None
+
+    def read(self, entry: dict[str, Any]) -> Any:
+        from safetensors import safe_open
+
+        place = (entry["file"], entry["key"])
+        if place != self.last:
+            if entry["file"] not in self.files:
+                self.files[entry["file"]] = safe_open(str(self.folder / entry["file"]), framework="pt")
+            self.tensor, self.last = self.files[entry["file"]].get_tensor(entry["key"]), place
+            if _crc32(self.tensor) != entry["crc32"]:
+                raise InputError(f"{self.folder / entry['file']}: {entry['key']} is damaged (checksum differs)")
+        return self.tensor
+
+
+def _crc32(tensor: Any) -> int:
+    return zlib.crc32(tensor.reshape(-1).view(dtype=_bytes_type()).numpy())
+
+
+def _bytes_type() -> Any:
+    import torch
+
+    return torch.uint8
+
+
+def _sync(path: Path) -> None:
+    """Forces a file or folder to the disk, so that a rename never outlives what it points to."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
