@@ -44,7 +44,6 @@ class GPTConfig:
     dropout: Fraction = 0.0
     initializer_range: PositiveFloat = 0.02
     activation_checkpointing: bool = False
-    init_from: str | None = None
 
     @property
     def mlp_size(self) -> int:

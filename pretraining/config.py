@@ -1,0 +1,122 @@
+"""The typed configuration of a training run, and the checks across its groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from data_pipeline.config import InputError, NonNegative, Positive, compose_config, configclass, to_dict
+from pretraining.engines.config import EngineConfig
+from pretraining.models.configs import ModelConfig
+from pretraining.objectives.causal_lm import CausalLMConfig
+from pretraining.optim.configs import OptimizerConfig
+from pretraining.optim.schedules import ScheduleConfig
+from pretraining.parallel.launch import read_launch
+
+ObjectiveConfig = CausalLMConfig
+
+
+@configclass
+class DataConfig:
+    """path: the folder that pretrain-data wrote. seq_len: tokens of a sequence (null: model.max_seq_len).
+    window_blocks: blocks whose documents are shuffled and packed together."""
+
+    name: Literal["shards"]
+    path: str | None
+    seq_len: Positive | None = None
+    num_workers: NonNegative = 2
+    window_blocks: Positive = 64
+
+
+@configclass
+class TrainConfig:
+    """global_batch_size: sequences of one optimizer step over all ranks. eval_batches: global batches of one
+    evaluation. *_every counts steps; eval_every=0 and checkpoint_every=0 switch it off, save the checkpoint at the
+    end. keep_last and keep_every: the newest checkpoints, and those of every n-th step, are kept (0: none)."""
+
+    steps: Positive
+    global_batch_size: Positive
+    micro_batch_size: Positive
+    grad_clip: float = Field(ge=0.0)
+    precision: Literal["fp32", "bf16", "fp16"]
+    log_every: Positive
+    eval_every: NonNegative
+    eval_batches: Positive
+    checkpoint_every: NonNegative
+    keep_last: Positive
+    keep_every: NonNegative
+    seed: NonNegative
+    resume: str
+    deterministic: bool
+
+
+@configclass
+class TrackingConfig:
+    wandb: Literal["online", "offline", "disabled"]
+    project: str
+    run_name: str | None = None
+    tags: list[str] = Field(default_factory=list)
+
+
+@configclass
+class RunConfig:
+    """Everything that decides a run. run_dir: null makes a new folder below runs/."""
+
+    model: ModelConfig
+    objective: ObjectiveConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    scheduler: ScheduleConfig
+    engine: EngineConfig
+    train: TrainConfig
+    tracking: TrackingConfig
+    run_dir: str | None = None
+
+    @property
+    def seq_len(self) -> int:
+        return self.data.seq_len or self.model.max_seq_len
+
+    def faults(self) -> list[str]:
+        """Contradictions between keys, each told with its values."""
+        faults = self.model.faults() + self.engine.faults() + self.scheduler.faults(self.train.steps)
+        if self.data.path is None:
+            faults.append("data.path is missing: the folder that pretrain-data wrote")
+        if self.seq_len > self.model.max_seq_len:
+            faults.append(f"data.seq_len={self.seq_len} is longer than model.max_seq_len={self.model.max_seq_len}")
+        return faults + self._batch_faults()
+
+    def _batch_faults(self) -> list[str]:
+        try:
+            ranks = read_launch().size
+        except InputError as error:
+            return [str(error)]
+        if ranks % self.engine.tensor_parallel:
+            return [f"{ranks} ranks do not divide by engine.tensor_parallel={self.engine.tensor_parallel}"]
+        data_ranks = self.engine.data_parallel(ranks)
+        train = self.train
+        if train.global_batch_size % (train.micro_batch_size * data_ranks) == 0:
+            return []
+        return [f"train.global_batch_size={train.global_batch_size} does not divide by train.micro_batch_size="
+                f"{train.micro_batch_size} x {data_ranks} data-parallel rank{'s' if data_ranks > 1 else ''}"]
+
+
+def load_config(overrides: Sequence[str]) -> RunConfig:
+    """conf/pretrain.yaml with these Hydra overrides. Raises InputError that lists every fault."""
+    return compose_config("pretrain", overrides, RunConfig)
+
+
+IDENTITY = {"model": ("activation_checkpointing",), "objective": (), "optimizer": (), "scheduler": None,
+            "data": ("num_workers",), "engine": None, "tracking": None, "run_dir": None}
+IDENTITY_OF_TRAIN = ("seed", "global_batch_size")
+
+
+def identity(config: RunConfig | dict[str, Any]) -> dict[str, Any]:
+    """The keys that must stay as they are when a run is continued, flat: {"model.num_layers": 12, ...}."""
+    values = config if isinstance(config, dict) else to_dict(config)
+    flat: dict[str, Any] = {f"train.{key}": values["train"][key] for key in IDENTITY_OF_TRAIN}
+    for group, free in IDENTITY.items():
+        if free is not None:
+            flat.update({f"{group}.{k}": v for k, v in values[group].items() if k not in free})
+    return flat
