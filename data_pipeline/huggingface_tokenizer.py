@@ -1,0 +1,54 @@
+"""A ready Hugging Face tokenizer.json as a backend of Tokenizer."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.config import InputError
+from data_pipeline.sentences import find_starts
+
+_KNOWN_NAMES = {
+    "pad": ("[PAD]", "<pad>", "<|pad|>", "<|padding|>"),
+    "bos": ("<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>"),
+    "eos": ("</s>", "<eos>", "[EOS]", "<|end_of_text|>", "<|endoftext|>"),
+    "unk": ("[UNK]", "<unk>", "<|unk|>"),
+}
+
+
+class HuggingFaceModel:
+    """Encodes and decodes with a tokenizer.json, without its post-processing; never parses specials from text."""
+
+    def __init__(self, data: bytes) -> None:
+        import tokenizers
+
+        self.data = data
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
+        except Exception as error:  # the library raises Exception itself
+            raise InputError(f"not a Hugging Face tokenizer.json ({error})") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True  # '<s>' in a text is three characters, not a control token
+        self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
+    @property
+    def own_ids(self) -> dict[str, int]:
+        """The ids that the tokenizer itself has for pad, bos, eos and unk."""
+        found = {}
+        for role, names in _KNOWN_NAMES.items():
+            ids = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
+            found.update({role: i for i in ids[:1]})
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_with_starts(self, text: str) -> tuple[list[int], npt.NDArray[np.int64]]:
+        """-> ids, first token of each sentence."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        ends = np.array([end for _, end in encoding.offsets], dtype=np.int64)
+        return encoding.ids, find_starts(text, np.maximum.accumulate(ends))
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
