@@ -93,6 +93,12 @@ class Manifest:
     valid_fraction: float
     splits: dict[str, Split]
 
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of what all shards hold."""
+        sums = [(name, shard.sha256) for name in sorted(self.splits) for shard in self.splits[name].shards]
+        return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
 
 def token_dtype(total_size: int) -> npt.DTypeLike:
     """The narrowest type that holds every id below `total_size`."""
@@ -324,9 +330,19 @@ class ShardReader:
             self._indexes[shard] = index
         return self._indexes[shard]
 
+    @property
+    def blocks_per_shard(self) -> list[int]:
+        return [shard.samples for shard in self.shards]
+
     def lengths(self, shard: int) -> npt.NDArray[np.int32]:
         """Tokens of each document of the shard, int32 [documents], in the order of the blocks."""
         return self.index(shard).lengths
+
+    def document_lengths(self, shard: int, block: int) -> npt.NDArray[np.int32]:
+        """Tokens of each document of one block, int32 [documents]."""
+        index = self.index(shard)
+        last = int(index.documents[: block + 1].sum())
+        return index.lengths[last - int(index.documents[block]) : last]
 
     def read_block(self, shard: int, block: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """-> tokens [tokens], first token of each sentence [sentences]. InputError where a checksum is wrong."""

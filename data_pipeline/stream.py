@@ -28,7 +28,8 @@ def generator(seed: int, purpose: int, *keys: int) -> np.random.Generator:
 class Reader(Protocol):
     """What the stream needs of a corpus (see shards.ShardReader)."""
 
-    blocks_per_shard: list[int]
+    @property
+    def blocks_per_shard(self) -> list[int]: ...
 
     def document_lengths(self, shard: int, block: int) -> np.ndarray: ...
 

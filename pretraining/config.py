@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from data_pipeline.config import InputError, NonNegative, Positive, compose_config, configclass, to_dict
+from data_pipeline.config import InputError, NonNegative, NonNegativeFloat, Positive, compose_config, configclass, to_dict
 from pretraining.engines.config import EngineConfig
 from pretraining.models.configs import ModelConfig
 from pretraining.objectives.causal_lm import CausalLMConfig
@@ -39,7 +39,7 @@ class TrainConfig:
     steps: Positive
     global_batch_size: Positive
     micro_batch_size: Positive
-    grad_clip: float = Field(ge=0.0)
+    grad_clip: NonNegativeFloat
     precision: Literal["fp32", "bf16", "fp16"]
     log_every: Positive
     eval_every: NonNegative
