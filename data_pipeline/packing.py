@@ -7,7 +7,7 @@ Nothing is read for a plan, so that any rank can seek to any sequence.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,16 +28,20 @@ class Plan(Protocol):
 
 
 class Packing(Protocol):
-    """How an objective wants its documents cut. `frame` adds the objective's special tokens to a document."""
+    """How an objective wants its documents cut: a plan from their lengths, then each piece from its document.
+
+    A document is what the corpus' reader gives: a shards.Document of text, say.
+    """
 
     def plan(self, lengths: np.ndarray) -> Plan: ...
 
-    def frame(self, tokens: np.ndarray) -> np.ndarray: ...
+    def cut(self, document: Any, piece: Piece) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Concatenation:
-    """Framed documents one after another, cut every `stride` tokens into sequences of at most `length` tokens.
+    """Framed documents (`before` + tokens + `after`) one after another, cut every `stride` tokens into sequences of at
+    most `length` tokens. A piece is an array of tokens.
 
     With length = stride + 1 neighbours share one token, and a language model predicts each token exactly once.
     """
@@ -52,9 +56,10 @@ class Concatenation:
         framed = lengths.astype(np.int64) + len(self.before) + len(self.after)
         return ConcatenationPlan(np.concatenate([[0], np.cumsum(framed)]), self.length, self.stride)
 
-    def frame(self, tokens: np.ndarray) -> np.ndarray:
+    def cut(self, document: Any, piece: Piece) -> np.ndarray:
+        tokens = document.tokens
         parts = [np.asarray(self.before, tokens.dtype), tokens, np.asarray(self.after, tokens.dtype)]
-        return np.concatenate(parts)
+        return np.concatenate(parts)[piece.start : piece.stop]
 
 
 class ConcatenationPlan:

@@ -14,6 +14,7 @@ import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -308,6 +309,9 @@ def check_files(manifest: Manifest) -> None:
         raise InputError("\n".join(faults[:10] + more))
 
 
+BLOCKS_IN_MEMORY = 128  # of some 64K tokens: the documents of a window's blocks are read in shuffled order
+
+
 class ShardReader:
     """Reads blocks of one split by their offsets. A file's sha256 is checked when it is first read."""
 
@@ -316,6 +320,7 @@ class ShardReader:
         self.shards = manifest.splits[split].shards
         self._indexes: dict[int, ShardIndex] = {}
         self._verified: set[int] = set()
+        self._cached_block = lru_cache(maxsize=BLOCKS_IN_MEMORY)(self.read_block)
 
     def index(self, shard: int) -> ShardIndex:
         """The index of shard number `shard`. Raises InputError where its checksum is wrong."""
@@ -343,6 +348,14 @@ class ShardReader:
         index = self.index(shard)
         last = int(index.documents[: block + 1].sum())
         return index.lengths[last - int(index.documents[block]) : last]
+
+    def read_document(self, shard: int, block: int, document: int) -> Document:
+        """One document of a block, its sentences counted from its own first token."""
+        tokens, sentences = self._cached_block(shard, block)
+        ends = np.cumsum(self.document_lengths(shard, block))
+        first, last = int(ends[document - 1]) if document else 0, int(ends[document])
+        inside = sentences[np.searchsorted(sentences, first) : np.searchsorted(sentences, last)]
+        return Document(tokens[first:last], inside - first)
 
     def read_block(self, shard: int, block: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """-> tokens [tokens], first token of each sentence [sentences]. InputError where a checksum is wrong."""

@@ -33,7 +33,7 @@ class Reader(Protocol):
 
     def document_lengths(self, shard: int, block: int) -> np.ndarray: ...
 
-    def read_block(self, shard: int, block: int) -> tuple[np.ndarray, np.ndarray]: ...
+    def read_document(self, shard: int, block: int, document: int) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,6 @@ class Stream:
             raise InputError("the split holds no blocks: the corpus is too small, or valid_fraction too large")
         self._block_order = lru_cache(maxsize=1)(self._order_of_blocks)
         self.window = lru_cache(maxsize=2)(self._make_window)
-        self._read = lru_cache(maxsize=window_blocks)(reader.read_block)
 
     def advance(self, position: Position, count: int) -> Position:
         """The position `count` sequences later."""
@@ -87,26 +86,23 @@ class Stream:
                 epoch, window = epoch + 1, 0
         return Position(epoch, window, sequence, position.number + count)
 
-    def sequence(self, position: Position) -> list[np.ndarray]:
-        """The sequence at `position`: one array of framed tokens per document piece."""
+    def sequence(self, position: Position) -> list[Any]:
+        """The sequence at `position`: the pieces of documents that the packing put there, as it cuts them."""
         position = self.advance(position, 0)
         window = self.window(position.epoch, position.window)
-        return [self._piece(window, p.document, p.start, p.stop) for p in window.plan.pieces(position.sequence)]
+        return [self.packing.cut(self._document(window, piece.document), piece)
+                for piece in window.plan.pieces(position.sequence)]
 
-    def sequences(self, position: Position) -> Iterator[tuple[list[np.ndarray], Position]]:
+    def sequences(self, position: Position) -> Iterator[tuple[list[Any], Position]]:
         """(sequence, the position after it), without end."""
         while True:
             sequence = self.sequence(position)
             position = self.advance(position, 1)
             yield sequence, position
 
-    def _piece(self, window: Window, document: int, start: int, stop: int) -> np.ndarray:
+    def _document(self, window: Window, document: int) -> Any:
         block, index = (int(x) for x in window.documents[document])
-        shard_block = window.blocks[block]
-        tokens, _ = self._read(*shard_block)
-        lengths = self.reader.document_lengths(*shard_block)
-        first = int(lengths[:index].sum())
-        return self.packing.frame(tokens[first : first + int(lengths[index])])[start:stop]
+        return self.reader.read_document(*window.blocks[block], index)
 
     def _make_window(self, epoch: int, window: int) -> Window:
         blocks = self._block_order(epoch)[window * self.window_blocks : (window + 1) * self.window_blocks]

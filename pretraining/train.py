@@ -69,15 +69,24 @@ class Inputs:
 def _run(config: RunConfig, inputs: Inputs, world: World, stop: StopRequest) -> int:
     import torch
 
+    from pretraining.engines.protocol import LossModule
+    from pretraining.parallel.layers import PlainLayers
     from pretraining.run_dir import default_run_dir, write_config
+    from pretraining.trainer import Trainer
 
     torch.use_deterministic_algorithms(config.train.deterministic)
     run_dir = Path(config.run_dir or broadcast_text(world, default_run_dir(config)))
     if world.is_main:
         write_config(config, run_dir, inputs.manifest.fingerprint)
     objective = config.objective.build(inputs.tokenizer, config.seq_len)
-    engine = _build_engine(config, inputs, objective, world)
-    trainer = _build_trainer(config, inputs, objective, engine, world, run_dir, stop)
+    model = config.model.build(inputs.vocab_size, PlainLayers())
+    flops = model.flops_per_token(config.seq_len)
+    model.initialise(config.train.seed)
+    module = LossModule(model, objective, config.train.precision)
+    engine = config.engine.build(module, config.optimizer.build(), config.train, world)
+    tracker = _build_tracker(config, inputs, world, run_dir)
+    feeds = _feeds(config, inputs, objective, world)
+    trainer = Trainer(config, engine, objective, *feeds, tracker, world, run_dir, stop, flops)
     if inputs.checkpoint is not None:
         trainer.resume(inputs.checkpoint)
     code = EXIT_INPUT_ERROR
@@ -88,35 +97,19 @@ def _run(config: RunConfig, inputs: Inputs, world: World, stop: StopRequest) -> 
         code = EXIT_REQUEUE
         raise
     finally:
-        trainer.tracker.close(code)
+        tracker.close(code)
     if world.is_main:
         _tell_result(run_dir)
     return code
 
 
-def _build_engine(config: RunConfig, inputs: Inputs, objective: Any, world: World) -> Any:
-    from pretraining.engines.protocol import LossModule
-    from pretraining.parallel.layers import PlainLayers
-
-    model = config.model.build(inputs.vocab_size, PlainLayers())
-    model.initialise(config.train.seed)
-    module = LossModule(model, objective, config.train.precision)
-    return config.engine.build(module, config.optimizer.build(), config.train, world)
-
-
-def _build_trainer(config: RunConfig, inputs: Inputs, objective: Any, engine: Any, world: World, run_dir: Path,
-                   stop: StopRequest) -> Any:
-    from pretraining.models.gpt import flops_per_token
+def _build_tracker(config: RunConfig, inputs: Inputs, world: World, run_dir: Path) -> Any:
     from pretraining.tracking import NoTracker, Tracker
-    from pretraining.trainer import Trainer
 
+    if not world.is_main:
+        return NoTracker()
     start = 0 if inputs.checkpoint is None else inputs.checkpoint.state["step"]
-    tracker: Any = NoTracker()
-    if world.is_main:
-        tracker = Tracker(config.tracking, run_dir, start, config.train.steps, to_dict(config))
-    feed, valid_feed = _feeds(config, inputs, objective, world)
-    flops = flops_per_token(config.model, inputs.vocab_size, config.seq_len)
-    return Trainer(config, engine, objective, feed, valid_feed, tracker, world, run_dir, stop, flops)
+    return Tracker(config.tracking, run_dir, start, config.train.steps, to_dict(config))
 
 
 def _feeds(config: RunConfig, inputs: Inputs, objective: Any, world: World) -> tuple[Any, Any]:

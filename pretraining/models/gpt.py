@@ -79,6 +79,22 @@ class GPT(nn.Module):
                 x = block(x, mask, rotary)
         return self.final_norm(x)
 
+    def flops_per_token(self, length: int) -> float:
+        """Forward and backward of one token: 6 per weight used, and attention's 12 x layers x hidden x length
+        (Chowdhery et al. 2022, "PaLM", appendix B). Attention across the whole length is counted."""
+        config = self.config
+        head_dim = config.hidden_size // config.num_heads
+        attention = config.hidden_size * head_dim * (2 * config.num_heads + 2 * config.kv_heads)
+        mlp = config.hidden_size * config.mlp_size * (3 if config.activation == "swiglu" else 2)
+        weights = config.num_layers * (attention + mlp) + self.vocab_size * config.hidden_size
+        return 6.0 * weights + 12.0 * config.num_layers * config.hidden_size * length
+
+    def published_parameters(self) -> int:
+        """Parameters without the padded rows of the vocabulary."""
+        padding = padded_vocabulary(self.vocab_size) - self.vocab_size
+        tables = 1 if self.config.tied_head else 2
+        return sum(p.numel() for p in self.parameters()) - padding * self.config.hidden_size * tables
+
     def initialise(self, seed: int) -> None:
         """Normal with standard deviation 0.02, layers that write to the residual stream divided by sqrt(2 x layers)
         (GPT-2, section 2.3; openai/gpt-2, src/model.py: std 0.02, positions 0.01). Padded vocabulary rows are 0."""
@@ -96,20 +112,3 @@ class GPT(nn.Module):
         tensor.normal_(0.0, std, generator=generator)
         if name in ("token_embedding.weight", "head.weight"):
             tensor[self.vocab_size :] = 0.0
-
-
-def flops_per_token(config: GPTConfig, vocab_size: int, length: int) -> float:
-    """Forward and backward of one token: 6 per weight used, and attention's 12 x layers x hidden x length
-    (Chowdhery et al. 2022, "PaLM", appendix B). Attention across the whole length is counted."""
-    head_dim = config.hidden_size // config.num_heads
-    attention = config.hidden_size * head_dim * (2 * config.num_heads + 2 * config.kv_heads)
-    mlp = config.hidden_size * config.mlp_size * (3 if config.activation == "swiglu" else 2)
-    weights = config.num_layers * (attention + mlp) + vocab_size * config.hidden_size
-    return 6.0 * weights + 12.0 * config.num_layers * config.hidden_size * length
-
-
-def published_parameters(model: GPT) -> int:
-    """Parameters without the padded rows of the vocabulary."""
-    padding = padded_vocabulary(model.vocab_size) - model.vocab_size
-    tables = 1 if model.config.tied_head else 2
-    return sum(p.numel() for p in model.parameters()) - padding * model.config.hidden_size * tables
