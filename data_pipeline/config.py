@@ -208,7 +208,7 @@ def _nearest(key: str, names: Sequence[str]) -> str:
     if not close:
         last = {name.split(".")[-1]: name for name in reversed(names)}
         close = [last[m] for m in difflib.get_close_matches(key.split(".")[-1], list(last), n=1, cutoff=0.6)]
-    close = close or difflib.get_close_matches(key, names, n=1, cutoff=0.3)
+    close = close or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 

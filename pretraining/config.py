@@ -7,15 +7,21 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from data_pipeline.config import InputError, NonNegative, NonNegativeFloat, Positive, compose_config, configclass, to_dict
+from data_pipeline.config import (
+    InputError,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    compose_config,
+    configclass,
+    to_dict,
+)
 from pretraining.engines.config import EngineConfig
 from pretraining.models.configs import ModelConfig
-from pretraining.objectives.causal_lm import CausalLMConfig
+from pretraining.objectives import ObjectiveConfig
 from pretraining.optim.configs import OptimizerConfig
 from pretraining.optim.schedules import ScheduleConfig
 from pretraining.parallel.launch import read_launch
-
-ObjectiveConfig = CausalLMConfig
 
 
 @configclass

@@ -7,7 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.config import EXIT_DONE, EXIT_INPUT_ERROR, EXIT_REQUEUE, InputError, groups_help, run_command, to_dict
+from data_pipeline.config import (
+    EXIT_DONE,
+    EXIT_INPUT_ERROR,
+    EXIT_REQUEUE,
+    InputError,
+    groups_help,
+    run_command,
+    to_dict,
+)
 from pretraining.config import RunConfig, load_config
 from pretraining.faults import Stopped, StopRequest
 from pretraining.parallel.launch import World, broadcast_text, read_launch, start_world, stop_world

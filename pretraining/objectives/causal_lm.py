@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-from data_pipeline.tokenizer import Tokenizer
 
 from data_pipeline.config import configclass
 from data_pipeline.loader import Sample
 from data_pipeline.packing import Concatenation
+from data_pipeline.tokenizer import Tokenizer
 
 IGNORED = -100
 
