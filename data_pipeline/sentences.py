@@ -10,9 +10,11 @@ import numpy.typing as npt
 # A sentence ends after . ! ? where whitespace and more text follow, after their Chinese forms (with closing
 # quotes; no space follows there), and after a line's end with the blank lines that follow. Leading spaces belong
 # to the next sentence. Written without classes of non-ASCII characters, so that it serves str and bytes.
-_PATTERN = (r"[.!?](?=[^\S\n]+\S)"
-            r"|(?:。|！|？)+(?:”|’|」|』|）)*(?=[^\S\n]*\S)"
-            r"|\n(?:\s*\n)?")
+_PATTERN = (
+    r"[.!?](?=[^\S\n]+\S)"
+    r"|(?:。|！|？)+(?:”|’|」|』|）)*(?=[^\S\n]*\S)"
+    r"|\n(?:\s*\n)?"
+)
 _IN_TEXT = re.compile(_PATTERN)
 _IN_BYTES = re.compile(_PATTERN.encode())
 

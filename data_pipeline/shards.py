@@ -171,8 +171,9 @@ class _OpenShard:
         self._temporary = path.with_name(f".{path.name}.tmp")
         self._file = open_file(self._temporary, "wb")
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
-        self._members: dict[str, list[int]] = {f"{m}_{x}": [] for m in ("tokens", "sentences")
-                                               for x in ("offset", "bytes")}
+        self._members: dict[str, list[int]] = {
+            f"{m}_{x}": [] for m in ("tokens", "sentences") for x in ("offset", "bytes")
+        }
         self._documents: list[int] = []
         self._lengths: list[int] = []
 
@@ -236,19 +237,36 @@ def finished_shards(root: Path, split: str) -> list[tuple[Path, ShardIndex]]:
     return found
 
 
+def remove_temporaries(root: Path) -> None:
+    """Removes what a killed run left unfinished."""
+    for split in SPLITS:
+        for path in (root / split).glob(".*.tmp"):
+            path.unlink()
+
+
 def describe_split(root: Path, split: str) -> Split:
     """The finished shards of `split` as the manifest lists them, their checksums computed from the files."""
     shards = tuple(_describe_shard(root, path, index) for path, index in finished_shards(root, split))
-    return Split(samples=sum(s.samples for s in shards), documents=sum(s.documents for s in shards),
-                 tokens=sum(s.tokens for s in shards), shards=shards)
+    return Split(
+        samples=sum(s.samples for s in shards),
+        documents=sum(s.documents for s in shards),
+        tokens=sum(s.tokens for s in shards),
+        shards=shards,
+    )
 
 
 def _describe_shard(root: Path, path: Path, index: ShardIndex) -> Shard:
     beside = index_path(path)
-    return Shard(name=path.relative_to(root).as_posix(), samples=len(index.documents),
-                 documents=len(index.lengths), tokens=int(index.lengths.sum(dtype=np.int64)),
-                 bytes=path.stat().st_size, sha256=_sha256(path),
-                 index=beside.relative_to(root).as_posix(), index_sha256=_sha256(beside))
+    return Shard(
+        name=path.relative_to(root).as_posix(),
+        samples=len(index.documents),
+        documents=len(index.lengths),
+        tokens=int(index.lengths.sum(dtype=np.int64)),
+        bytes=path.stat().st_size,
+        sha256=_sha256(path),
+        index=beside.relative_to(root).as_posix(),
+        index_sha256=_sha256(beside),
+    )
 
 
 def save_manifest(manifest: Manifest) -> None:
@@ -265,8 +283,10 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
         with open_file(path) as file:
             values = json.load(file)
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: {directory} holds no prepared data, or pretrain-data was stopped "
-                         "before its end (the same command again continues it)") from error
+        raise InputError(
+            f"{path} is missing: {directory} holds no prepared data, or pretrain-data was stopped "
+            "before its end (the same command again continues it)"
+        ) from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     found = values.get("format") if isinstance(values, dict) else None
@@ -279,11 +299,23 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
 
 
 def _parse_manifest(root: Path, values: dict[str, Any]) -> Manifest:
-    splits = {name: Split(samples=s["samples"], documents=s["documents"], tokens=s["tokens"],
-                          shards=tuple(Shard(**shard) for shard in s["shards"]))
-              for name, s in values["splits"].items()}
-    return Manifest(root, values["kind"], TokenizerInfo(**values["tokenizer"]), values["seed"],
-                    values["valid_fraction"], splits)
+    splits = {
+        name: Split(
+            samples=s["samples"],
+            documents=s["documents"],
+            tokens=s["tokens"],
+            shards=tuple(Shard(**shard) for shard in s["shards"]),
+        )
+        for name, s in values["splits"].items()
+    }
+    return Manifest(
+        root,
+        values["kind"],
+        TokenizerInfo(**values["tokenizer"]),
+        values["seed"],
+        values["valid_fraction"],
+        splits,
+    )
 
 
 def check_files(manifest: Manifest) -> None:
@@ -334,7 +366,9 @@ class ShardReader:
         self._verify(shard)
         with open_file(self._root / self.shards[shard].name) as file:
             tokens = _read_array(file, int(index.tokens_offset[block]), int(index.tokens_bytes[block]))
-            sentences = _read_array(file, int(index.sentences_offset[block]), int(index.sentences_bytes[block]))
+            sentences = _read_array(
+                file, int(index.sentences_offset[block]), int(index.sentences_bytes[block])
+            )
         return tokens, sentences
 
     def _verify(self, shard: int) -> None:

@@ -74,7 +74,9 @@ class TextSource:
                 try:
                     yield part.decode("utf-8")  # keeps a byte order mark and every line end as it is
                 except UnicodeDecodeError as error:
-                    raise InputError(f"{path}: not UTF-8 at byte {offset + error.start} ({error.reason})") from error
+                    raise InputError(
+                        f"{path}: not UTF-8 at byte {offset + error.start} ({error.reason})"
+                    ) from error
                 offset += len(part)
 
     def _jsonl(self, path: str) -> Iterator[str]:
@@ -92,8 +94,10 @@ class TextSource:
         self.bad_lines.append(fault)
         if len(self.bad_lines) > self._config.max_bad_lines:
             named = "\n".join(self.bad_lines[-_NAMED_LINES:])
-            raise InputError(f"{named}\n{len(self.bad_lines)} lines without a document, and "
-                             f"corpus.max_bad_lines={self._config.max_bad_lines}")
+            raise InputError(
+                f"{named}\n{len(self.bad_lines)} lines without a document, and "
+                f"corpus.max_bad_lines={self._config.max_bad_lines}"
+            )
 
 
 def find_files(inputs: list[str], exclude: list[str]) -> list[str]:
@@ -109,8 +113,10 @@ def find_files(inputs: list[str], exclude: list[str]) -> list[str]:
             faults.append(str(error))
             continue
         if not files:
-            faults.append(f"corpus.inputs: {entry} leads to no file ending in {', '.join(_SUFFIXES)}"
-                          + (" that corpus.exclude admits" if exclude else ""))
+            faults.append(
+                f"corpus.inputs: {entry} leads to no file ending in {', '.join(_SUFFIXES)}"
+                + (" that corpus.exclude admits" if exclude else "")
+            )
         found.update({os.path.realpath(f): f for f in sorted(files, reverse=True)})
     if faults:
         raise InputError("\n".join(faults))
@@ -129,7 +135,9 @@ def _expand(entry: str) -> list[str]:
     matches = glob.glob(entry, recursive=True)
     if not matches:
         raise InputError(f"corpus.inputs: {entry} matches nothing")
-    return [f for m in matches for f in (_files_below(m) if os.path.isdir(m) else [m]) if f.endswith(_SUFFIXES)]
+    return [
+        f for m in matches for f in (_files_below(m) if os.path.isdir(m) else [m]) if f.endswith(_SUFFIXES)
+    ]
 
 
 def _files_below(folder: str) -> list[str]:

@@ -63,7 +63,9 @@ class _Kind:
         from data_pipeline.huggingface_tokenizer import HuggingFaceModel
         from data_pipeline.sentencepiece_model import SentencePieceModel
 
-        return SentencePieceModel(data, self.escaped) if self.type == "sentencepiece" else HuggingFaceModel(data)
+        return (
+            SentencePieceModel(data, self.escaped) if self.type == "sentencepiece" else HuggingFaceModel(data)
+        )
 
 
 _TRAINED = _Kind("sentencepiece", escaped=True)
@@ -111,8 +113,10 @@ class Tokenizer:
             if (folder / _INFO_FILE).is_file():
                 return cls.load(folder)
         if file.suffix not in (".model", ".json"):
-            raise InputError(f"tokenizer.path={path}: neither a SentencePiece .model nor a tokenizer.json "
-                             "nor the tokenizer folder of prepared data")
+            raise InputError(
+                f"tokenizer.path={path}: neither a SentencePiece .model nor a tokenizer.json "
+                "nor the tokenizer folder of prepared data"
+            )
         kind = _Kind("sentencepiece" if file.suffix == ".model" else "huggingface", escaped=False)
         return cls(_open(kind, file), kind)
 
@@ -157,10 +161,16 @@ class Tokenizer:
     def _info(self) -> dict[str, Any]:
         ids = {name: getattr(self, name) for name in (*_BASIC, "mask", "cls", "sep")}
         fim = {name: getattr(self, name) for name in ("fim_prefix", "fim_middle", "fim_suffix")}
-        return {"format": _FORMAT, "type": self._kind.type, "file": self._kind.file, "escaped": self._kind.escaped,
-                "sha256": hashlib.sha256(self._backend.data).hexdigest(), "vocab_size": self.vocab_size,
-                "total_size": self.total_size,
-                "ids": {**ids, "first_sentinel": self.sentinels.start, "sentinels": SENTINELS, **fim}}
+        return {
+            "format": _FORMAT,
+            "type": self._kind.type,
+            "file": self._kind.file,
+            "escaped": self._kind.escaped,
+            "sha256": hashlib.sha256(self._backend.data).hexdigest(),
+            "vocab_size": self.vocab_size,
+            "total_size": self.total_size,
+            "ids": {**ids, "first_sentinel": self.sentinels.start, "sentinels": SENTINELS, **fim},
+        }
 
 
 def _open(kind: _Kind, file: Path) -> Backend:
