@@ -17,7 +17,7 @@ _KNOWN_NAMES = {
 
 
 class HuggingFaceModel:
-    """Encodes and decodes with a tokenizer.json, without its post-processing; never parses specials from text."""
+    """Encodes and decodes with a tokenizer.json; adds no special tokens and reads none from text."""
 
     def __init__(self, data: bytes) -> None:
         import tokenizers

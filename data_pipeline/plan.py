@@ -22,7 +22,7 @@ _FILE = "plan.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """`listing` is a hash of the inputs' paths, sizes and times: where it is the same, they aren't read again."""
+    """`listing` hashes the inputs' paths, sizes and times: where it is the same, no second scan is made."""
 
     settings: dict[str, Any]
     listing: str
@@ -61,8 +61,8 @@ def check_settings(root: Path, plan: Plan, settings: dict[str, Any]) -> None:
     if keys:
         lines = [f"- {key}: {plan.settings.get(key)!r} there, {settings.get(key)!r} now" for key in keys]
         raise InputError(
-            f"output={root} was made with other settings; nothing was written. Choose another output, "
-            "or remove that one.\n" + "\n".join(lines)
+            f"output={root} was made with other settings; nothing was written. "
+            "Choose another output, or remove that one.\n" + "\n".join(lines)
         )
 
 
@@ -70,9 +70,9 @@ def check_corpus(root: Path, plan: Plan, scan: Scan) -> None:
     """Raises InputError where `root` was begun with other text."""
     if plan.scan != scan:
         raise InputError(
-            f"output={root} was made from other text than corpus.inputs holds now ({plan.scan.documents} documents "
-            f"of {plan.scan.bytes} bytes there, {scan.documents} of {scan.bytes} now, or other words in them); "
-            "nothing was written. Choose another output, or remove that one."
+            f"output={root} was made from other text than corpus.inputs holds now; nothing was "
+            f"written ({plan.scan.documents} documents of {plan.scan.bytes} bytes there, {scan.documents} of {scan.bytes} "
+            "now, perhaps with other words). Choose another output, or remove that one."
         )
 
 

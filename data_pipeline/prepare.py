@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from data_pipeline.scan import Scan, Scanner
     from data_pipeline.shards import Manifest
 
+_CHECK_BYTES = 1_000_000  # of text, on which a ready tokenizer is tried
 _HELP = """pretrain-data: turns raw text into a tokenizer, shards and a manifest.
 
 Example:
@@ -58,7 +59,7 @@ def main() -> int:
 
 
 def prepare(config: PrepareConfig) -> None:
-    """Writes `config.output`, or continues what was begun there. Raises InputError, with nothing overwritten."""
+    """Writes `config.output`, or continues what was begun there. After an InputError nothing was replaced."""
     from data_pipeline.plan import Plan, check_corpus, check_settings, listing_hash, load_plan, locked
 
     started = time.monotonic()
@@ -135,8 +136,10 @@ def _scan(config: PrepareConfig, source: TextSource) -> tuple[Scan, Scanner]:
     """The first pass. Raises InputError where the corpus doesn't give two splits."""
     from data_pipeline.scan import Scanner, hashed, scan_documents
 
-    count_characters = config.tokenizer.path is None and config.tokenizer.model_type == "char"
-    scanner = Scanner(config.valid_fraction, config.tokenizer.sample_bytes, count_characters)
+    wanted = config.tokenizer
+    sample_bytes = min(wanted.sample_bytes, _CHECK_BYTES) if wanted.path else wanted.sample_bytes
+    count_characters = wanted.path is None and wanted.model_type == "char"
+    scanner = Scanner(config.valid_fraction, sample_bytes, count_characters)
     scan_documents(hashed(source.documents(), config.seed), scanner)
     scan = scanner.result()
     if scan.documents == 0:
@@ -173,8 +176,8 @@ def _train(config: TokenizerConfig, scanner: Scanner) -> Tokenizer:
     sample = scanner.sample
     memory = sample.bytes + training_memory_bytes(config.model_type, sample.bytes)
     print(
-        f"training a {config.model_type} tokenizer of {config.vocab_size} pieces on {sample.bytes / 1e6:.1f} MB; "
-        f"this takes about {memory / 1e9:.2f} GB of memory",
+        f"training a {config.model_type} tokenizer of {config.vocab_size} pieces on "
+        f"{sample.bytes / 1e6:.1f} MB; this takes about {memory / 1e9:.2f} GB of memory",
         flush=True,
     )
     started = time.monotonic()
@@ -227,7 +230,7 @@ def _unfinished(
     with Progress("tokenizing", scan.bytes) as progress:
         for document in hashed(source.documents(), config.seed):
             again.take(document)
-            progress.add(document.bytes)
+            progress.add(document.size)
             split = split_of(document.split_hash, scan.smallest_hash, config.valid_fraction)
             if to_skip[split]:
                 to_skip[split] -= 1

@@ -1,4 +1,4 @@
-"""The first pass over a corpus: what it holds, which documents are for validation, a sample for the tokenizer."""
+"""The first pass over a corpus: what it holds, which documents are for validation, a sample of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Hashed(NamedTuple):
     """A document with the keyed hash of its text: equal texts have equal hashes, wherever they stand."""
 
     text: str
-    bytes: int
+    size: int  # bytes of UTF-8
     digest: bytes
     split_hash: int  # below 2^64
     sample_hash: int  # below 2^64
@@ -47,7 +47,7 @@ def hashed(documents: Iterable[Document], seed: int) -> Iterator[Hashed]:
 
 
 def split_of(split_hash: int, smallest_hash: int, valid_fraction: float) -> str:
-    """'valid' for the share `valid_fraction` of all hashes and for the smallest that there is; else 'train'."""
+    """'valid' for the share `valid_fraction` of all hashes and for the corpus's smallest; else 'train'."""
     is_valid = split_hash < valid_fraction * _HASH_RANGE or split_hash == smallest_hash
     return "valid" if is_valid else "train"
 
@@ -62,9 +62,9 @@ class Sample:
 
     def offer(self, number: int, document: Hashed) -> None:
         heapq.heappush(self._heap, (-document.sample_hash, -number, document))
-        self.bytes += document.bytes
+        self.bytes += document.size
         while self.bytes > self._max_bytes and len(self._heap) > 1:
-            self.bytes -= heapq.heappop(self._heap)[2].bytes
+            self.bytes -= heapq.heappop(self._heap)[2].size
 
     def texts(self) -> list[str]:
         return [document.text for _, _, document in sorted(self._heap, key=lambda entry: entry[:2])]
@@ -87,7 +87,7 @@ class Scanner:
         if self._count_characters:
             self.characters.update(document.text)
         self._documents += 1
-        self._bytes += document.bytes
+        self._bytes += document.size
         self._below += split_of(document.split_hash, -1, self._valid_fraction) == "valid"
         if document.split_hash < self._smallest:
             self._smallest, self._smallest_repeats = document.split_hash, 0
@@ -103,4 +103,4 @@ def scan_documents(documents: Iterable[Hashed], scanner: Scanner) -> None:
     with Progress("scanning", total_bytes=None) as progress:
         for document in documents:
             scanner.take(document)
-            progress.add(document.bytes)
+            progress.add(document.size)

@@ -15,8 +15,9 @@ from data_pipeline.config import InputError
 from data_pipeline.sentences import find_starts
 
 # SentencePiece keeps some characters for itself: U+2581 is its space, U+2585 its mark of the unknown, tab and
-# NUL bound the strings of its trainers (no piece may hold them), U+001F is lost by the trainer, and newlines at a
-# line's end are stripped. Each is replaced by a private-use character; one that stands in a text is prefixed with _ESCAPE.
+# NUL bound the strings of its trainers (no piece may hold them), U+001F is lost by the trainer, newlines at a
+# line's end are stripped. Each is replaced by a private-use character; one of these that stands in a text is
+# prefixed with _ESCAPE.
 _ESCAPE = "\uee00"
 _NEWLINE = "\uee03"
 _STAND_INS = {

@@ -1,8 +1,9 @@
-"""Shards of tokens: plain WebDataset tars with an index beside each, and the manifest that lists them.
+"""Shards of tokens: plain WebDataset tars, an index beside each, and the manifest that lists them.
 
-A sample of a tar is a block: whole documents, some 64K tokens of them. Its members are `KEY.tokens.npy` (uint16 or
-uint32 [tokens], without special ids), `KEY.documents.npy` (int64 [documents + 1], where each document starts, then
-the end) and `KEY.sentences.npy` (int64 [sentences], where each sentence starts; every document starts one).
+A sample of a tar is a block: whole documents, some 64K tokens of them. Its members are `KEY.tokens.npy`
+(uint16 or uint32 [tokens], without special ids), `KEY.documents.npy` (int64 [documents + 1], where each document
+starts, then the end) and `KEY.sentences.npy` (int64 [sentences], where each sentence starts; every document
+starts one).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -99,7 +100,7 @@ def token_dtype(total_size: int) -> npt.DTypeLike:
     return np.uint16 if total_size <= 1 << 16 else np.uint32
 
 
-def open_file(path: Path, mode: str = "rb") -> IO[Any]:
+def open_file(path: Path, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
     """Every file of a prepared data set is opened here."""
     return open(path, mode)
 
@@ -114,7 +115,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 class ShardWriter:
-    """Packs documents into blocks and blocks into shards `DIR/SPLIT/shard-000000.tar`, closed at `shard_bytes`.
+    """Packs documents into blocks, and blocks into shards `DIR/SPLIT/shard-000000.tar` of `shard_bytes`.
 
     Starts at shard number `first`: those before it are finished. What is written depends on the order of the
     documents alone. Leaving the `with` block in order writes what remains; leaving it by an error does not.
@@ -169,7 +170,7 @@ class _OpenShard:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._temporary = path.with_name(f".{path.name}.tmp")
-        self._file = open_file(self._temporary, "wb")
+        self._file = open_file(self._temporary, "wb")  # noqa: SIM115 - until close()
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
         self._members: dict[str, list[int]] = {
             f"{m}_{x}": [] for m in ("tokens", "sentences") for x in ("offset", "bytes")
@@ -319,7 +320,7 @@ def _parse_manifest(root: Path, values: dict[str, Any]) -> Manifest:
 
 
 def check_files(manifest: Manifest) -> None:
-    """Raises InputError that names every shard which is missing or has another size than the manifest says."""
+    """Raises InputError that names the shards which are missing or of another size than the manifest says."""
     faults = []
     for shard in (s for split in manifest.splits.values() for s in split.shards):
         path = manifest.root / shard.name
@@ -361,7 +362,7 @@ class ShardReader:
         return self.index(shard).lengths
 
     def read_block(self, shard: int, block: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """-> tokens [tokens], first token of each sentence [sentences]. InputError where a checksum is wrong."""
+        """-> tokens [tokens], first token of each sentence [sentences]. InputError: a checksum is wrong."""
         index = self.index(shard)
         self._verify(shard)
         with open_file(self._root / self.shards[shard].name) as file:
@@ -378,7 +379,7 @@ class ShardReader:
             self._verified.add(shard)
 
 
-def _read_array(file: IO[bytes], offset: int, size: int) -> npt.NDArray[Any]:
+def _read_array(file: BinaryIO, offset: int, size: int) -> npt.NDArray[Any]:
     file.seek(offset)
     return np.lib.format.read_array(io.BytesIO(file.read(size)), allow_pickle=False)
 
@@ -397,11 +398,14 @@ def _require(path: Path, expected: str, found: str) -> None:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while data := file.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()
 
 
-def _flush(file: IO[Any]) -> None:
+def _flush(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
 

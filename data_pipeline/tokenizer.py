@@ -74,8 +74,8 @@ _TRAINED = _Kind("sentencepiece", escaped=True)
 class Tokenizer:
     """Text to ids and back, with the special ids that every objective uses.
 
-    `vocab_size` counts the pieces with pad, bos, eos and unk. After them follow mask, cls, sep, 100 sentinels and
-    the three fill-in-the-middle ids, up to `total_size`: these stand for no text and are never read from text.
+    `vocab_size` counts the pieces with pad, bos, eos and unk. After them follow mask, cls, sep, 100 sentinels
+    and the three fill-in-the-middle ids, up to `total_size`: these stand for no text.
     """
 
     def __init__(self, backend: Backend, kind: _Kind) -> None:
@@ -93,7 +93,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], model_type: Literal["bpe", "unigram"], vocab_size: int) -> Tokenizer:
-        """A SentencePiece tokenizer of `vocab_size` pieces. Raises InputError where `texts` don't support it."""
+        """A SentencePiece tokenizer of `vocab_size` pieces. InputError: `texts` don't support as many."""
         from data_pipeline.sentencepiece_model import train
 
         return cls(_TRAINED.open(train(texts, model_type, vocab_size)), _TRAINED)
@@ -154,7 +154,7 @@ class Tokenizer:
         return self._backend.encode_with_starts(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; special ids are left out. For a tokenizer trained here, the inverse of `encode`."""
+        """The text of `ids`, special ids left out. For a tokenizer trained here, the inverse of `encode`."""
         pieces = [int(i) for i in ids if i < self._backend.size and i not in self._basic_ids]
         return self._backend.decode(pieces)
 
