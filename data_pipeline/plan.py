@@ -70,9 +70,9 @@ def check_corpus(root: Path, plan: Plan, scan: Scan) -> None:
     """Raises InputError where `root` was begun with other text."""
     if plan.scan != scan:
         raise InputError(
-            f"output={root} was made from other text than corpus.inputs holds now; nothing was "
-            f"written ({plan.scan.documents} documents of {plan.scan.bytes} bytes there, {scan.documents} of {scan.bytes} "
-            "now, perhaps with other words). Choose another output, or remove that one."
+            f"output={root} was made from other text than corpus.inputs holds now; nothing was written. "
+            f"There were {plan.scan.documents} documents of {plan.scan.bytes} bytes, now there are "
+            f"{scan.documents} of {scan.bytes}. Choose another output, or remove that one."
         )
 
 

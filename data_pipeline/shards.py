@@ -1,9 +1,9 @@
 """Shards of tokens: plain WebDataset tars, an index beside each, and the manifest that lists them.
 
-A sample of a tar is a block: whole documents, some 64K tokens of them. Its members are `KEY.tokens.npy`
-(uint16 or uint32 [tokens], without special ids), `KEY.documents.npy` (int64 [documents + 1], where each document
-starts, then the end) and `KEY.sentences.npy` (int64 [sentences], where each sentence starts; every document
-starts one).
+A sample of a tar is a block: whole documents, some 64K tokens of them. Its members are
+- `KEY.tokens.npy`: uint16 or uint32 [tokens], without special ids;
+- `KEY.documents.npy`: int64 [documents + 1], where each document starts, then the end;
+- `KEY.sentences.npy`: int64 [sentences], where each sentence starts; every document starts one.
 """
 
 from __future__ import annotations
@@ -170,8 +170,8 @@ class _OpenShard:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._temporary = path.with_name(f".{path.name}.tmp")
-        self._file = open_file(self._temporary, "wb")  # noqa: SIM115 - until close()
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
+        self._file = open_file(self._temporary, "wb")
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         self._members: dict[str, list[int]] = {
             f"{m}_{x}": [] for m in ("tokens", "sentences") for x in ("offset", "bytes")
         }
