@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.config import InputError
+from data_pipeline.files import write_atomically
 from data_pipeline.scan import Scan
-from data_pipeline.shards import write_atomically
 
 _FORMAT = 1
 _FILE = "plan.json"

@@ -16,12 +16,13 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.config import InputError
+from data_pipeline.files import flush, open_file, sha256, write_atomically
 
 FORMAT = 1
 SPLITS = ("train", "valid")
@@ -98,20 +99,6 @@ class Manifest:
 def token_dtype(total_size: int) -> npt.DTypeLike:
     """The narrowest type that holds every id below `total_size`."""
     return np.uint16 if total_size <= 1 << 16 else np.uint32
-
-
-def open_file(path: Path, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
-    """Every file of a prepared data set is opened here."""
-    return open(path, mode)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Under a temporary name, flushed to the disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open_file(temporary, "wb") as file:
-        file.write(data)
-        _flush(file)
-    os.replace(temporary, path)
 
 
 class ShardWriter:
@@ -196,7 +183,7 @@ class _OpenShard:
     def close(self) -> None:
         """The index comes first under its final name: a tar that is there is whole, and so is its index."""
         self._tar.close()
-        _flush(self._file)
+        flush(self._file)
         self._file.close()
         arrays: dict[str, Any] = {name: np.array(v, dtype=np.int64) for name, v in self._members.items()}
         arrays["documents"] = np.array(self._documents, dtype=np.int32)
@@ -264,9 +251,9 @@ def _describe_shard(root: Path, path: Path, index: ShardIndex) -> Shard:
         documents=len(index.lengths),
         tokens=int(index.lengths.sum(dtype=np.int64)),
         bytes=path.stat().st_size,
-        sha256=_sha256(path),
+        sha256=sha256(path),
         index=beside.relative_to(root).as_posix(),
-        index_sha256=_sha256(beside),
+        index_sha256=sha256(beside),
     )
 
 
@@ -375,7 +362,7 @@ class ShardReader:
     def _verify(self, shard: int) -> None:
         if shard not in self._verified:
             path = self._root / self.shards[shard].name
-            _require(path, self.shards[shard].sha256, _sha256(path))
+            _require(path, self.shards[shard].sha256, sha256(path))
             self._verified.add(shard)
 
 
@@ -395,19 +382,6 @@ def _parse_index(data: bytes) -> ShardIndex | None:
 def _require(path: Path, expected: str, found: str) -> None:
     if found != expected:
         raise InputError(f"{path} differs from the manifest: sha256 expected {expected}, found {found}")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open_file(path) as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _round_up(size: int, multiple: int) -> int:

@@ -82,7 +82,8 @@ def test_compressed_file_that_is_cut_short(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(("line", "message"), [
     (b"{broken", "line 2: not JSON"),
     (b'{"body": "x"}', "line 2: no text in the field 'text'.* body"),
-    (b"[1]", "line 2: no text"), (b'{"text": 3}', "line 2: no text"), (b'"\xff"', "line 2: not UTF-8 at byte 1"),
+    (b"[1]", "line 2: no text"), (b'{"text": 3}', "line 2: no text"),
+    (b'"\xff"', "line 2: not UTF-8 at byte 1"),
     (b'{"text": "\\ud800"}', "line 2: half of a surrogate")])
 def test_bad_lines_stop_above_the_limit(tmp_path: Path, line: bytes, message: str) -> None:
     file = tmp_path / "a.jsonl"

@@ -15,7 +15,10 @@ from data_pipeline.config import InputError
 from data_pipeline.sentencepiece_model import escape, unescape
 from data_pipeline.tokenizer import Tokenizer
 
-PROSE = [inspect.getsource(textwrap), *(f"The {a} fox runs!  Is it {a}?\n\n\tx = y\n" for a in ("quick", "lazy"))]
+PROSE = [
+    inspect.getsource(textwrap),
+    *(f"The {a} fox runs!  Is it {a}?\n\n\tx = y\n" for a in ("quick", "lazy")),
+]
 HARD = [
     "", " ", "\n", "\r\n a\r", "\t\tx", "  two  spaces  ", "<unk> <s></s><pad>", "<0x41>", "\0\x01\x1f\x7f",
     "\ufeffmark", "e\u0301\u0301", "😀👩‍👩‍👧 中文。日本語", "\u2581 \u2581a\u2585", "\ufffd",
@@ -27,7 +30,7 @@ awkward = st.text(st.sampled_from(" \n\t\r\0\x1f\u2581\u2585\uee00\uee01\uee03\u
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def trained(request: pytest.FixtureRequest) -> Tokenizer:
-    return Tokenizer.train(PROSE, request.param, 340)
+    return Tokenizer.train(PROSE, request.param, 400)
 
 
 @pytest.mark.parametrize("text", HARD)
@@ -55,15 +58,15 @@ def test_escaping_is_undone(text: str) -> None:
 
 def test_special_ids_follow_the_pieces(trained: Tokenizer) -> None:
     assert (trained.pad, trained.bos, trained.eos, trained.unk) == (0, 1, 2, 3)
-    assert trained.vocab_size == 340
+    assert trained.vocab_size == 400
     following = [trained.mask, trained.cls, trained.sep, *trained.sentinels,
                  trained.fim_prefix, trained.fim_middle, trained.fim_suffix]
-    assert following == list(range(340, 340 + 106)) and trained.total_size == 446
+    assert following == list(range(400, 400 + 106)) and trained.total_size == 506
     assert trained.decode([trained.bos, *trained.encode("a b"), *following, trained.eos]) == "a b"
 
 
 def test_same_texts_give_the_same_model_whatever_the_run() -> None:
-    assert Tokenizer.train(PROSE, "bpe", 330).fingerprint == Tokenizer.train(PROSE, "bpe", 330).fingerprint
+    assert Tokenizer.train(PROSE, "bpe", 400).fingerprint == Tokenizer.train(PROSE, "bpe", 400).fingerprint
 
 
 def test_runs_of_spaces_and_line_ends_are_pieces(trained: Tokenizer) -> None:
@@ -86,7 +89,7 @@ def test_saved_folder_is_loaded_and_a_changed_one_refused(trained: Tokenizer, tm
     assert loaded.encode(HARD[-4]) == trained.encode(HARD[-4])
     for path in ("tokenizer", "tokenizer/tokenizer.model"):
         assert Tokenizer.ready(str(tmp_path / path)).fingerprint == trained.fingerprint
-    Tokenizer.train(PROSE, "bpe", 333).save(tmp_path / "other")
+    Tokenizer.train(PROSE, "bpe", 410).save(tmp_path / "other")
     (tmp_path / "other/tokenizer.model").replace(tmp_path / "tokenizer/tokenizer.model")
     with pytest.raises(InputError, match="not the one"):
         Tokenizer.load(tmp_path / "tokenizer")
@@ -127,7 +130,7 @@ def test_ready_sentencepiece_model(tmp_path: Path) -> None:
     import sentencepiece
 
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(PROSE), model_prefix=str(tmp_path / "ready"), vocab_size=200, pad_id=-1,
+        sentence_iterator=iter("".join(PROSE).splitlines()), model_prefix=str(tmp_path / "ready"), vocab_size=200, pad_id=-1,
         unk_id=0, minloglevel=2, hard_vocab_limit=False)
     tokenizer = Tokenizer.ready(str(tmp_path / "ready.model"))
     size = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "ready.model")).get_piece_size()
