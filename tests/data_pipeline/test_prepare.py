@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,14 +16,16 @@ from data_pipeline.tokenizer import Tokenizer
 
 SMALL = ["tokenizer.vocab_size=400", "valid_fraction=0.1", "block_tokens=2000", "shard_bytes=30000"]
 
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "中文", "naïve\t", "\n", ".\n"]
+ROOT = Path(prepare.__file__).parents[1]
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 text files of a few KB and one of lines with JSON: words in a different mixture in each."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
-    words = np.array("the quick brown fox jumps over a lazy dog while seven wizards mix wine 中文 naïve\t\n .\n".split(" "))
-    texts = [" ".join(rng.choice(words, 600)) + f" {i}.\n" for i in range(90)]
+    texts = [" ".join(rng.choice(WORDS, 600)) + f" {i}.\n" for i in range(90)]
     for i, text in enumerate(texts[:60]):
         (folder / f"{i:02d}.txt").write_text(text)
     (folder / "more.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[60:]))
@@ -113,23 +114,40 @@ def test_missing_shard_of_a_finished_output_is_written_again(corpus: Path, prepa
     assert files(tmp_path / "o") == files(prepared)
 
 
-@pytest.mark.parametrize("seen", ["plan.json", "train/shard-000000.tar", "train/shard-000003.tar"])
-def test_killed_at_any_time_the_same_command_gives_the_same_bytes(corpus: Path, prepared: Path, tmp_path: Path,
-                                                                  seen: str) -> None:
+def start(source: Path, output: Path, num_workers: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "data_pipeline.prepare", f"corpus.inputs=[{source}]", f"output={output}",
+               f"num_workers={num_workers}", "tokenizer.vocab_size=400", "block_tokens=20000", "shard_bytes=300000"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A corpus that takes a second or two, and its uninterrupted output."""
+    folder = tmp_path_factory.mktemp("large")
+    rng = np.random.default_rng(1)
+    texts = (" ".join(rng.choice(WORDS, 800)) + str(i) for i in range(1000))
+    (folder / "in.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    assert start(folder / "in.jsonl", folder / "out", 1).wait() == 0
+    return folder / "in.jsonl", folder / "out"
+
+
+@pytest.mark.parametrize(("seen", "num_workers"), [
+    ("plan.json", 1), ("train/shard-000000.tar", 2), ("train/shard-000003.tar", 1)])
+def test_killed_anywhere_the_same_command_gives_the_same_bytes(large: tuple[Path, Path], tmp_path: Path,
+                                                               seen: str, num_workers: int) -> None:
+    source, whole = large
     output = tmp_path / "o"
-    command = [sys.executable, "-m", "data_pipeline.prepare", f"corpus.inputs=[{corpus}]", f"output={output}",
-               "num_workers=2" if seen == "plan.json" else "num_workers=1", *SMALL]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=Path(prepare.__file__).parents[1])
+    process = start(source, output, num_workers)
     deadline = time.monotonic() + 60
     while not (output / seen).exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    for path in [p for p in files(output) if not Path(p).name.startswith(".")]:
-        if path.startswith(("train/", "valid/")):
-            assert (prepared / path).read_bytes() == (output / path).read_bytes(), "half-written"
-    assert subprocess.run(command, capture_output=True, cwd=Path(prepare.__file__).parents[1]).returncode == 0
-    assert files(output) == files(prepared)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    written = {path for path in files(output) if not Path(path).name.startswith(".")}
+    assert "manifest.json" not in written
+    assert all((whole / path).read_bytes() == (output / path).read_bytes() for path in written), "half-written"
+    assert start(source, output, num_workers).wait() == 0
+    assert files(output) == files(whole)
 
 
 def test_a_run_beside_another_is_refused(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -223,6 +241,6 @@ def test_help_and_faults_import_nothing_heavy() -> None:
             "heavy = {'torch', 'sentencepiece', 'tokenizers', 'webdataset', 'pretraining'} & set(sys.modules)\n"
             "assert not heavy, heavy")
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                           cwd=Path(prepare.__file__).parents[1])
+                           cwd=ROOT)
     assert shown.returncode == 0, shown.stderr
     assert "pretrain-data corpus.inputs=" in shown.stdout and "vocab_size: 8192" in shown.stdout
