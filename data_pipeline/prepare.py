@@ -82,7 +82,9 @@ def prepare(config: PrepareConfig) -> None:
         check_corpus(root, plan, scan)
     with locked(root):
         tokenizer = _make_tokenizer(config, ready, scanner)
-        Plan(settings, listing, scan).save(root)  # only now: a vocabulary that is refused leaves no plan behind
+        Plan(settings, listing, scan).save(
+            root
+        )  # only now: a vocabulary that is refused leaves no plan behind
         if not (root / "tokenizer").is_dir():
             tokenizer.save(root / "tokenizer")
         _write_shards(config, source, scan)
@@ -177,7 +179,7 @@ def _train(config: TokenizerConfig, scanner: Scanner) -> Tokenizer:
     memory = sample.bytes + training_memory_bytes(config.model_type, sample.bytes)
     print(
         f"training a {config.model_type} tokenizer of {config.vocab_size} pieces on "
-        f"{sample.bytes / 1e6:.1f} MB; this takes about {memory / 1e9:.2f} GB of memory",
+        f"{sample.bytes / 1e6:.1f} MB; this takes up to {memory / 1e9:.2f} GB of memory",
         flush=True,
     )
     started = time.monotonic()
