@@ -35,10 +35,10 @@ _ESCAPED = re.compile("\uee00([\uee00-\uee06])|([\uee01-\uee06])")
 _UNIT = re.compile(f"[^{_NEWLINE}]*{_NEWLINE}+|[^{_NEWLINE}]+")
 _TRAINING_LINE_CHARS = 4000  # the BPE trainer has 16 bits for a position inside a word
 
-# Peak memory of training beside the sample, bytes per byte of sample. Measured with sentencepiece 0.2.3 on Linux:
+# Peak memory of training beside the sample, bytes per byte of sample; with sentencepiece 0.2.3 on Linux, by
 #   python -m benchmarks.tokenizer_memory bpe 8192 10 FOLDER
-# BPE: novels 6, Python sources 14, Chinese without spaces 30; unigram: 21, 27, 22. A megabyte takes the same
-# factors. The largest of each, rounded up:
+# BPE: novels 6, Python sources 14, Chinese without spaces 30; unigram: 21, 27, 22. For samples of one
+# megabyte: BPE 17 to 23, unigram 25 to 27. The largest of each, rounded up:
 _MEMORY_FACTOR = {"bpe": 32, "unigram": 30}
 
 
