@@ -19,7 +19,7 @@ from pretraining.optim.configs import AdafactorConfig
 from pretraining.optim.shards import Box, Fragment, Layout, Shape
 
 # Elements that are worked on at a time: what stays in a core's cache; on a GPU, few launches.
-CPU_PATCH, GPU_PATCH = 2**18, 2**24
+CPU_PATCH, GPU_PATCH = 2**20, 2**24
 
 ROW, COLUMN = "exp_avg_sq_row", "exp_avg_sq_col"
 

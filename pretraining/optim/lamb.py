@@ -15,7 +15,7 @@ from pretraining.optim.configs import LambConfig
 from pretraining.optim.shards import Layout
 
 # Elements that are worked on at a time: what stays in a core's cache; on a GPU, few launches.
-CPU_CHUNK, GPU_CHUNK = 2**18, 2**24
+CPU_CHUNK, GPU_CHUNK = 2**20, 2**24
 
 
 class Span(NamedTuple):

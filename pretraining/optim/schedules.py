@@ -13,7 +13,8 @@ class ScheduleConfig:
     """The learning rate relative to its peak, at update 1, 2, ..., `steps`.
 
     All warm up linearly over `warmup_steps`, then:
-    cosine: half a cosine down to min_ratio (Loshchilov and Hutter 2017); linear: straight down to min_ratio; polynomial: by (1 - progress) ** power down to min_ratio (BERT, LAMB);
+    cosine: half a cosine down to min_ratio (Loshchilov and Hutter 2017); linear: straight down to min_ratio;
+    polynomial: by (1 - progress) ** power down to min_ratio (BERT's and LAMB's code);
     inverse_sqrt: sqrt(warmup_steps / step) (Vaswani et al. 2017, section 5.3); constant;
     stable_decay: constant, then over the last `decay_fraction` of the steps linearly down (Hu et al. 2024, MiniCPM).
     """

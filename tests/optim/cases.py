@@ -25,7 +25,7 @@ SHAPES = {name: shape for name, (shape, _) in SPLIT.items()} | {
     "blocks.0.norm.weight": (7,), "blocks.1.convolution": (4, 3, 2, 5), "blocks.1.gate": (1,),
     "blocks.1.out.weight": (11, 3), "head.bias": (13,)}
 
-CONFIGS = {
+CONFIGS: dict[str, AdamWConfig | LambConfig | AdafactorConfig] = {
     "adamw": AdamWConfig(name="adamw", lr=1e-2, layer_decay=0.8),
     "lamb": LambConfig(name="lamb", lr=1e-2, layer_decay=0.8),
     "lamb_options": LambConfig(name="lamb", lr=1e-2, bias_correction=False, trust_clip=(0.5, 1.5), adapt_1d=True,
