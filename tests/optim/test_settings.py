@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pydantic
 import pytest
+from omegaconf import OmegaConf
 
+from data_pipeline.config import conf_dir, to_dict
 from pretraining.optim.base import Settings, layers_above, settings_by_name
 from pretraining.optim.configs import AdafactorConfig, AdamWConfig, LambConfig, OptimizerConfig
 
@@ -49,3 +53,11 @@ def test_the_name_decides_the_kind(values: dict[str, Any], kind: type) -> None:
 def test_values_out_of_range_and_unknown_keys_are_refused(name: str, wrong: dict[str, float]) -> None:
     with pytest.raises(pydantic.ValidationError, match=next(iter(wrong))):
         pydantic.TypeAdapter(OptimizerConfig).validate_python({"name": name, "lr": 1e-3} | wrong)
+
+
+@pytest.mark.parametrize("path", sorted((conf_dir() / "optimizer").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_is_valid_and_has_every_key(path: Path) -> None:
+    values = OmegaConf.to_container(OmegaConf.load(path))
+    config = pydantic.TypeAdapter(OptimizerConfig).validate_json(json.dumps(values))
+    assert isinstance(values, dict)
+    assert config.name == path.stem and set(values) == set(to_dict(config))
