@@ -7,7 +7,7 @@ import pytest
 from tests.optim.cases import CONFIGS, Grid, differences, sharded_runs, whole_run
 
 STEPS = 20
-GRIDS = [Grid(2), Grid(3), Grid(5), Grid(3, flat=False), Grid(1, 2), Grid(2, 2), Grid(2, 2, flat=False)]
+GRIDS = [Grid(2), Grid(3), Grid(5), Grid(3, flat=False), Grid(1, 2), Grid(2, 2)]
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
