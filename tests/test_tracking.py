@@ -13,7 +13,7 @@ import pytest
 
 from pretraining.run_dir import read_json
 from pretraining.tracking import cut_metrics, read_metrics
-from tests.helpers import ROOT, TINY, metrics, pretrain_process, train_alone
+from tests.helpers import ROOT, TINY, metrics, pretrain_process, run_process, train_alone
 
 
 def overrides(corpus, run_dir, *more):
@@ -40,10 +40,9 @@ def test_torn_lines_and_lines_beyond_the_checkpoint_are_dropped(tmp_path):
 
 
 def wandb_history(run_dir):
-    (offline,) = list((run_dir / "wandb").glob("offline-run-*"))[-1:]
-    done = subprocess.run(["wandb", "leet", "inspect", "--json", str(offline)], capture_output=True, text=True,
-                          check=False, env={**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"})
-    return done.stdout
+    offline = max((run_dir / "wandb").glob("offline-run-*"))
+    wandb = os.path.join(os.path.dirname(sys.executable), "wandb")
+    return run_process(wandb, "leet", "inspect", "--json", str(offline)).stdout
 
 
 def test_wandb_offline_and_the_same_run_after_a_resume(corpus, tmp_path):

@@ -120,10 +120,10 @@ def document_mask(documents: Tensor, *, causal: bool) -> Tensor:
 class TokenHead(nn.Module):
     """Projects hidden states to the vocabulary; padded entries take no part in softmax or logits."""
 
-    def __init__(self, vocab_size: int, weight: nn.Parameter | None, embedding: nn.Module | None = None) -> None:
+    def __init__(self, vocab_size: int, weight: nn.Parameter) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        self.weight = weight if weight is not None else embedding.weight  # type: ignore[union-attr]
+        self.weight = weight
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """hidden: [..., features]; labels: [...], IGNORED where none -> sum of the losses, fp32 scalar."""

@@ -118,5 +118,5 @@ def test_never_resume_over_a_run(run):
 
 def test_what_may_change_on_resume(run, tmp_path):
     assert run()[0] == 0
-    code, said = run("train.steps=4", "train.micro_batch_size=8", "train.precision=bf16", "train.log_every=2")
+    code, _ = run("train.steps=4", "train.micro_batch_size=8", "train.precision=bf16", "train.log_every=2")
     assert code == 0 and (tmp_path / "run" / "config.1.yaml").exists()
