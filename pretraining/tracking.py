@@ -139,8 +139,8 @@ def _init_wandb(mode: Any, options: Line) -> Any:
     """Falls back to offline within 30 s where the server cannot be reached."""
     import wandb
 
-    limits: dict[str, Any] = {"init_timeout": 15, "finish_timeout": 20, "x_transaction_log_flush_interval": 2, "console": "off",
-              "silent": True}
+    limits: dict[str, Any] = {"init_timeout": 15, "finish_timeout": 20, "x_transaction_log_flush_interval": 2,
+                              "console": "off", "silent": True}
     error: Any = None if mode == "offline" else _unreachable(wandb.setup().settings.base_url)
     if error is None:
         try:

@@ -93,6 +93,17 @@ class Inputs:
 
 def run(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: StopRequest) -> None:
     """Builds everything and trains. Raises InputError, or Stopped once a signal was obeyed."""
+    if world.is_main:
+        write_config(config, run_dir, inputs.manifest.fingerprint)
+    trainer = build(config, inputs, world, run_dir, stop)
+    with trainer.tracker:
+        trainer.fit()
+    if world.is_main:
+        _tell_result(run_dir)
+
+
+def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: StopRequest) -> Any:
+    """The trainer, at the checkpoint that the inputs name."""
     import torch
 
     from pretraining.engines.protocol import LossModule
@@ -100,8 +111,6 @@ def run(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: St
     from pretraining.trainer import Trainer
 
     torch.use_deterministic_algorithms(config.train.deterministic)
-    if world.is_main:
-        write_config(config, run_dir, inputs.manifest.fingerprint)
     objective = config.objective.build(inputs.tokenizer, config.seq_len)
     model = config.model.build(inputs.vocab_size, PlainLayers())
     flops = model.flops_per_token(config.seq_len)
@@ -109,13 +118,11 @@ def run(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: St
     module = LossModule(model, objective, config.train.precision)
     engine = config.engine.build(module, config.optimizer.build(), config.train, world)
     feeds = _feeds(config, inputs, objective, world)
-    with _tracker(config, inputs, world, run_dir) as tracker:
-        trainer = Trainer(config, engine, objective, *feeds, tracker, world, run_dir, stop, flops)
-        if inputs.checkpoint is not None:
-            trainer.resume(inputs.checkpoint)
-        trainer.fit()
-    if world.is_main:
-        _tell_result(run_dir)
+    tracker = _tracker(config, inputs, world, run_dir)
+    trainer = Trainer(config, engine, objective, *feeds, tracker, world, run_dir, stop, flops)
+    if inputs.checkpoint is not None:
+        trainer.resume(inputs.checkpoint)
+    return trainer
 
 
 def _tracker(config: RunConfig, inputs: Inputs, world: World, run_dir: Path) -> Any:
