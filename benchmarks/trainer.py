@@ -50,6 +50,7 @@ def _trainer(folder: Path) -> tuple[Any, dict[str, Any]]:
     prepare(compose_config("prepare", [*inputs, "tokenizer.vocab_size=2048"], PrepareConfig))
     config = load_config([*MODEL, f"data.path={folder / 'data'}", "train.steps=1000000", "train.eval_every=0",
                           "train.checkpoint_every=0", "tracking.wandb=offline", "scheduler=constant"])
+    (folder / "run").mkdir()
     trainer = build(config, Inputs(config), start_world(Launch()), folder / "run", StopRequest())
     trainer.steps = trainer._steps(trainer.feed(trainer.position))
     return trainer, next(trainer.steps).micro_batches[0].arrays
