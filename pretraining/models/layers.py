@@ -124,7 +124,7 @@ class TokenHead(nn.Module):
                  bias: bool = False) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        self.weight = weight if weight is not None else embedding.weight  # type: ignore[union-attr]
+        self.weight: nn.Parameter = weight if weight is not None else embedding.weight  # type: ignore
         self.bias = nn.Parameter(torch.empty(self.weight.shape[0])) if bias else None
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
