@@ -169,22 +169,28 @@ def _validate(config: Any, schema: type[T]) -> tuple[T | None, list[tuple[str, s
     """-> (the instance or None, [(key, message)])."""
     from omegaconf import OmegaConf
 
-    values = OmegaConf.to_container(config, resolve=True)
+    values = _without_missing(OmegaConf.to_container(config, resolve=True))
     try:
         return pydantic.TypeAdapter(schema).validate_json(json.dumps(values)), []
     except pydantic.ValidationError as error:
         return None, [_describe(e, values) for e in error.errors()]
 
 
+def _without_missing(values: Any) -> Any:
+    """`values` without the keys that still are ???: pydantic then says that they are required."""
+    if not isinstance(values, dict):
+        return values
+    return {key: _without_missing(value) for key, value in values.items() if value != "???"}
+
+
 def _describe(error: Any, values: Any) -> tuple[str, str]:
     """A pydantic error as (key, message); its location also names the branch taken in a union: left out."""
     path, node = [], values
     for part in error["loc"]:
-        if (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int)):
-            node = node[part]
-        elif part != error["loc"][-1]:
-            continue
-        path.append(str(part))
+        missing = error["type"] == "missing" and part == error["loc"][-1]
+        if isinstance(node, dict) and isinstance(part, str) and (part in node or missing):
+            path.append(part)
+            node = node.get(part)
     message = error["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
     return ".".join(path), message + shown
