@@ -138,7 +138,8 @@ class _Composer:
     def _groups_of_config(self) -> list[str]:
         from omegaconf import OmegaConf
 
-        defaults = OmegaConf.load(conf_dir() / f"{self.config_name}.yaml").get("defaults", [])
+        values: Any = OmegaConf.load(conf_dir() / f"{self.config_name}.yaml")
+        defaults = values.get("defaults", [])
         entries = [next(iter(d)) for d in defaults if not isinstance(d, str)]
         return [str(e).replace("optional ", "").replace("override ", "").lstrip("/") for e in entries]
 
@@ -152,11 +153,11 @@ class _Override:
 
 def _parse(text: str, faults: list[str]) -> _Override | None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     try:
         override = OverridesParser.create().parse_override(text)
-    except OverrideParseException as error:
+    except HydraException as error:
         faults.append(f"{text!r} is not an override of the form key=value: {str(error).splitlines()[0]}")
         return None
     if override.is_delete() or override.is_sweep_override():

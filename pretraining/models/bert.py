@@ -45,11 +45,11 @@ class Block(nn.Module):
 class MaskedHead(nn.Module):
     """Losses or logits of the masked positions alone: transform, gelu, norm, then the tied decoder with a bias."""
 
-    def __init__(self, config: BertConfig, vocab_size: int, embedding: nn.Module) -> None:
+    def __init__(self, config: BertConfig, vocab_size: int, embedding: Any) -> None:
         super().__init__()
         self.transform = nn.Linear(config.hidden_size, config.hidden_size)
         self.norm = make_norm("layernorm", config.hidden_size, config.norm_eps)
-        self.decoder = TokenHead(vocab_size, None, embedding, bias=True)
+        self.decoder = TokenHead(vocab_size, embedding.weight, bias=True)
 
     def forward(self, hidden: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
         """hidden: [batch, length, hidden]; positions, labels: int [batch, predictions], labels IGNORED where there is

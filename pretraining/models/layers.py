@@ -120,12 +120,11 @@ def document_mask(documents: Tensor, *, causal: bool) -> Tensor:
 class TokenHead(nn.Module):
     """Projects hidden states to the vocabulary; padded entries take no part in softmax or logits."""
 
-    def __init__(self, vocab_size: int, weight: nn.Parameter | None, embedding: nn.Module | None = None,
-                 bias: bool = False) -> None:
+    def __init__(self, vocab_size: int, weight: nn.Parameter, bias: bool = False) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        self.weight: nn.Parameter = weight if weight is not None else embedding.weight  # type: ignore
-        self.bias = nn.Parameter(torch.empty(self.weight.shape[0])) if bias else None
+        self.weight = weight
+        self.bias = nn.Parameter(torch.empty(weight.shape[0])) if bias else None
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """hidden: [..., features]; labels: [...], IGNORED where none -> sum of the losses, fp32 scalar."""
