@@ -1,5 +1,10 @@
 """The table of objectives: `name` in an objective's YAML picks its config class, which builds it."""
 
-from pretraining.objectives.causal_lm import CausalLMConfig
+from typing import Annotated
 
-ObjectiveConfig = CausalLMConfig
+from pydantic import Field
+
+from pretraining.objectives.causal_lm import CausalLMConfig
+from pretraining.objectives.masked_lm import MaskedLMConfig
+
+ObjectiveConfig = Annotated[CausalLMConfig | MaskedLMConfig, Field(discriminator="name")]
