@@ -43,7 +43,7 @@ def pretrain(overrides: list[str]) -> int:
     verdict = Verdict(launch.rank, config.run_dir)
     try:
         inputs = Inputs(config)
-        world = start_world(launch)
+        world = start_world(launch, config.engine.tensor_parallel)
         verdict.run_dir = config.run_dir or broadcast_text(world, default_run_dir(config))
         run(config, inputs, world, Path(verdict.run_dir), stop)
     except InputError as error:
@@ -107,12 +107,11 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     import torch
 
     from pretraining.engines.protocol import LossModule
-    from pretraining.parallel.layers import PlainLayers
     from pretraining.trainer import Trainer
 
     torch.use_deterministic_algorithms(config.train.deterministic)
     objective = config.objective.build(inputs.tokenizer, config.seq_len)
-    model = config.model.build(inputs.vocab_size, PlainLayers())
+    model = config.model.build(inputs.vocab_size, config.engine.make_layers(world))
     flops = model.flops_per_token(config.seq_len)
     model.initialise(config.train.seed)
     module = LossModule(model, objective, config.train.precision)

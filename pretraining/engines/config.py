@@ -9,32 +9,54 @@ from data_pipeline.config import Positive, configclass
 
 @configclass
 class EngineConfig:
-    """torch: one process, or DDP. deepspeed: ZeRO stage 0 to 3."""
+    """torch: one process, or DDP. deepspeed: ZeRO stage 0 to 3, alone or times tensor_parallel. megatron: tensor and
+    sequence parallel, times data parallel. shard_optimizer (torch, megatron): each data-parallel rank keeps the
+    optimizer's state of some of the tensors."""
 
-    name: Literal["torch", "deepspeed"]
+    name: Literal["torch", "deepspeed", "megatron"]
     zero_stage: Literal[0, 1, 2, 3] = 0
     tensor_parallel: Positive = 1
     sequence_parallel: bool = False
+    shard_optimizer: bool = False
 
     def faults(self) -> list[str]:
         faults = []
         if self.zero_stage and self.name != "deepspeed":
             faults.append(f"engine.zero_stage={self.zero_stage} needs engine=deepspeed, not engine={self.name}")
-        if self.tensor_parallel > 1 or self.sequence_parallel:
-            faults.append("engine.tensor_parallel and engine.sequence_parallel are not offered yet: "
-                          "the nearest layout that is proven is engine=deepspeed engine.zero_stage=3")
+        if self.tensor_parallel > 1 and self.name == "torch":
+            faults.append(f"engine.tensor_parallel={self.tensor_parallel} needs engine=megatron, or engine=deepspeed")
+        if self.tensor_parallel not in PROVEN_TENSOR_PARALLEL[self.name]:
+            faults.append(f"engine.tensor_parallel={self.tensor_parallel} is not proven with engine={self.name}; proven "
+                          f"are {', '.join(map(str, PROVEN_TENSOR_PARALLEL[self.name]))}")
+        if self.sequence_parallel and (self.name != "megatron" or self.tensor_parallel == 1):
+            faults.append("engine.sequence_parallel=true needs engine=megatron engine.tensor_parallel=2 or 4")
+        if self.shard_optimizer and self.name == "deepspeed":
+            faults.append("engine.shard_optimizer=true: with engine=deepspeed that is engine.zero_stage=1")
         return faults
 
     def data_parallel(self, world_size: int) -> int:
         """Over how many ranks the global batch is dealt."""
         return world_size // self.tensor_parallel
 
+    def make_layers(self, world: Any) -> Any:
+        """What the model is built from (parallel.layers.Layers)."""
+        if self.tensor_parallel == 1:
+            from pretraining.parallel.layers import PlainLayers
+
+            return PlainLayers()
+        from pretraining.parallel.megatron import MegatronLayers
+
+        return MegatronLayers(world, self.sequence_parallel)
+
     def build(self, *args: Any) -> Any:
         """The engine for (loss module, rule, train config, world); see engines.protocol.Engine."""
-        if self.name == "torch":
-            from pretraining.engines.torch import TorchEngine
+        if self.name == "deepspeed":
+            from pretraining.engines.deepspeed import DeepSpeedEngine
 
-            return TorchEngine(*args)
-        from pretraining.engines.deepspeed import DeepSpeedEngine
+            return DeepSpeedEngine(self, *args)
+        from pretraining.engines.torch import TorchEngine
 
-        return DeepSpeedEngine(self, *args)
+        return TorchEngine(self, *args)
+
+
+PROVEN_TENSOR_PARALLEL = {"torch": (1,), "deepspeed": (1, 2), "megatron": (1, 2, 4)}

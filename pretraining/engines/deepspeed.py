@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pretraining.engines.config import EngineConfig
-from pretraining.engines.protocol import Batch, LossModule, frozen_tensors, trainable
+from pretraining.engines.protocol import Batch, LossModule, Places, frozen_tensors, trainable
 from pretraining.optim.base import Optimizer, Piece, Rule, settings_by_name
 from pretraining.optim.shards import Fragment, Layout
 from pretraining.parallel.launch import World
@@ -37,12 +37,13 @@ class DeepSpeedEngine:
         self.world, self.stage = world, config.zero_stage
         self.module = module.to(world.device)
         self.parameters = trainable(self.module)
-        self.shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}  # ZeRO 3 empties the tensors
+        self.places = Places(self.parameters, world)  # before ZeRO 3 empties the tensors
         self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
         self.engine = _initialize(self.module, self.optimizer, train, world, config)
-        settings = settings_by_name(self.shapes.items(), rule.weight_decay, rule.layer_decay)
-        layout = Layout(tuple(self.shapes), tuple(self.shapes.values()),
-                        data_group=world.data_group if self.stage else None)
+        named_shapes = zip(self.places.names, self.places.shapes, strict=True)
+        settings = settings_by_name(named_shapes, rule.weight_decay, rule.layer_decay)
+        layout = Layout(self.places.names, self.places.shapes, self.places.split,
+                        world.data_group if self.stage else None, world.tensor_group)
         self.optimizer.attach(list(self._pieces(settings)), layout, self._read_gradients)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -69,7 +70,7 @@ class DeepSpeedEngine:
 
     def tensors(self) -> list[tuple[Fragment, Tensor]]:
         weights = [(p.fragment.renamed(f"weights.{p.fragment.name}"), p.value) for p in self.optimizer.pieces]
-        return weights + frozen_tensors(self.module) + self.optimizer.state_tensors()
+        return weights + frozen_tensors(self.module, self.world) + self.optimizer.state_tensors()
 
     @torch.no_grad()
     def after_load(self) -> None:
@@ -84,9 +85,9 @@ class DeepSpeedEngine:
                 zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
     def _pieces(self, settings: dict[str, Any]) -> Iterator[Piece]:
-        numbers = {name: i for i, name in enumerate(self.shapes)}
+        numbers = {name: i for i, name in enumerate(self.places.names)}
         for place in self._places():
-            whole = Fragment.whole(place.name, self.shapes[place.name])
+            whole = self.places.whole(place.name)
             fragment = Fragment(place.name, whole.shape, whole.box, place.start, place.stop)
             value = self._view(self._flat(), fragment, place)
             yield Piece(fragment, value, settings[place.name], numbers[place.name])
@@ -131,6 +132,35 @@ class DeepSpeedEngine:
                 piece.grad = self._view(gradient, piece.fragment, place)
 
 
+class ModelParallelUnit:
+    """The ranks and groups by the names under which DeepSpeed asks for them."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def get_model_parallel_rank(self) -> int:
+        return self.world.tensor_rank
+
+    def get_model_parallel_world_size(self) -> int:
+        return self.world.tensor_size
+
+    def get_model_parallel_group(self) -> Any:
+        return self.world.tensor_group
+
+    def get_data_parallel_rank(self) -> int:
+        return self.world.data_rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self.world.data_size
+
+    def get_data_parallel_group(self) -> Any:
+        return self.world.data_group
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_group = get_model_parallel_group
+
+
 def _zero12_place(name: str, mapping: Any) -> Place:
     partition, tensor = mapping.hp_fragment_address, mapping.lp_fragment_address
     return Place(name, tensor.start, tensor.start + tensor.numel, partition.start)
@@ -138,6 +168,7 @@ def _zero12_place(name: str, mapping: Any) -> Place:
 
 def _initialize(module: LossModule, optimizer: Optimizer, train: Any, world: World, config: EngineConfig) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if world.device.type == "cuda" else "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")  # it asserts one, also where no launcher was there to set it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import deepspeed
@@ -145,7 +176,8 @@ def _initialize(module: LossModule, optimizer: Optimizer, train: Any, world: Wor
     if world.device.type == "cpu":  # else it compiles an extension at the first use
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _require_process_group(world)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, dist_init_required=False,
+    mpu = None if world.tensor_group is None else ModelParallelUnit(world)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, mpu=mpu, dist_init_required=False,
                                       config=_deepspeed_config(train, world, config.zero_stage))
     return engine
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from pretraining.optim.base import Optimizer
 from pretraining.optim.shards import Fragment
+from pretraining.parallel.launch import World
+from pretraining.parallel.layers import box_of
 
 Batch = dict[str, Tensor]
 COMPUTE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,6 +73,28 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {parameter_name(n): p for n, p in module.named_parameters() if p.requires_grad}
 
 
-def frozen_tensors(module: nn.Module) -> list[tuple[Fragment, Tensor]]:
-    return [(Fragment.whole(f"weights.{parameter_name(n)}", tuple(p.shape)), p.data)
-            for n, p in module.named_parameters() if not p.requires_grad]
+class Places:
+    """Where this rank's parameters lie in the whole tensors, those split over tensor-parallel ranks first.
+
+    names, shapes: of the whole tensors, in the order of the Layout; the first `split` are split. To be made before
+    ZeRO 3, which empties the parameters.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], world: World) -> None:
+        found = {name: box_of(p, world.tensor_size, world.tensor_rank) for name, p in parameters.items()}
+        is_split = {name: shape != box.size for name, (shape, box) in found.items()}
+        self.names = tuple(sorted(found, key=lambda name: not is_split[name]))
+        self.split = sum(is_split.values())
+        self.shapes = tuple(found[name][0] for name in self.names)
+        self._found = found
+
+    def whole(self, name: str) -> Fragment:
+        """All that this rank has of the tensor."""
+        shape, box = self._found[name]
+        return Fragment(name, shape, box, 0, box.numel)
+
+
+def frozen_tensors(module: nn.Module, world: World) -> list[tuple[Fragment, Tensor]]:
+    frozen = {parameter_name(n): p for n, p in module.named_parameters() if not p.requires_grad}
+    places = Places(frozen, world)
+    return [(places.whole(name).renamed(f"weights.{name}"), p.data) for name, p in frozen.items()]

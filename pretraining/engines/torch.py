@@ -1,4 +1,8 @@
-"""The reference engine: one process, or torch's DistributedDataParallel."""
+"""The reference engine: one process, or torch's DistributedDataParallel; alone or over tensor-parallel ranks.
+
+With engine.shard_optimizer each data-parallel rank updates whole tensors of its own and sends them to the others
+(Rajbhandari et al. 2020, "ZeRO", stage 1, by tensors): a quarter of the optimizer's state on four ranks.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +10,29 @@ import contextlib
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pretraining.engines.protocol import Batch, LossModule, frozen_tensors, trainable
+from pretraining.engines.config import EngineConfig
+from pretraining.engines.protocol import Batch, LossModule, Places, frozen_tensors, trainable
 from pretraining.optim.base import Optimizer, Piece, Rule, settings_by_name
 from pretraining.optim.shards import Fragment, Layout
 from pretraining.parallel.launch import World
 
 
 class TorchEngine:
-    def __init__(self, module: LossModule, rule: Rule, train: Any, world: World) -> None:
-        self.world = world
+    def __init__(self, config: EngineConfig, module: LossModule, rule: Rule, train: Any, world: World) -> None:
+        self.world, self.rule = world, rule
         self.module = module.to(world.device)
         self.parameters = trainable(self.module)
+        self.places = Places(self.parameters, world)
+        self.owners = self._owners() if config.shard_optimizer and world.data_size > 1 else None
+        self.partial = [p for p in self.parameters.values() if getattr(p, "sequence_parallel", False)]
         self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
-        self.shapes = {n: tuple(p.shape) for n, p in self.parameters.items()}
-        layout = Layout(tuple(self.shapes), tuple(self.shapes.values()))
-        self.optimizer.attach(self._pieces(rule), layout, self._read_gradients)
+        split = self.world.data_group if self.owners else None
+        layout = Layout(self.places.names, self.places.shapes, self.places.split, split, world.tensor_group)
+        self.optimizer.attach(self._pieces(), layout, self._read_gradients)
         self.wrapped = self._wrap(module)
 
     def _wrap(self, module: LossModule) -> Any:
@@ -32,15 +41,28 @@ class TorchEngine:
         return DistributedDataParallel(module, process_group=self.world.data_group, gradient_as_bucket_view=True,
                                        device_ids=[self.world.device] if self.world.device.type == "cuda" else None)
 
-    def _pieces(self, rule: Rule) -> list[Piece]:
-        settings = settings_by_name(self.shapes.items(), rule.weight_decay, rule.layer_decay)
-        return [Piece(Fragment.whole(name, self.shapes[name]), parameter.data, settings[name], number)
-                for number, (name, parameter) in enumerate(self.parameters.items())]
+    def _pieces(self) -> list[Piece]:
+        named_shapes = zip(self.places.names, self.places.shapes, strict=True)
+        settings = settings_by_name(named_shapes, self.rule.weight_decay, self.rule.layer_decay)
+        return [Piece(self.places.whole(name), self.parameters[name].data, settings[name], number)
+                for number, name in enumerate(self.places.names)
+                if self.owners is None or self.owners[name] == self.world.data_rank]
+
+    def _owners(self) -> dict[str, int]:
+        """The data-parallel rank that updates each tensor: the largest first, each to the rank with the least."""
+        load, owners = [0] * self.world.data_size, {}
+        for name in sorted(self.places.names, key=lambda n: -self.parameters[n].numel()):
+            owners[name] = load.index(min(load))
+            load[owners[name]] += self.parameters[name].numel()
+        return owners
 
     def _read_gradients(self) -> None:
-        for piece, (name, parameter) in zip(self.optimizer.pieces, self.parameters.items(), strict=True):
-            assert parameter.grad is not None, f"{name} took no part in the loss"
-            piece.grad = parameter.grad
+        for parameter in self.partial:  # each tensor-parallel rank saw its part of the sequence
+            dist.all_reduce(parameter.grad, group=self.world.tensor_group)
+        for piece in self.optimizer.pieces:
+            gradient = self.parameters[piece.fragment.name].grad
+            assert gradient is not None, f"{piece.fragment.name} took no part in the loss"
+            piece.grad = gradient
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         return self.wrapped(batch)
@@ -55,6 +77,15 @@ class TorchEngine:
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.owners is not None:
+            self._share_updates(self.owners)
+
+    def _share_updates(self, owners: dict[str, int]) -> None:
+        group = self.world.data_group
+        waiting = [dist.broadcast(self.parameters[name].data, dist.get_global_rank(group, owner), group=group,
+                                  async_op=True) for name, owner in owners.items()]
+        for work in waiting:
+            work.wait()
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         self.module.eval()
@@ -64,8 +95,10 @@ class TorchEngine:
         return losses
 
     def tensors(self) -> list[tuple[Fragment, Tensor]]:
-        weights = [(p.fragment.renamed(f"weights.{p.fragment.name}"), p.value) for p in self.optimizer.pieces]
-        return weights + frozen_tensors(self.module) + self.optimizer.state_tensors()
+        weights = [(self.places.whole(n).renamed(f"weights.{n}"), p.data) for n, p in self.parameters.items()]
+        return weights + frozen_tensors(self.module, self.world) + self.optimizer.state_tensors()
 
     def after_load(self) -> None:
         """Nothing is derived: the pieces are the parameters."""
+
+

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from data_pipeline.config import InputError
 from pretraining.models.configs import BertConfig, padded_vocabulary
 from pretraining.models.huggingface import WeightMap, vocabulary
-from pretraining.models.layers import Attention, FeedForward, TokenHead, document_mask, initialise, make_norm
+from pretraining.models.layers import Attention, Dropout, FeedForward, TokenHead, document_mask, initialise, make_norm
 from pretraining.parallel.layers import Layers
 
 SEGMENTS = 2
@@ -29,10 +29,10 @@ class Block(nn.Module):
         size = config.hidden_size
         self.post_norm = config.norm_position == "post"
         self.attention = Attention(layers, size, config.num_heads, dropout=config.dropout)
-        self.attention_norm = make_norm("layernorm", size, config.norm_eps)
+        self.attention_norm = layers.split(make_norm("layernorm", size, config.norm_eps))
         self.mlp = FeedForward(layers, size, config.mlp_size, "gelu")
-        self.mlp_norm = make_norm("layernorm", size, config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.mlp_norm = layers.split(make_norm("layernorm", size, config.norm_eps))
+        self.dropout = Dropout(layers, config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.post_norm:
@@ -45,11 +45,11 @@ class Block(nn.Module):
 class MaskedHead(nn.Module):
     """Losses or logits of the masked positions alone: transform, gelu, norm, then the tied decoder with a bias."""
 
-    def __init__(self, config: BertConfig, vocab_size: int, embedding: Any) -> None:
+    def __init__(self, config: BertConfig, vocab_size: int, layers: Layers, embedding: Any) -> None:
         super().__init__()
         self.transform = nn.Linear(config.hidden_size, config.hidden_size)
         self.norm = make_norm("layernorm", config.hidden_size, config.norm_eps)
-        self.decoder = TokenHead(vocab_size, embedding.weight, bias=True)
+        self.decoder = TokenHead(layers, vocab_size, embedding.weight, bias=True)
 
     def forward(self, hidden: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
         """hidden: [batch, length, hidden]; positions, labels: int [batch, predictions], labels IGNORED where there is
@@ -86,7 +86,7 @@ class BERT(nn.Module):
 
     def __init__(self, config: BertConfig, vocab_size: int, layers: Layers) -> None:
         super().__init__()
-        self.config, self.vocab_size = config, vocab_size
+        self.config, self.vocab_size, self.layers = config, vocab_size, layers
         size = config.hidden_size
         self.token_embedding = layers.embedding(padded_vocabulary(vocab_size), size)
         self.position_embedding = nn.Embedding(config.max_seq_len, size)
@@ -94,8 +94,9 @@ class BERT(nn.Module):
         self.embedding_norm = make_norm("layernorm", size, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layers) for _ in range(config.num_layers))
-        self.final_norm = make_norm("layernorm", size, config.norm_eps) if config.norm_position == "pre" else None
-        self.head = MaskedHead(config, vocab_size, self.token_embedding)
+        norm = make_norm("layernorm", size, config.norm_eps)
+        self.final_norm = layers.split(norm) if config.norm_position == "pre" else None
+        self.head = MaskedHead(config, vocab_size, layers, self.token_embedding)
         self.pair_head = PairHead(size)
 
     def forward(self, tokens: Tensor, segments: Tensor | None = None, positions: Tensor | None = None,
@@ -109,14 +110,14 @@ class BERT(nn.Module):
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         x = self.token_embedding(tokens) + self.position_embedding(positions) + self.segment_embedding(segments)
-        x = self.dropout(self.embedding_norm(x))
+        x = self.layers.enter(self.dropout(self.embedding_norm(x)))
         mask = None if documents is None else document_mask(documents, causal=False)
         for block in self.blocks:
             if self.config.activation_checkpointing and self.training:
                 x = checkpoint(block, x, mask, use_reentrant=False)
             else:
                 x = block(x, mask)
-        return x if self.final_norm is None else self.final_norm(x)
+        return self.layers.leave(x if self.final_norm is None else self.final_norm(x))
 
     def flops_per_token(self, length: int) -> float:
         """Forward and backward of one token: 6 per weight used, and attention's 12 x layers x hidden x length
@@ -135,7 +136,7 @@ class BERT(nn.Module):
     def initialise(self, seed: int) -> None:
         """Normal with standard deviation 0.02, cut at two of them, biases 0 (modeling.py, create_initializer: TF's
         truncated_normal). Padded vocabulary rows are 0."""
-        initialise(self, seed, self._fill)
+        initialise(self, self.layers, seed, self._fill)
 
     def _fill(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
         if tensor.ndim == 1:

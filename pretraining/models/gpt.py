@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from pretraining.models.configs import GPTConfig, padded_vocabulary
 from pretraining.models.layers import (
     Attention,
+    Dropout,
     FeedForward,
     TokenHead,
     document_mask,
@@ -30,12 +31,12 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, layers: Layers) -> None:
         super().__init__()
         size = config.hidden_size
-        self.attention_norm = make_norm(config.norm, size, config.norm_eps, config.bias)
+        self.attention_norm = layers.split(make_norm(config.norm, size, config.norm_eps, config.bias))
         self.attention = Attention(layers, size, config.num_heads, num_kv_heads=config.kv_heads, bias=config.bias,
                                    fused=config.kv_heads == config.num_heads and config.bias, dropout=config.dropout)
-        self.mlp_norm = make_norm(config.norm, size, config.norm_eps, config.bias)
+        self.mlp_norm = layers.split(make_norm(config.norm, size, config.norm_eps, config.bias))
         self.mlp = FeedForward(layers, size, config.mlp_size, config.activation, config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(layers, config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), mask, causal=True, rotary=rotary))
@@ -47,15 +48,16 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig, vocab_size: int, layers: Layers) -> None:
         super().__init__()
-        self.config, self.vocab_size = config, vocab_size
+        self.config, self.vocab_size, self.layers = config, vocab_size, layers
         self.token_embedding = layers.embedding(padded_vocabulary(vocab_size), config.hidden_size)
         if config.positions == "learned":
             self.position_embedding = nn.Embedding(config.max_seq_len, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layers) for _ in range(config.num_layers))
-        self.final_norm = make_norm(config.norm, config.hidden_size, config.norm_eps, config.bias)
+        self.final_norm = layers.split(make_norm(config.norm, config.hidden_size, config.norm_eps, config.bias))
         table: Any = self.token_embedding.weight
-        self.head = TokenHead(vocab_size, table if config.tied_head else nn.Parameter(torch.empty_like(table)))
+        untied = (padded_vocabulary(vocab_size), config.hidden_size)
+        self.head = TokenHead(layers, vocab_size, table if config.tied_head else layers.parameter(untied, 0))
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """positions: [batch, length], within the document (None: 0, 1, ...).
@@ -71,14 +73,14 @@ class GPT(nn.Module):
         else:
             head_dim = self.config.hidden_size // self.config.num_heads
             rotary = rotary_tables(positions, head_dim, self.config.rotary_base)
-        x = self.dropout(x)
+        x = self.layers.enter(self.dropout(x))
         mask = None if documents is None else document_mask(documents, causal=True)
         for block in self.blocks:
             if self.config.activation_checkpointing and self.training:
                 x = checkpoint(block, x, mask, rotary, use_reentrant=False)
             else:
                 x = block(x, mask, rotary)
-        return self.final_norm(x)
+        return self.layers.leave(self.final_norm(x))
 
     def flops_per_token(self, length: int) -> float:
         """Forward and backward of one token: 6 per weight used, and attention's 12 x layers x hidden x length
@@ -99,7 +101,7 @@ class GPT(nn.Module):
     def initialise(self, seed: int) -> None:
         """Normal with standard deviation 0.02, layers that write to the residual stream divided by sqrt(2 x layers)
         (GPT-2, section 2.3; openai/gpt-2, src/model.py: std 0.02, positions 0.01). Padded vocabulary rows are 0."""
-        initialise(self, seed, self._fill)
+        initialise(self, self.layers, seed, self._fill)
 
     def _fill(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
         if tensor.ndim == 1:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretraining.parallel.layers import Layers
+from pretraining.optim.shards import Box
+from pretraining.parallel.layers import Layers, box_of
 
 IGNORED = -100  # a label that takes no part in the loss
 LOGITS_IN_MEMORY = 2**24  # elements of the logits that the loss holds at once (64 MiB in fp32)
@@ -20,6 +23,20 @@ def make_norm(kind: str, size: int, eps: float, bias: bool = True) -> nn.Module:
     if kind == "layernorm":
         return nn.LayerNorm(size, eps=eps, bias=bias)
     return nn.RMSNorm(size, eps=eps)
+
+
+class Dropout(nn.Module):
+    """Between Layers.enter and leave: of activations that may be split along the sequence."""
+
+    def __init__(self, layers: Layers, rate: float) -> None:
+        super().__init__()
+        self.layers, self.rate = layers, rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        with self.layers.split_random(sequence_only=True):
+            return F.dropout(x, self.rate)
 
 
 class Attention(nn.Module):
@@ -32,6 +49,7 @@ class Attention(nn.Module):
     def __init__(self, layers: Layers, hidden: int, num_heads: int, *, num_kv_heads: int | None = None,
                  bias: bool = True, fused: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
+        self.layers = layers
         self.head_dim = hidden // num_heads
         self.groups = num_heads // (num_kv_heads or num_heads)
         self.dropout = dropout
@@ -51,9 +69,10 @@ class Attention(nn.Module):
         query, key, value = self._project(x)
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=causal and mask is None,
-            dropout_p=self.dropout if self.training else 0.0, enable_gqa=self.groups > 1)
+        dropout = self.dropout if self.training else 0.0
+        with self.layers.split_random() if dropout else contextlib.nullcontext():
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal and mask is None,
+                                                   dropout_p=dropout, enable_gqa=self.groups > 1)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,21 +137,38 @@ def document_mask(documents: Tensor, *, causal: bool) -> Tensor:
 
 
 class TokenHead(nn.Module):
-    """Projects hidden states to the vocabulary; padded entries take no part in softmax or logits."""
+    """Projects hidden states to the vocabulary; padded entries take no part in softmax or logits.
 
-    def __init__(self, vocab_size: int, weight: nn.Parameter, bias: bool = False) -> None:
+    weight: [padded vocabulary, features], or this rank's rows of it.
+    """
+
+    def __init__(self, layers: Layers, vocab_size: int, weight: nn.Parameter, bias: bool = False) -> None:
         super().__init__()
-        self.vocab_size = vocab_size
+        self.layers, self.vocab_size = layers, vocab_size
         self.weight = weight
-        self.bias = nn.Parameter(torch.empty(weight.shape[0])) if bias else None
+        self.bias = layers.parameter((weight.shape[0] * layers.size,), 0) if bias else None
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """hidden: [..., features]; labels: [...], IGNORED where none -> sum of the losses, fp32 scalar."""
-        hidden, labels = hidden.flatten(0, -2), labels.flatten()
-        return _VocabularyLoss.apply(hidden, self.weight, self.bias, labels, self.vocab_size)
+        rows = Rows(self.vocab_size, self.layers.rank * self.weight.shape[0], self.layers.group)
+        return _VocabularyLoss.apply(hidden.flatten(0, -2), self.weight, self.bias, labels.flatten(), rows)
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """-> [..., vocabulary]; of whole weights only."""
         return F.linear(hidden, self.weight, self.bias)[..., : self.vocab_size]
+
+
+class Rows(NamedTuple):
+    """Which rows of the vocabulary a rank has: those from `first`; the rest is with the others of `group`."""
+
+    vocab_size: int
+    first: int = 0
+    group: Any = None
+
+    def reduce(self, x: Tensor, maximum: bool = False) -> Tensor:
+        if self.group is not None:
+            dist.all_reduce(x, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self.group)
+        return x
 
 
 class _VocabularyLoss(torch.autograd.Function):
@@ -143,56 +179,65 @@ class _VocabularyLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor,
-                vocab_size: int) -> Tensor:
-        kind = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) \
-            else hidden.dtype
-        with torch.autocast(hidden.device.type, enabled=False):
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, rows: Rows) -> Tensor:
+        device = hidden.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        with torch.autocast(device, enabled=False):
             x, w = hidden.to(kind), weight.to(kind)
             loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-            grad_hidden = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-            grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-            grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-            rows = max(1, LOGITS_IN_MEMORY // weight.shape[0])
-            for first in range(0, len(x), rows):
-                part = slice(first, first + rows)
+            grads = [torch.zeros_like(t) if t is not None and need else None
+                     for t, need in zip((x, weight, bias), ctx.needs_input_grad, strict=False)]
+            size = max(1, LOGITS_IN_MEMORY // weight.shape[0])
+            for first in range(0, len(x), size):
+                part = slice(first, first + size)
                 logits = x[part] @ w.T if bias is None else x[part] @ w.T + bias
-                chunk_loss, grad = _chunk_loss(logits, labels[part], vocab_size)
+                chunk_loss, grad = _chunk_loss(logits.float(), labels[part], rows)
                 loss += chunk_loss
-                if grad_bias is not None:
-                    grad_bias += grad.sum(0)
-                grad = grad.to(kind)
-                if grad_hidden is not None:
-                    torch.mm(grad, w, out=grad_hidden[part])
-                if grad_weight is not None:
-                    grad_weight += grad.T @ x[part]
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+                _add_gradients(grads, grad, x, w, part)
+        if grads[0] is not None:
+            rows.reduce(grads[0])
+        ctx.save_for_backward(*grads)
         ctx.kinds = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         scale = grads[0]
-        hidden, weight, bias = (None if g is None else (g * scale).to(kind)
-                                for g, kind in zip(ctx.saved_tensors, ctx.kinds, strict=True))
-        return hidden, weight, bias, None, None
+        return *(None if g is None else (g * scale).to(kind)
+                 for g, kind in zip(ctx.saved_tensors, ctx.kinds, strict=True)), None, None
 
 
-def _chunk_loss(logits: Tensor, labels: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """logits: [n, padded vocabulary] -> (sum of the losses, its gradient by the logits), both fp32."""
-    logits = logits.float()
-    logits[:, vocab_size:] = float("-inf")
+def _add_gradients(grads: list[Tensor | None], grad: Tensor, x: Tensor, w: Tensor, part: slice) -> None:
+    """grad: fp32 [n, vocabulary], by the logits of x[part]."""
+    hidden, weight, bias = grads
+    if bias is not None:
+        bias += grad.sum(0)
+    grad = grad.to(x.dtype)
+    if hidden is not None:
+        torch.mm(grad, w, out=hidden[part])
+    if weight is not None:
+        weight += grad.T @ x[part]
+
+
+def _chunk_loss(logits: Tensor, labels: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    """logits: fp32 [n, rows] -> (sum of the losses, its gradient by the logits), both fp32."""
+    logits[:, max(0, rows.vocab_size - rows.first) :] = float("-inf")
     counted = labels != IGNORED
-    target = labels.clamp(min=0)[:, None]
-    log_total = logits.logsumexp(-1, keepdim=True)
-    losses = (log_total - logits.gather(1, target))[:, 0]
-    grad = logits.sub_(log_total).exp_()
-    grad.scatter_add_(1, target, torch.full_like(grad[:, :1], -1.0))
+    target = labels.clamp(min=0)[:, None] - rows.first
+    here = (target >= 0) & (target < logits.shape[1])
+    target = target.masked_fill(~here, 0)
+    largest = rows.reduce(logits.amax(-1, keepdim=True), maximum=True)
+    chosen = rows.reduce((logits.gather(1, target) - largest).masked_fill(~here, 0.0))
+    grad = logits.sub_(largest).exp_()
+    total = rows.reduce(grad.sum(-1, keepdim=True))
+    losses = (total.log() - chosen)[:, 0]
+    grad.div_(total).scatter_add_(1, target, -here.float())
     return (losses * counted).sum(), grad.mul_(counted[:, None])
 
 
-def initialise(model: nn.Module, seed: int, rule: Callable[[str, Tensor, torch.Generator], None]) -> None:
-    """Fills every parameter by `rule(name, tensor, generator)`.
+def initialise(model: nn.Module, layers: Layers, seed: int,
+               rule: Callable[[str, Tensor, torch.Generator], None]) -> None:
+    """Fills every parameter by `rule(name, whole tensor, generator)`.
 
     Each has a generator of its own, keyed by seed and name: weights depend neither on the order in which
     modules were built nor on how they are sharded.
@@ -201,4 +246,7 @@ def initialise(model: nn.Module, seed: int, rule: Callable[[str, Tensor, torch.G
         for name, parameter in model.named_parameters():
             digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") % 2**63)
-            rule(name, parameter, generator)
+            shape, box = box_of(parameter, layers.size, layers.rank)
+            whole = torch.empty(shape)
+            rule(name, whole, generator)
+            parameter.copy_(whole[box.slices_of(Box((0,) * len(shape), shape))])

@@ -45,12 +45,12 @@ class _Collective(Function):
     backward_of: Any
 
     @classmethod
-    def forward(cls, ctx: Any, x: Tensor, group: Any) -> Tensor:  # type: ignore[override]
+    def forward(cls, ctx: Any, x: Tensor, group: Any) -> Tensor:
         ctx.group = group
         return cls.forward_of(x, group)
 
     @classmethod
-    def backward(cls, ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(cls, ctx: Any, grad: Tensor) -> Any:
         return cls.backward_of(grad, ctx.group), None
 
 

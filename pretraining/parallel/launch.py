@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,17 +25,20 @@ class Launch:
 class World:
     """Ranks and groups of a running job.
 
-    Micro-batches are dealt over the data-parallel ranks. `host_group` (gloo) reduces numbers that live on the
-    host, without touching the device.
+    Micro-batches are dealt over the data-parallel ranks; the tensor-parallel ranks of one of them share its work.
+    `host_group` (gloo, all ranks) reduces numbers that live on the host, without touching the device.
     """
 
     rank: int
     size: int
     device: Any
-    data_rank: int
-    data_size: int
+    data_rank: int = 0
+    data_size: int = 1
+    tensor_rank: int = 0
+    tensor_size: int = 1
     host_group: Any = None
     data_group: Any = None
+    tensor_group: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -55,8 +59,11 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     return launch
 
 
-def start_world(launch: Launch, timeout_seconds: float = 1800) -> World:
-    """Joins the process groups of a job (NCCL on GPUs, gloo on CPUs); a job of one process has none."""
+def start_world(launch: Launch, tensor_parallel: int = 1, timeout_seconds: float = 1800) -> World:
+    """Joins the process groups of a job (NCCL on GPUs, gloo on CPUs); a job of one process has none.
+
+    Neighbouring ranks share a tensor-parallel group: they are on one node.
+    """
     import torch
     import torch.distributed as dist
 
@@ -65,12 +72,30 @@ def start_world(launch: Launch, timeout_seconds: float = 1800) -> World:
     if cuda:
         torch.cuda.set_device(device)
     if launch.size == 1:
-        return World(0, 1, device, 0, 1)
+        return World(0, 1, device)
     _thread_budget(launch)
-    dist.init_process_group("nccl" if cuda else "gloo", rank=launch.rank, world_size=launch.size,
-                            timeout=timedelta(seconds=timeout_seconds))
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo", rank=launch.rank, world_size=launch.size,
+                                timeout=timedelta(seconds=timeout_seconds))
     host_group = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
-    return World(launch.rank, launch.size, device, launch.rank, launch.size, host_group, dist.group.WORLD)
+    data_size = launch.size // tensor_parallel
+    data_rank, tensor_rank = divmod(launch.rank, tensor_parallel)
+    data_group, tensor_group = dist.group.WORLD, None
+    if tensor_parallel > 1:
+        data_group, tensor_group = _megatron_groups(tensor_parallel)
+    return World(launch.rank, launch.size, device, data_rank, data_size, tensor_rank, tensor_parallel, host_group,
+                 data_group if data_size > 1 else None, tensor_group)
+
+
+def _megatron_groups(tensor_parallel: int) -> tuple[Any, Any]:
+    """-> (data-parallel group, tensor-parallel group), by megatron-core."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from megatron.core import parallel_state
+    if parallel_state.is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(tensor_parallel)
+    return parallel_state.get_data_parallel_group(), parallel_state.get_tensor_model_parallel_group()
 
 
 def stop_world(world: World) -> None:
@@ -81,7 +106,10 @@ def stop_world(world: World) -> None:
 
 
 def host_sum(world: World, values: list[float]) -> list[float]:
-    """Sums numbers that live on the host over all data-parallel ranks."""
+    """Sums numbers that live on the host over the data-parallel ranks, in a collective of all ranks.
+
+    Tensor-parallel ranks hold the same numbers; what only one of them knows (a signal, a fault) counts a fraction.
+    """
     if world.host_group is None:
         return values
     import torch
@@ -89,7 +117,7 @@ def host_sum(world: World, values: list[float]) -> list[float]:
 
     vector = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(vector, group=world.host_group)
-    return vector.tolist()
+    return (vector / world.tensor_size).tolist()
 
 
 def broadcast_text(world: World, text: str) -> str:

@@ -6,28 +6,60 @@ whether they are sharded. Same names and, for one seed, same initial weights at 
 
 from __future__ import annotations
 
-from typing import Protocol
+import contextlib
+from typing import Any, Protocol
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
+
+from pretraining.optim.shards import Box
 
 
 class Layers(Protocol):
-    size: int  # ranks that share each layer
+    """What lies between `enter` and `leave` may be split along the sequence (sequence parallelism)."""
 
-    def column(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module: ...
+    size: int  # ranks that share each layer, and which of them this is
+    rank: int
+    group: Any
 
-    def row(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module: ...
+    def column(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
+        """Linear; each rank makes its part of the output features, whole heads first to last."""
+        ...
 
-    def embedding(self, num_embeddings: int, features: int) -> nn.Module: ...
+    def row(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
+        """Linear of features that a column layer made; its output is whole."""
+        ...
 
-    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor: ...
+    def embedding(self, num_embeddings: int, features: int) -> nn.Module:
+        """A table whose rows are split."""
+        ...
+
+    def parameter(self, shape: tuple[int, ...], dim: int) -> nn.Parameter:
+        """A parameter split along `dim`."""
+        ...
+
+    def enter(self, x: Tensor) -> Tensor:
+        """x: [batch, length, hidden], before the first block."""
+        ...
+
+    def leave(self, x: Tensor) -> Tensor:
+        """After the last block: what follows is computed by every rank alike."""
+        ...
+
+    def split(self, module: nn.Module) -> nn.Module:
+        """Tells that `module`, a norm say, is used between `enter` and `leave` with weights that every rank has."""
+        ...
+
+    def split_random(self, sequence_only: bool = False) -> contextlib.AbstractContextManager:
+        """Where each rank draws random numbers of its own: activations are split by features, or (sequence_only)
+        where they are split along the sequence."""
+        ...
 
 
 class PlainLayers:
-    """torch alone. Weights are left empty: a model initialises all of them by name (see layers.initialise)."""
+    """torch alone. Weights are left empty: a model initialises all of them by name (models.layers.initialise)."""
 
-    size = 1
+    size, rank, group = 1, 0, None
 
     def column(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
         return nn.utils.skip_init(nn.Linear, in_features, out_features, bias=bias)
@@ -38,8 +70,27 @@ class PlainLayers:
     def embedding(self, num_embeddings: int, features: int) -> nn.Module:
         return nn.utils.skip_init(nn.Embedding, num_embeddings, features)
 
-    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """logits: fp32 [n, vocabulary]; labels: [n] -> loss of each, [n]."""
-        return F.cross_entropy(logits, labels, reduction="none")
+    def parameter(self, shape: tuple[int, ...], dim: int) -> nn.Parameter:
+        return nn.Parameter(torch.empty(shape))
+
+    def enter(self, x: Tensor) -> Tensor:
+        return x
+
+    def leave(self, x: Tensor) -> Tensor:
+        return x
+
+    def split(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def split_random(self, sequence_only: bool = False) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
 
 
+def box_of(parameter: Any, size: int, rank: int) -> tuple[tuple[int, ...], Box]:
+    """-> (global shape, the box of it that this rank's `parameter` is), for layers shared by `size` ranks."""
+    shape, offset = list(parameter.shape), [0] * parameter.ndim
+    if getattr(parameter, "tensor_model_parallel", False):
+        dim = parameter.partition_dim
+        offset[dim] = rank * shape[dim]
+        shape[dim] *= size
+    return tuple(shape), Box(tuple(offset), tuple(parameter.shape))

@@ -27,7 +27,7 @@ with warnings.catch_warnings():
 class _Column(ColumnParallelLinear):
     get_extra_state = nn.Module.get_extra_state  # keys as nn.Linear's
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         enter = Gather if self.sequence_parallel else Copy
         return F.linear(enter.apply(x, self.tp_group), self.weight, self.bias)
 
@@ -35,14 +35,14 @@ class _Column(ColumnParallelLinear):
 class _Row(RowParallelLinear):
     get_extra_state = nn.Module.get_extra_state
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         leave = ReduceScatter if self.sequence_parallel else Reduce
         out = leave.apply(F.linear(x, self.weight), self.tp_group)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
 class _Embedding(VocabParallelEmbedding):
-    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, tokens: Tensor) -> Tensor:
         here = (tokens >= self.vocab_start_index) & (tokens < self.vocab_end_index)
         local = (tokens - self.vocab_start_index).masked_fill(~here, 0)
         return Reduce.apply(F.embedding(local, self.weight) * here[..., None], self.tp_group)

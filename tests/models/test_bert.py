@@ -103,7 +103,7 @@ def test_masked_positions_only_equal_all_positions():
 def test_chunked_loss_with_a_bias_is_exact(monkeypatch, rows):
     """Against float64 cross-entropy over all logits, in value and gradients, whatever the chunk."""
     monkeypatch.setattr(model_layers, "LOGITS_IN_MEMORY", rows * 128)
-    head = TokenHead(100, torch.nn.Parameter(torch.randn(128, 16)), bias=True)
+    head = TokenHead(PlainLayers(), 100, torch.nn.Parameter(torch.randn(128, 16)), bias=True)
     torch.nn.init.normal_(head.bias)
     hidden, labels = torch.randn(3, 11, 16, requires_grad=True), torch.randint(0, 100, (3, 11))
     labels[0, :4] = IGNORED

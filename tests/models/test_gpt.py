@@ -81,7 +81,7 @@ def test_chunked_loss_is_exact(monkeypatch, rows):
     weight = torch.nn.Parameter(torch.randn(128, 16))
     labels = torch.randint(0, 100, (3, 11))
     labels[0, :4] = IGNORED
-    loss = TokenHead(100, weight)(hidden, labels)
+    loss = TokenHead(PlainLayers(), 100, weight)(hidden, labels)
     loss.backward()
     exact_hidden, exact_weight = (t.detach().double().requires_grad_() for t in (hidden, weight))
     logits = (exact_hidden @ exact_weight.T)[..., :100]
