@@ -33,7 +33,7 @@ def random_resized_crop(image: Image.Image, size: int, scale: Sequence[float], r
     (Szegedy et al. 2014, "Going deeper with convolutions", section 6). Where none fits, the largest in the middle."""
     width, height = image.size
     for _ in range(_CROP_ATTEMPTS):
-        area = rng.uniform(*scale) * width * height
+        area = rng.uniform(scale[0], scale[1]) * width * height
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
@@ -128,8 +128,9 @@ def cutmix(first: Pixels, second: Pixels, weight: float, rng: np.random.Generato
     _, height, width = first.shape
     side = math.sqrt(1.0 - weight)
     x, y = int(rng.integers(width)), int(rng.integers(height))
-    left, right = (int(np.clip(x + d * int(width * side) // 2, 0, width)) for d in (-1, 1))
-    top, bottom = (int(np.clip(y + d * int(height * side) // 2, 0, height)) for d in (-1, 1))
+    half_width, half_height = int(width * side) // 2, int(height * side) // 2
+    left, right = max(x - half_width, 0), min(x + half_width, width)
+    top, bottom = max(y - half_height, 0), min(y + half_height, height)
     mixed = first.copy()
     mixed[:, top:bottom, left:right] = second[:, top:bottom, left:right]
     return mixed, 1.0 - (right - left) * (bottom - top) / (width * height)

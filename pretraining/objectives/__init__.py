@@ -1,5 +1,12 @@
 """The table of objectives: `name` in an objective's YAML picks its config class, which builds it."""
 
-from pretraining.objectives.causal_lm import CausalLMConfig
+from typing import Annotated
 
-ObjectiveConfig = CausalLMConfig
+from pydantic import Field
+
+from pretraining.objectives.causal_lm import CausalLMConfig
+from pretraining.objectives.image_classification import ImageClassificationConfig
+from pretraining.objectives.masked_image import MaskedImageConfig
+
+ObjectiveConfig = Annotated[CausalLMConfig | ImageClassificationConfig | MaskedImageConfig,
+                            Field(discriminator="name")]
