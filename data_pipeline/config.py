@@ -187,11 +187,10 @@ def _describe(error: Any, values: Any) -> tuple[str, str]:
     """A pydantic error as (key, message); its location also names the branch taken in a union: left out."""
     path, node = [], values
     for part in error["loc"]:
-        if (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int)):
-            node = node[part]
-        elif part != error["loc"][-1]:
-            continue
-        path.append(str(part))
+        missing = error["type"] == "missing" and part == error["loc"][-1]
+        if isinstance(node, dict) and isinstance(part, str) and (part in node or missing):
+            path.append(part)
+            node = node.get(part)
     message = error["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
     return ".".join(path), message + shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,8 @@ def start_wandb(config: Any, run_dir: Path, settings: Line) -> Any:
     """A W&B run, or None where disabled. The id is kept in run.json, so that a resume continues the same run."""
     if config.wandb == "disabled":
         return None
-    import wandb
-
     values = read_json(run_dir / "run.json")
-    values.setdefault("wandb_id", wandb.util.generate_id())
+    values.setdefault("wandb_id", secrets.token_hex(4))
     write_text(run_dir / "run.json", json.dumps(values))
     options = {"project": config.project, "name": config.run_name or run_dir.name, "tags": config.tags or None,
                "dir": str(run_dir), "id": values["wandb_id"], "resume": "allow", "config": settings}

@@ -1,0 +1,24 @@
+"""One small prepared corpus for all tests: real text, the sources of a few modules of the Python library."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import prepare
+
+MODULES = ("argparse", "ast", "bdb", "calendar", "cgi", "configparser", "copy", "csv", "dataclasses", "datetime",
+           "difflib", "enum", "fractions", "ftplib", "functools", "heapq", "inspect", "ipaddress", "locale", "mailbox")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that pretrain-data wrote: small blocks and shards, so that a window has several of them."""
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    files = [str(stdlib / f"{m}.py") for m in MODULES if (stdlib / f"{m}.py").exists()]
+    output = tmp_path_factory.mktemp("corpus") / "data"
+    assert prepare(f"corpus.inputs=[{','.join(files)}]", f"output={output}", "tokenizer.vocab_size=512",
+                   "valid_fraction=0.1", "num_workers=1", "block_tokens=8192", "shard_bytes=131072") == 0
+    return output

@@ -1,0 +1,73 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from data_pipeline.config import InputError
+from data_pipeline.loader import Fault, Share, load, micro_batches, sample_hash
+from data_pipeline.shards import ShardReader, load_manifest
+from data_pipeline.stream import Position, Stream
+from data_pipeline.tokenizer import Tokenizer
+from pretraining.objectives.causal_lm import CausalLMConfig
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def maker(corpus):
+    return CausalLMConfig("causal_lm").build(Tokenizer.load(corpus / "tokenizer"), 32)
+
+
+def stream(corpus, maker):
+    return Stream(ShardReader(load_manifest(corpus), "train"), maker.packing(), 1, window_blocks=2)
+
+
+def batches(corpus, maker, ranks, micro, workers=1, position=None, steps=STEPS):
+    """[{sample contents}] and [hash] of each global batch, and the position after the last."""
+    contents, hashes = [[] for _ in range(steps)], [0] * steps
+    for rank, worker in itertools.product(range(ranks), range(workers)):
+        share = Share(12, micro, rank, ranks)
+        feed = micro_batches(stream(corpus, maker), maker, share, position or Position(), worker, workers)
+        turns = [turn for turn in range(steps * share.micro_batches) if turn % workers == worker]
+        for turn, (batch, after) in zip(turns, feed, strict=False):
+            step = turn // share.micro_batches
+            contents[step] += [row.tobytes() for row in batch.arrays["tokens"]]
+            hashes[step] = (hashes[step] + batch.content_hash) % 2**64
+    return [sorted(c) for c in contents], hashes, after
+
+
+@pytest.mark.parametrize("ranks, micro, workers", [(1, 4, 1), (1, 1, 3), (2, 3, 1), (3, 2, 2), (4, 3, 1), (6, 1, 2)])
+def test_a_global_batch_is_the_same_in_any_layout(corpus, maker, ranks, micro, workers):
+    assert batches(corpus, maker, ranks, micro, workers)[:2] == batches(corpus, maker, 1, 12)[:2]
+
+
+def test_resume_continues_exactly(corpus, maker):
+    contents, hashes, _ = batches(corpus, maker, 1, 12)
+    _, _, position = batches(corpus, maker, 1, 12, steps=4)
+    assert batches(corpus, maker, 2, 3, position=position, steps=2)[:2] == (contents[4:], hashes[4:])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loading_in_processes_gives_the_same(corpus, maker, workers):
+    feed = load(stream(corpus, maker), maker, Share(12, 3), Position(), workers)
+    plain = micro_batches(stream(corpus, maker), maker, Share(12, 3), Position())
+    for (batch, after), (expected, position) in itertools.islice(zip(feed, plain, strict=False), 9):
+        assert after == position and batch.content_hash == expected.content_hash
+        assert np.array_equal(batch.arrays["labels"].numpy(), expected.arrays["labels"])
+
+
+def test_a_fault_in_a_worker_arrives_as_an_item(corpus, maker):
+    class Broken(type(maker)):
+        def corrupt(self, pieces, rng):
+            raise InputError("shard 3 is damaged")
+
+    broken = Broken(maker.config, Tokenizer.load(corpus / "tokenizer"), 32)
+    item, _ = next(load(stream(corpus, broken), broken, Share(4, 4), Position(), 1))
+    assert item == Fault("shard 3 is damaged")
+
+
+def test_the_hash_sees_every_value():
+    sample = {"tokens": np.array([1, 2, 3]), "labels": np.array([2, 3, 4])}
+    changed = {"tokens": np.array([1, 2, 3]), "labels": np.array([2, 3, 5])}
+    swapped = {"tokens": sample["labels"], "labels": sample["tokens"]}
+    assert len({sample_hash(s) for s in (sample, changed, swapped)}) == 3

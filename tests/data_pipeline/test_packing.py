@@ -1,0 +1,34 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from data_pipeline.packing import Concatenation, Piece
+
+
+def test_worked_example():
+    """Documents of 3 and 4 tokens, framed 5 and 6, cut every 4 tokens with one shared token."""
+    plan = Concatenation(5, 4, before=(1,), after=(2,)).plan(np.array([3, 4]))
+    assert plan.num_sequences == 3
+    assert plan.pieces(0) == [Piece(0, 0, 5)]
+    assert plan.pieces(1) == [Piece(0, 4, 5), Piece(1, 0, 4)]
+    assert plan.pieces(2) == [Piece(1, 3, 6)]
+
+
+@pytest.mark.parametrize("stride", [1, 3, 8, 64])
+def test_every_token_is_predicted_exactly_once(stride):
+    lengths = np.array([1, 7, 2, 30, 5, 1])
+    plan = Concatenation(stride + 1, stride, before=(0,), after=(0,)).plan(lengths)
+    predicted = []
+    for sequence in range(plan.num_sequences):
+        places = [(p.document, t) for p in plan.pieces(sequence) for t in range(p.start, p.stop)]
+        predicted += places[1:]
+    everything = [(d, t) for d, n in enumerate(lengths) for t in range(n + 2)]
+    assert predicted == everything[1:]
+
+
+def test_cut_frames_the_document():
+    document = SimpleNamespace(tokens=np.array([7, 8, 9], np.uint16))
+    packing = Concatenation(5, 4, before=(1,), after=(2,))
+    assert packing.cut(document, Piece(0, 0, 5)).tolist() == [1, 7, 8, 9, 2]
+    assert packing.cut(document, Piece(0, 3, 5)).tolist() == [9, 2]

@@ -1,0 +1,88 @@
+"""Every engine against one process: same samples, same losses, same weights; and resuming, bit for bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretraining.checkpoint import load_tensors, newest_checkpoint
+from pretraining.optim.shards import Fragment
+from tests.helpers import TINY, metrics, run_world, train_alone, train_in_world
+
+LAYOUTS = {"ddp": [], **{f"zero{s}": ["engine=deepspeed", f"engine.zero_stage={s}"] for s in range(4)}}
+STEPS = 6
+
+
+def overrides(corpus, run_dir, *more):
+    return [*TINY, f"data.path={corpus}", f"run_dir={run_dir}", f"train.steps={STEPS}", "model.dropout=0.0",
+            "scheduler=constant", "train.grad_clip=0.5", *more]
+
+
+def run_all(world, corpus, folder):
+    """All layouts one after another in the same ranks: importing and starting DeepSpeed takes its time."""
+    for name, layout in LAYOUTS.items():
+        train_in_world(world, *overrides(corpus, folder / name, *layout))
+        train_in_world(world, *overrides(corpus, folder / f"{name}-half", *layout, "train.steps=3"))
+        train_in_world(world, *overrides(corpus, folder / f"{name}-half", *layout))
+    train_in_world(world, *overrides(corpus, folder / "zero2-bf16", *LAYOUTS["zero2"], "train.precision=bf16"))
+    train_in_world(world, *overrides(corpus, folder / "zero3-fp16", *LAYOUTS["zero3"], "train.precision=fp16"))
+
+
+@pytest.fixture(scope="module")
+def runs(corpus, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("engines")
+    train_alone(*overrides(corpus, folder / "one"))
+    for precision in ("bf16", "fp16"):
+        train_alone(*overrides(corpus, folder / f"one-{precision}", f"train.precision={precision}"))
+    run_world(2, run_all, corpus, folder)
+    return folder
+
+
+def weights(run_dir):
+    checkpoint = newest_checkpoint(run_dir / "checkpoints")
+    shapes = {n: tuple(e["shape"]) for n, e in checkpoint.manifest["tensors"].items()}
+    tensors = {n: torch.zeros(s) for n, s in shapes.items()}
+    load_tensors(checkpoint, [(Fragment.whole(n, shapes[n]), t) for n, t in tensors.items()])
+    return tensors
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_equals_one_process(runs, layout):
+    one, other = metrics(runs / "one"), metrics(runs / layout)
+    assert len(other) == STEPS
+    for step, line in other.items():
+        assert line["batch_hash"] == one[step]["batch_hash"]
+        assert (line["samples"], line["tokens"], line["lr"]) == tuple(one[step][k] for k in ("samples", "tokens", "lr"))
+        assert abs(line["loss"] - one[step]["loss"]) < 2e-6
+        assert abs(line["grad_norm"] - one[step]["grad_norm"]) < 2e-5
+    expected = weights(runs / "one")
+    for name, tensor in weights(runs / layout).items():
+        assert (tensor - expected[name]).norm() <= 1e-4 * expected[name].norm() + 1e-9, name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(runs, layout):
+    whole, resumed = metrics(runs / layout), metrics(runs / f"{layout}-half")
+    assert [resumed[s]["loss"] for s in resumed] == [whole[s]["loss"] for s in whole]
+    expected = weights(runs / layout)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(runs / f"{layout}-half").items())
+
+
+@pytest.mark.parametrize("layout, precision", [("zero2", "bf16"), ("zero3", "fp16")])
+def test_low_precision_is_the_same_in_every_engine(runs, layout, precision):
+    one, other = metrics(runs / f"one-{precision}"), metrics(runs / f"{layout}-{precision}")
+    full = metrics(runs / "one")
+    for step in one:
+        assert abs(one[step]["loss"] - other[step]["loss"]) < 1e-3
+        assert abs(one[step]["loss"] - full[step]["loss"]) < 0.05
+    assert any(one[step]["loss"] != full[step]["loss"] for step in one)
+
+
+def test_two_runs_of_different_layouts_share_a_checkpoint(runs, corpus, tmp_path):
+    """Written by ZeRO 3 on two ranks, continued by one process."""
+    source = newest_checkpoint(runs / "zero3" / "checkpoints").folder
+    train_alone(*overrides(corpus, tmp_path / "r", f"train.resume={source}", "train.steps=8"))
+    train_alone(*overrides(corpus, tmp_path / "whole", "train.steps=8"))
+    whole, resumed = metrics(tmp_path / "whole"), metrics(tmp_path / "r")
+    assert sorted(resumed) == [7, 8]
+    assert all(abs(resumed[s]["loss"] - whole[s]["loss"]) < 1e-5 for s in resumed)

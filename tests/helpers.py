@@ -1,0 +1,114 @@
+"""What tests share: running commands, worlds of gloo ranks, reading metrics."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+TINY = ("model=gpt_debug", "model.num_layers=2", "model.hidden_size=32", "model.num_heads=2", "model.max_seq_len=32",
+        "train.global_batch_size=8", "train.micro_batch_size=2", "train.log_every=1", "train.eval_every=0",
+        "train.checkpoint_every=0", "scheduler.warmup_steps=2", "optimizer.eps=1e-6", "tracking.wandb=disabled",
+        "data.num_workers=0")
+
+
+def prepare(*overrides: str) -> int:
+    """pretrain-data within this process -> exit code."""
+    return command("data_pipeline.prepare", *overrides)
+
+
+def command(module: str, *overrides: str) -> int:
+    """A command's main() within this process -> exit code."""
+    import importlib
+    from unittest import mock
+
+    with mock.patch.object(sys, "argv", [module, *overrides]):
+        return importlib.import_module(module).main()
+
+
+def run_process(*command_line: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command as a user starts it."""
+    return subprocess.run(command_line, capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+
+
+def pretrain_process(*overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run_process(sys.executable, "-m", "pretraining.train", *overrides, **environment)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def run_world(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """function(world, *arguments) on `size` gloo ranks, one process each -> their results, by rank."""
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    port = free_port()
+    ranks = [context.Process(target=_rank, args=(rank, size, port, queue, function, arguments)) for rank in range(size)]
+    for process in ranks:
+        process.start()
+    results: dict[int, Any] = {}
+    for _ in ranks:
+        rank, value, error = queue.get(timeout=240)
+        if error:
+            for process in ranks:
+                process.kill()
+            raise AssertionError(f"rank {rank} failed:\n{error}")
+        results[rank] = value
+    for process in ranks:
+        process.join()
+    return [results[rank] for rank in range(size)]
+
+
+def _rank(rank: int, size: int, port: int, queue: Any, function: Callable[..., Any], arguments: Any) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=str(port))
+    from pretraining.parallel.launch import read_launch, start_world, stop_world
+
+    try:
+        world = start_world(read_launch())
+        value = function(world, *arguments)
+        stop_world(world)
+        queue.put((rank, value, None))
+    except BaseException:
+        queue.put((rank, None, traceback.format_exc()))
+
+
+def train_in_world(world: Any, *overrides: str) -> int:
+    """`pretrain` on the ranks of a world that stands already (several runs may follow one another)."""
+    from pretraining.config import load_config
+    from pretraining.faults import StopRequest
+    from pretraining.train import Inputs, _run
+
+    config = load_config(list(overrides))
+    return _run(config, Inputs(config), world, StopRequest())
+
+
+def train_alone(*overrides: str) -> int:
+    from pretraining.parallel.launch import Launch, start_world
+
+    return train_in_world(start_world(Launch()), *overrides)
+
+
+def metrics(run_dir: Path | str) -> dict[int, dict[str, Any]]:
+    """The training lines, by step."""
+    lines = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines if "loss" in line}
+
+
+def valid_losses(run_dir: Path | str) -> dict[int, float]:
+    lines = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["valid_loss"] for line in lines if "valid_loss" in line}

@@ -1,0 +1,130 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.config import InputError
+from pretraining.checkpoint import (
+    checkpoint_folder,
+    load_tensors,
+    newest_checkpoint,
+    open_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from pretraining.optim.shards import Box, Fragment
+from pretraining.parallel.launch import Launch, start_world
+from tests.helpers import run_world
+
+SHAPES = {"a": (5, 7), "b": (13,), "c": (2, 3, 4), "scalar": ()}
+
+
+def value(name):
+    shape = SHAPES[name]
+    return torch.arange(int(np.prod(shape)), dtype=torch.float32).reshape(shape) + len(name)
+
+
+def cut(names, part, parts):
+    """Each tensor's flat range of one of `parts` ranks."""
+    pieces = []
+    for name in names:
+        whole, flat = Fragment.whole(name, SHAPES[name]), value(name).reshape(-1)
+        size = -(-len(flat) // parts)
+        start, stop = min(part * size, len(flat)), min((part + 1) * size, len(flat))
+        pieces.append((Fragment(name, whole.shape, whole.box, start, stop), flat[start:stop].clone()))
+    return pieces
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 3, 4), (3, 1, 2, 2), ()])
+def test_a_flat_range_is_its_boxes(shape):
+    whole = torch.arange(int(np.prod(shape))).reshape(shape)
+    box = Box((0,) * len(shape), shape)
+    for start in range(whole.numel() + 1):
+        for stop in range(start, whole.numel() + 1):
+            found = []
+            for part, begin in Fragment("x", shape, box, start, stop).boxes():
+                assert begin == len(found)
+                found += whole[part.slices_of(box)].reshape(-1).tolist()
+            assert found == list(range(start, stop))
+
+
+def save_world(world, folder, parts):
+    tensors = cut(SHAPES, world.rank, parts) if parts > 1 else [
+        (Fragment.whole(n, s), value(n).clone()) for n, s in SHAPES.items()]
+    save_checkpoint(tensors, {"step": 3}, folder, world)
+
+
+@pytest.mark.parametrize("writers, parts", [(1, 1), (2, 1), (2, 2), (3, 3)])
+@pytest.mark.parametrize("readers", [1, 2, 4])
+def test_any_layout_loads_any_other(tmp_path, writers, parts, readers):
+    run_world(writers, save_world, tmp_path / "c", parts)
+    checkpoint = open_checkpoint(tmp_path / "c")
+    for rank in range(readers):
+        wanted = cut(SHAPES, rank, readers)
+        blank = [(fragment, torch.full_like(tensor, -1)) for fragment, tensor in wanted]
+        load_tensors(checkpoint, blank)
+        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(wanted, blank, strict=True))
+
+
+def test_replicated_boxes_are_written_once(tmp_path):
+    run_world(2, save_world, tmp_path / "c", 1)
+    files = open_checkpoint(tmp_path / "c").manifest["files"]
+    assert len(files) == 2
+    assert all(len(t["boxes"]) == 1 for t in open_checkpoint(tmp_path / "c").manifest["tensors"].values())
+
+
+@pytest.fixture
+def saved(tmp_path):
+    for step in (1, 2, 3):
+        folder = checkpoint_folder(tmp_path, step)
+        save_world(start_world(Launch()), folder, 1)
+    return tmp_path / "checkpoints"
+
+
+def test_newest_skips_what_is_not_whole_and_says_so(saved, capsys):
+    (saved / "step_00000003" / "manifest.json").unlink()
+    file = saved / "step_00000002" / "rank_00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    assert newest_checkpoint(saved).folder.name == "step_00000001"
+    said = capsys.readouterr().err
+    assert "step_00000003" in said and "manifest.json is missing" in said
+    assert "step_00000002" in said and "cut short" in said
+
+
+def test_nothing_whole_left_is_an_error(saved):
+    for folder in saved.iterdir():
+        (folder / "rank_00000.safetensors").unlink()
+    with pytest.raises(InputError, match="no whole checkpoint"):
+        newest_checkpoint(saved)
+    shutil.rmtree(saved)
+    assert newest_checkpoint(saved) is None
+
+
+def test_damage_and_mismatch_are_told(saved):
+    checkpoint = open_checkpoint(saved / "step_00000003")
+    with pytest.raises(InputError, match="no tensor x"):
+        load_tensors(checkpoint, [(Fragment.whole("x", (2,)), torch.zeros(2))])
+    with pytest.raises(InputError, match=r"b is \[13\]"):
+        load_tensors(checkpoint, [(Fragment.whole("b", (2,)), torch.zeros(2))])
+    file = saved / "step_00000003" / "rank_00000.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(InputError, match="checksum"):
+        load_tensors(checkpoint, [(Fragment.whole(n, s), torch.zeros(s)) for n, s in SHAPES.items()])
+
+
+def test_a_newer_format_is_refused(saved):
+    path = saved / "step_00000003" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    with pytest.raises(InputError, match="format 99 is newer"):
+        open_checkpoint(path.parent)
+
+
+def test_pruning_keeps_the_last_and_every_nth(tmp_path):
+    for step in range(1, 8):
+        save_world(start_world(Launch()), checkpoint_folder(tmp_path, step), 1)
+    prune_checkpoints(tmp_path / "checkpoints", keep_last=2, keep_every=3)
+    assert sorted(int(f.name[5:]) for f in (tmp_path / "checkpoints").iterdir()) == [3, 6, 7]
