@@ -52,26 +52,15 @@ def pretrain(overrides: list[str]) -> int:
 
 
 class Inputs:
-    """What is read and checked before any process group: prepared data, tokenizer, run folder, checkpoint."""
+    """What is read and checked before any process group: prepared data, run folder, checkpoint."""
 
     def __init__(self, config: RunConfig) -> None:
-        from data_pipeline.shards import check_files, load_manifest
-        from data_pipeline.tokenizer import Tokenizer
+        from pretraining.prepared import Prepared
         from pretraining.run_dir import check_identity, find_checkpoint
 
-        self.manifest = load_manifest(Path(config.data.path or ""))
-        check_files(self.manifest)
-        self.tokenizer = Tokenizer.load(Path(config.data.path or "") / "tokenizer")
-        self.vocab_size = self._vocabulary(config)
-        check_identity(config, self.manifest.fingerprint)
+        self.data = Prepared(config)
+        check_identity(config, self.data.manifest.fingerprint)
         self.checkpoint = find_checkpoint(config)
-
-    def _vocabulary(self, config: RunConfig) -> int:
-        found, wanted = self.tokenizer.total_size, config.model.vocab_size
-        if wanted not in (None, found):
-            raise InputError(f"data.path={config.data.path} was tokenized with a vocabulary of {found}, "
-                             f"model.vocab_size is {wanted}")
-        return found
 
 
 def _run(config: RunConfig, inputs: Inputs, world: World, stop: StopRequest) -> int:
@@ -85,10 +74,11 @@ def _run(config: RunConfig, inputs: Inputs, world: World, stop: StopRequest) -> 
     torch.use_deterministic_algorithms(config.train.deterministic)
     run_dir = Path(config.run_dir or broadcast_text(world, default_run_dir(config)))
     if world.is_main:
-        write_config(config, run_dir, inputs.manifest.fingerprint)
-    objective = config.objective.build(inputs.tokenizer, config.seq_len)
-    model = config.model.build(inputs.vocab_size, PlainLayers())
-    flops = model.flops_per_token(config.seq_len)
+        write_config(config, run_dir, inputs.data.manifest.fingerprint)
+    objective = config.objective.build(inputs.data.vocabulary, config.sample_shape)
+    model = config.model.build(inputs.data.outputs, PlainLayers())
+    flops = objective.flops_per_image(model) if config.data_kind == "images" else \
+        model.flops_per_token(config.sample_shape)
     model.initialise(config.train.seed)
     module = LossModule(model, objective, config.train.precision)
     engine = config.engine.build(module, config.optimizer.build(), config.train, world)
@@ -123,17 +113,17 @@ def _build_tracker(config: RunConfig, inputs: Inputs, world: World, run_dir: Pat
 def _feeds(config: RunConfig, inputs: Inputs, objective: Any, world: World) -> tuple[Any, Any]:
     """-> (training loader from a position, validation loader from the beginning)."""
     from data_pipeline.loader import Share, load
-    from data_pipeline.shards import ShardReader
     from data_pipeline.stream import Position, Stream
 
     train = config.train
     share = Share(train.global_batch_size, train.micro_batch_size, world.data_rank, world.data_size)
-    make = partial(Stream, packing=objective.packing(), seed=train.seed, window_blocks=config.data.window_blocks)
-    stream = make(ShardReader(inputs.manifest, "train"))
-    valid = make(ShardReader(inputs.manifest, "valid"), shuffle=False)
+    make = partial(Stream, seed=train.seed, window_blocks=config.data.window_blocks)
+    evaluation = objective.for_evaluation()
+    stream = make(inputs.data.reader("train"), objective.packing())
+    valid = make(inputs.data.reader("valid"), evaluation.packing(), shuffle=False)
     pin = world.device.type == "cuda"
     feed = partial(load, stream, objective, share, num_workers=config.data.num_workers, pin_memory=pin)
-    return feed, partial(load, valid, objective, share, Position(), num_workers=0)
+    return feed, partial(load, valid, evaluation, share, Position(), num_workers=0)
 
 
 def _verdict(config: RunConfig, rank: int, code: int, reason: str) -> None:

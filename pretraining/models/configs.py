@@ -161,6 +161,8 @@ class MAEConfig(VisionConfig):
         return MAE(self, layers)
 
 
+IMAGE_OBJECTIVES = {"vit": "image_classification", "mae": "masked_image"}  # what each vision model is built for
+
 ModelConfig = Annotated[GPTConfig | ViTConfig | MAEConfig, Field(discriminator="name")]
 
 

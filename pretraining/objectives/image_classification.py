@@ -111,7 +111,7 @@ class ImageClassification:
         lines = [f"predicted {guess}, is {label}" for guess, label in zip(guesses, truth, strict=True)]
         return "\n".join([*lines, f"picture: {path}"])
 
-    def describe(self, sample: Sample) -> str:
+    def describe(self, sample: Sample, tokenizer: None = None) -> str:
         first, second = (self.classes[number] for number in sample["labels"])
         weight = float(sample["weight"])
         return first if weight == 1.0 else f"{weight:.2f} {first} + {1 - weight:.2f} {second}"

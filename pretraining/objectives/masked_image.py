@@ -107,7 +107,7 @@ class MaskedImage:
         picture_grid(rows).save(path)
         return f"masked patches are reconstructed with a squared error of {float(loss):.4f}\npicture: {path}"
 
-    def describe(self, sample: Sample) -> str:
+    def describe(self, sample: Sample, tokenizer: None = None) -> str:
         return f"{self.kept} of {self.grid.patches} patches are visible: {sample['visible'].tolist()}"
 
     def picture(self, sample: Sample) -> Image.Image:
