@@ -90,6 +90,12 @@ class RunConfig:
         """What an objective's samples must fit: tokens of a sequence, or the patches of an image."""
         if isinstance(self.model, VisionConfig):
             return self.model.grid
+        return self.seq_len
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of a text sequence."""
+        assert not isinstance(self.model, VisionConfig), "an image has no sequence length"
         return self.data.seq_len or self.model.max_seq_len
 
     def faults(self) -> list[str]:
