@@ -107,7 +107,7 @@ class ImageShardWriter:
         if self._tar is None:
             self._tar = _OpenShard(shard_path(self._root, self._split, self._number))
         self._tar.add(f"{self._split}-{self._number:06d}", data, suffix, label)
-        if self._tar.bytes >= self._shard_bytes:
+        if self._tar.size >= self._shard_bytes:
             self._end_shard()
 
     def __enter__(self) -> ImageShardWriter:
@@ -134,7 +134,8 @@ class _OpenShard:
         self._images: list[tuple[int, int, int, str]] = []
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
+        """Bytes so far."""
         return self._tar.offset
 
     def add(self, prefix: str, data: bytes, suffix: str, label: int) -> None:

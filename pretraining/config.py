@@ -17,7 +17,7 @@ from data_pipeline.config import (
     to_dict,
 )
 from pretraining.engines.config import EngineConfig
-from pretraining.models.configs import IMAGE_OBJECTIVES, ModelConfig, PatchGrid, VisionConfig
+from pretraining.models.configs import IMAGE_OBJECTIVES, ModelConfig, VisionConfig
 from pretraining.objectives import ObjectiveConfig
 from pretraining.optim.configs import OptimizerConfig
 from pretraining.optim.schedules import ScheduleConfig
@@ -86,8 +86,8 @@ class RunConfig:
         return "images" if isinstance(self.model, VisionConfig) else "text"
 
     @property
-    def sample_shape(self) -> int | PatchGrid:
-        """What an objective's samples must fit: tokens of a sequence, or the patches of an image."""
+    def sample_shape(self) -> Any:
+        """What an objective's samples must fit: tokens of a sequence, or the PatchGrid of an image."""
         if isinstance(self.model, VisionConfig):
             return self.model.grid
         return self.seq_len

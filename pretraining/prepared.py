@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.config import InputError
 from data_pipeline.images import ImageReader
@@ -30,7 +31,7 @@ class Prepared:
                              f"{config.objective.name} needs {config.data_kind}")
         check_files(self.manifest)
         self.tokenizer = Tokenizer.load(self.root / "tokenizer") if self.manifest.kind == "text" else None
-        self.vocabulary = self.tokenizer or self.manifest.classes
+        self.vocabulary: Any = self.tokenizer or self.manifest.classes
         self.outputs = self.tokenizer.total_size if self.tokenizer else len(self.manifest.classes)
         key = PREDICTED[self.manifest.kind]
         wanted = getattr(config.model, key, None)  # a masked autoencoder has no classes

@@ -75,7 +75,7 @@ def _run(config: RunConfig, inputs: Inputs, world: World, stop: StopRequest) -> 
     run_dir = Path(config.run_dir or broadcast_text(world, default_run_dir(config)))
     if world.is_main:
         write_config(config, run_dir, inputs.data.manifest.fingerprint)
-    objective = config.objective.build(inputs.data.vocabulary, config.sample_shape)
+    objective: Any = config.objective.build(inputs.data.vocabulary, config.sample_shape)
     model = config.model.build(inputs.data.outputs, PlainLayers())
     flops = objective.flops_per_image(model) if config.data_kind == "images" else \
         model.flops_per_token(config.sample_shape)

@@ -28,6 +28,8 @@ from pretraining.parallel.layers import Layers
 class Decoder(nn.Module):
     """Encoded visible patches -> the pixels of every patch. Mask tokens stand where patches were left out."""
 
+    position_embedding: Tensor
+
     def __init__(self, config: MAEConfig, layers: Layers) -> None:
         super().__init__()
         self.config = config

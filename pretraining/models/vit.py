@@ -61,7 +61,8 @@ class Encoder(nn.Module):
         if config.positions == "learned":
             self.position_embedding = nn.Parameter(torch.empty(class_token + grid.patches, hidden))
         else:
-            self.register_buffer("position_embedding", sinusoidal_positions(math.isqrt(grid.patches), hidden, class_token))
+            table = sinusoidal_positions(math.isqrt(grid.patches), hidden, class_token)
+            self.register_buffer("position_embedding", table)
         rates = [config.drop_path * i / max(1, config.num_layers - 1) for i in range(config.num_layers)]
         self.blocks = nn.ModuleList(Block(layers, hidden, config.num_heads, config.mlp_size, config.norm_eps,
                                           config.dropout, rate) for rate in rates)
@@ -177,8 +178,8 @@ def blocks_flops(num_layers: int, hidden: int, mlp_size: int, length: int) -> fl
 def huggingface_config(config: ViTConfig, num_classes: int, special_ids: dict[str, int]) -> dict[str, Any]:
     """config.json of ViTForImageClassification. Raises InputError where it has no such model."""
     if config.pooling == "mean":
-        raise InputError("model.pooling=mean has no counterpart in transformers' ViTForImageClassification, which reads "
-                         "the class token; model.pooling=cls has")
+        raise InputError("model.pooling=mean has no counterpart in transformers' ViTForImageClassification, which "
+                         "reads the class token; model.pooling=cls has")
     return {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",
@@ -215,7 +216,7 @@ def from_huggingface_config(values: dict[str, Any]) -> dict[str, Any]:
 
 def weight_map(config: ViTConfig, num_classes: int) -> list[WeightMap]:
     """Names as in the published safetensors files."""
-    return [*encoder_map(config), WeightMap("head.weight", "classifier.weight"), WeightMap("head.bias", "classifier.bias")]
+    return encoder_map(config) + both("head", "classifier")
 
 
 def encoder_map(config: VisionConfig) -> list[WeightMap]:

@@ -23,7 +23,8 @@ class Demonstration:
 
 def first_samples(stream: Stream, maker: SampleMaker, count: int) -> list[Sample]:
     """The first `count` samples of a stream; fewer where its first epoch has fewer."""
-    samples, position = [], Position()
+    samples: list[Sample] = []
+    position = Position()
     while len(samples) < count and position.epoch == 0:
         rng = generator(stream.seed, CORRUPTION, position.number)
         samples.append(maker.corrupt(stream.sequence(position), rng))

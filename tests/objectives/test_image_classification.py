@@ -43,7 +43,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def objective(**options: Any) -> ImageClassification:
-    config = ImageClassificationConfig(name="image_classification", mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0], **options)
+    config = ImageClassificationConfig(name="image_classification", mean=[0.0] * 3, std=[1.0] * 3, **options)
     return config.build(("cat", "dog", "owl"), PatchGrid(8, 4))
 
 
@@ -67,7 +67,8 @@ def test_mixup_by_hand() -> None:
 def test_cutmix_by_hand() -> None:
     """Weight 0.75 on 8 x 8: a box of side 4 around the drawn centre, cut off at the border."""
     first, second = (np.full((3, 8, 8), value, np.uint8) for value in (1, 2))
-    draws = SimpleNamespace(integers=lambda n, values=iter([7, 3]): next(values))
+    centre = iter([7, 3])
+    draws = SimpleNamespace(integers=lambda n: next(centre))
     mixed, weight = cutmix(first, second, 0.75, draws)  # type: ignore[arg-type]
     expected = first.copy()
     expected[:, 1:5, 5:8] = 2
