@@ -152,11 +152,11 @@ class _Override:
 
 def _parse(text: str, faults: list[str]) -> _Override | None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     try:
         override = OverridesParser.create().parse_override(text)
-    except OverrideParseException as error:
+    except HydraException as error:
         faults.append(f"{text!r} is not an override of the form key=value: {str(error).splitlines()[0]}")
         return None
     if override.is_delete() or override.is_sweep_override():

@@ -1,0 +1,65 @@
+"""The same run, started plainly, by torchrun, by the deepspeed launcher and as srun would."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT, TINY, free_port, metrics, run_process
+
+BIN = Path(sys.executable).parent
+
+
+def overrides(corpus, run_dir, *more):
+    return [*TINY, f"data.path={corpus}", f"run_dir={run_dir}", "train.steps=3", *more]
+
+
+@pytest.fixture(scope="module")
+def plain(corpus, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("plain") / "run"
+    done = run_process(str(BIN / "pretrain"), *overrides(corpus, run_dir))
+    assert done.returncode == 0, done.stderr
+    return metrics(run_dir)
+
+
+def same(run_dir, plain):
+    found = metrics(run_dir)
+    assert all(found[s]["batch_hash"] == plain[s]["batch_hash"] for s in plain)
+    assert all(abs(found[s]["loss"] - plain[s]["loss"]) < 2e-6 for s in plain)
+
+
+def test_torchrun(corpus, tmp_path, plain):
+    done = run_process(str(BIN / "torchrun"), "--nproc-per-node", "2", "--master-port", str(free_port()), "-m",
+                       "pretraining.train", *overrides(corpus, tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    same(tmp_path / "run", plain)
+
+
+def test_deepspeed_launcher(corpus, tmp_path, plain):
+    """It appends --local_rank=N to the arguments."""
+    done = run_process(str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port()),
+                       "--module", "pretraining.train",
+                       *overrides(corpus, tmp_path / "run", "engine=deepspeed", "engine.zero_stage=1"),
+                       DS_ACCELERATOR="cpu", PATH=f"{BIN}:{os.environ['PATH']}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    same(tmp_path / "run", plain)
+
+
+def test_srun_environment_and_a_run_dir_that_rank_0_names(corpus, tmp_path, plain):
+    """Two tasks with SLURM's variables agree on one new run_dir."""
+    port = str(free_port())
+    tasks = []
+    for rank in range(2):
+        slurm = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "2", "SLURM_LOCALID": str(rank),
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
+                 "PYTHONPATH": str(ROOT)}
+        tasks.append(subprocess.Popen(
+            [sys.executable, "-m", "pretraining.train", *overrides(corpus, "null")], cwd=tmp_path,
+            env={**os.environ, **slurm}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    outputs = [task.communicate(timeout=200)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], outputs
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    same(run_dir, plain)
+    assert (run_dir / "verdict.json").exists()

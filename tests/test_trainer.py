@@ -1,0 +1,47 @@
+"""What the trainer promises: the loss does not depend on how a global batch is cut."""
+
+import pytest
+
+from pretraining.faults import NonFiniteWatch
+from tests.helpers import TINY, metrics, train_alone, valid_losses
+
+
+def run(corpus, folder, *more):
+    train_alone(*TINY, f"data.path={corpus}", f"run_dir={folder}", "train.steps=4", "train.eval_every=2", *more)
+    return metrics(folder), valid_losses(folder)
+
+
+def test_micro_batch_and_workers_change_nothing(corpus, tmp_path):
+    lines, valid = run(corpus, tmp_path / "a")
+    for number, change in enumerate((["train.micro_batch_size=8"], ["train.micro_batch_size=1"],
+                                     ["data.num_workers=2"])):
+        other, other_valid = run(corpus, tmp_path / str(number), *change)
+        for step in lines:
+            assert other[step]["batch_hash"] == lines[step]["batch_hash"]
+            assert abs(other[step]["loss"] - lines[step]["loss"]) < 2e-6
+        assert all(abs(other_valid[s] - valid[s]) < 2e-6 for s in valid)
+
+
+def test_another_seed_is_another_run(corpus, tmp_path):
+    one, two = run(corpus, tmp_path / "a")[0], run(corpus, tmp_path / "b", "train.seed=2")[0]
+    assert one[1]["batch_hash"] != two[1]["batch_hash"] and one[1]["loss"] != two[1]["loss"]
+
+
+def test_dropout_is_drawn_anew_each_step_and_repeats_for_a_seed(corpus, tmp_path):
+    runs = [run(corpus, tmp_path / str(i), f"model.dropout={p}")[0] for i, p in enumerate((0.0, 0.3, 0.3))]
+    assert runs[1][1]["loss"] == runs[2][1]["loss"] != runs[0][1]["loss"]
+
+
+def test_learning_makes_the_loss_fall(corpus, tmp_path):
+    train_alone(*TINY, f"data.path={corpus}", f"run_dir={tmp_path / 'r'}", "train.steps=60", "optimizer.lr=1e-2",
+                "train.eval_every=60")
+    first, last = valid_losses(tmp_path / "r").values()
+    assert last < 0.85 * first
+
+
+def test_divergence_ends_the_run():
+    watch = NonFiniteWatch()
+    for step in range(NonFiniteWatch.LIMIT - 1):
+        watch.see(step, finite=False)
+    with pytest.raises(FloatingPointError, match="diverged"):
+        watch.see(99, finite=False)
