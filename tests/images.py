@@ -1,4 +1,4 @@
-"""Pictures for tests: scikit-learn's digits, real ones, written as PNG files in a folder per class."""
+"""Pictures for tests."""
 
 from __future__ import annotations
 
@@ -8,20 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from scripts.write_digits import write_digits
 from tests.helpers import prepare
 
-
-def write_digits(root: Path, count: int | None = None, scale: int = 1) -> Path:
-    """root/CLASS/NUMBER.png: 8 x 8 pixels, enlarged `scale` times."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    for i, (image, label) in enumerate(zip(digits.images[:count], digits.target[:count], strict=True)):
-        path = root / str(label) / f"{i:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        grey = np.uint8(image * 255 / 16).repeat(scale, 0).repeat(scale, 1)
-        Image.fromarray(grey).save(path)
-    return root
+__all__ = ["png", "prepare_images", "write_digits"]
 
 
 def prepare_images(source: Path, output: Path, *overrides: str) -> int:

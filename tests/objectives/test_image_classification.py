@@ -233,6 +233,16 @@ def test_lines_count_images_and_evaluations_tell_accuracy(digits: Path, tmp_path
     assert 0 <= last["valid_accuracy"] <= 1 and last["valid_loss"] == last["valid_image_classification"]
 
 
+@pytest.mark.parametrize("experiment", ["vit_s16_imagenet", "mae_vit_base"])
+def test_recipes_take_two_shrunken_steps(experiment: str, digits: Path, tmp_path: Path) -> None:
+    assert train_alone(f"experiment={experiment}", f"data.path={digits}", f"run_dir={tmp_path}", "model.num_layers=1",
+                       "model.hidden_size=16", "model.num_heads=2", "model.image_size=32", "train.steps=2",
+                       "train.global_batch_size=4", "train.micro_batch_size=4", "train.eval_every=2",
+                       "train.eval_batches=1", "train.checkpoint_every=0", "train.log_every=1", "data.num_workers=0",
+                       "scheduler.warmup_steps=1", "train.precision=fp32", "tracking.wandb=disabled") == 0
+    assert len(metrics(tmp_path)) == 2
+
+
 def test_data_and_objective_that_do_not_fit_are_told_at_once(digits: Path, corpus: Path,
                                                              capsys: pytest.CaptureFixture[str]) -> None:
     for overrides, message in (
