@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import Field
 
 from data_pipeline.augmentation import Pixels, pixels
-from data_pipeline.config import configclass
+from data_pipeline.config import InputError, configclass
 from data_pipeline.images import EncodedImage
 from data_pipeline.loader import Sample
 from data_pipeline.packing import Single
@@ -43,6 +43,8 @@ class MaskedImage:
     def __init__(self, config: MaskedImageConfig, grid: PatchGrid, training: bool = True) -> None:
         self.config, self.grid, self.training = config, grid, training
         self.kept = int(grid.patches * (1.0 - config.mask_ratio))
+        if not self.kept:
+            raise InputError(f"objective.mask_ratio={config.mask_ratio} leaves none of {grid.patches} patches visible")
 
     def for_evaluation(self) -> MaskedImage:
         """Makes samples of the middle of each image."""

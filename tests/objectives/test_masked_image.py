@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data_pipeline.config import InputError
 from data_pipeline.images import EncodedImage
 from pretraining.models.configs import MAEConfig, PatchGrid
 from pretraining.models.vit import patchify, unpatchify
@@ -23,7 +24,7 @@ MODEL = MAEConfig(name="mae", num_layers=2, hidden_size=16, num_heads=2, image_s
                   positions="sinusoidal", decoder_num_layers=1, decoder_hidden_size=8, decoder_num_heads=2)
 
 
-def objective(**options: bool) -> MaskedImage:
+def objective(**options: float) -> MaskedImage:
     return MaskedImageConfig(name="masked_image", mean=[0.0] * 3, std=[1.0] * 3, **options).build((), GRID)
 
 
@@ -47,6 +48,11 @@ def test_a_quarter_is_visible_and_every_patch_alike() -> None:
     assert maker.counts([{}, {}]) == {"masked_image": 24}
     again = maker.corrupt([image], np.random.default_rng(7))
     assert np.array_equal(again["visible"], drawn[7])
+
+
+def test_a_mask_of_everything_is_refused() -> None:
+    with pytest.raises(InputError, match=r"mask_ratio=0.99 leaves none of 16"):
+        objective(mask_ratio=0.99)
 
 
 def test_the_encoder_sees_visible_patches_alone() -> None:
