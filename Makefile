@@ -1,22 +1,29 @@
-# Users need two targets: quickstart and test. Each makes the virtual environment where it is missing.
+# Users need two targets, quickstart and test; both set up the virtual environment where it is missing.
 PYTHON ?= python3
 VENV ?= .venv
-BIN = $(VENV)/bin
+BIN := $(VENV)/bin
 FAMILY ?= gpt
 OUT ?= quickstart/$(FAMILY)
-export OMP_NUM_THREADS ?= 2
+TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
 
-.PHONY: setup quickstart test check
+.PHONY: quickstart test check setup bench
 
 quickstart: setup
-	BIN=$(BIN) OUT=$(OUT) FAMILY=$(FAMILY) bash scripts/quickstart.sh
+	$(BIN)/pretrain-data corpus=text "corpus.inputs=[$(TEXT)]" \
+		"corpus.exclude=['*/test/*','*/tests/*','*/site-packages/*','*/lib2to3/*']" \
+		output=$(OUT)/data tokenizer.vocab_size=1024 valid_fraction=0.02
+	$(BIN)/pretrain experiment=quickstart_$(FAMILY) data.path=$(OUT)/data run_dir=$(OUT)/run
+	$(BIN)/python -m pretraining.commands.show run_dir=$(OUT)/run
 
 test: setup check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=5
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trainer
 
 setup: $(VENV)/installed
 

@@ -138,7 +138,8 @@ class _Composer:
     def _groups_of_config(self) -> list[str]:
         from omegaconf import OmegaConf
 
-        defaults = OmegaConf.load(conf_dir() / f"{self.config_name}.yaml").get("defaults", [])
+        values: Any = OmegaConf.load(conf_dir() / f"{self.config_name}.yaml")
+        defaults = values.get("defaults", [])
         entries = [next(iter(d)) for d in defaults if not isinstance(d, str)]
         return [str(e).replace("optional ", "").replace("override ", "").lstrip("/") for e in entries]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import numpy.typing as npt
 
@@ -43,6 +45,20 @@ class HuggingFaceModel:
             if ids:
                 found[role] = ids[0]
         return found
+
+    @cached_property
+    def surfaces(self) -> list[bytes]:
+        """What each piece stands for behind another: decoders drop the space of a first piece."""
+        anchor = next(i for i in range(self.size) if self.decode([i]).isalnum())
+        known = len(self.decode([anchor]))
+        return [self.decode([anchor, i])[known:].encode() for i in range(self.size)]
+
+    @property
+    def ordinary(self) -> npt.NDArray[np.bool_]:
+        """bool [size], True for the ids that stand for text."""
+        known = set(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        return np.array([i in known and i not in special for i in range(self.size)])
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids

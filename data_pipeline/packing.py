@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from data_pipeline.shards import Document
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -80,6 +82,87 @@ class ConcatenationPlan:
             found.append(Piece(document, begin - first, min(end, last) - first))
             begin, document = min(end, last), document + 1
         return found
+
+
+@dataclass(frozen=True)
+class Span(Piece):
+    """A piece that cut() moves to sentence borders. next_stop: where the document's next span stops (at the document's
+    end: stop)."""
+
+    next_stop: int
+
+
+@dataclass(frozen=True)
+class SentenceSpans:
+    """Each sequence is one span of consecutive sentences of a document, some `length` tokens; with `partners` also a
+    longer span of another document of the window, where there is one. A piece is a shards.Document.
+
+    short_rate: that share of the spans has a length drawn from 2 to `length` (google-research/bert,
+    create_pretraining_data.py: short_seq_prob). Every token stands in exactly one span. A span begins and ends with
+    a sentence, as far as sentences are shorter than spans, and can therefore be longer than `length`.
+    """
+
+    length: int
+    short_rate: float = 0.1
+    partners: bool = False
+
+    def plan(self, lengths: np.ndarray) -> SentenceSpansPlan:
+        """lengths: int [documents], in tokens."""
+        rng = np.random.default_rng(0)  # the pattern is fixed; documents are shuffled under it
+        spans = []
+        for document, length in enumerate(lengths.tolist()):
+            start = 0
+            while start < length:
+                short = rng.random() < self.short_rate
+                stop = min(length, start + (int(rng.integers(2, self.length + 1)) if short else self.length))
+                spans.append((document, start, stop))
+                start = stop
+        return SentenceSpansPlan(np.array(spans, np.int64).reshape(-1, 3), lengths, self)
+
+    def cut(self, document: Document, piece: Piece) -> Document:
+        assert isinstance(piece, Span)
+        start = _sentence_border(document, piece.start, piece.stop)
+        stop = _sentence_border(document, piece.stop, piece.next_stop)
+        first, last = np.searchsorted(document.sentences, [start + 1, stop])
+        sentences = np.concatenate([[start], document.sentences[first:last]]) - start
+        return Document(document.tokens[start:stop], sentences)
+
+
+class SentenceSpansPlan:
+    """spans: int64 [sequences, 3]: document, start and stop before they are moved to sentence borders."""
+
+    def __init__(self, spans: np.ndarray, lengths: np.ndarray, packing: SentenceSpans) -> None:
+        self.spans, self.lengths, self.packing = spans, lengths, packing
+        self.num_sequences = len(spans)
+
+    def pieces(self, sequence: int) -> list[Piece]:
+        document, start, stop = self.spans[sequence].tolist()
+        following = self.spans[sequence + 1].tolist() if sequence + 1 < len(self.spans) else [-1, 0, 0]
+        own = Span(document, start, stop, following[2] if following[0] == document else stop)
+        partner = self._partner(sequence, document) if self.packing.partners else None
+        return [own] if partner is None else [own, partner]
+
+    def _partner(self, sequence: int, document: int) -> Span | None:
+        """Of the sequence half a window away or, where that is of the same document, of the next document's."""
+        number = len(self.spans)
+        other = (sequence + number // 2) % number
+        if self.spans[other, 0] == document:
+            other = int(np.searchsorted(self.spans[:, 0], document, side="right")) % number
+        found, start, _ = self.spans[other].tolist()
+        if found == document:
+            return None
+        room = 2 * self.packing.length  # so that most of its sentences have enough text after them
+        start = max(0, min(start, int(self.lengths[found]) - room))
+        stop = min(int(self.lengths[found]), start + room)
+        return Span(found, start, stop, stop)
+
+
+def _sentence_border(document: Document, at: int, before: int) -> int:
+    """The first sentence start in [at, before), or `at` where there is none."""
+    index = int(np.searchsorted(document.sentences, at))
+    if index < len(document.sentences) and document.sentences[index] < before:
+        return int(document.sentences[index])
+    return at
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ class SentencePieceModel:
         spelled = text.encode()
         # A normalised text, or an escaped character in byte pieces, is spelled with another number of bytes.
         if not self.escaped or (ids and ends[-1] != len(spelled)):
-            spelled = b"".join([self._surfaces[i] for i in ids])
+            spelled = b"".join([self.surfaces[i] for i in ids])
         return ids, find_starts(spelled, ends)
 
     def decode(self, ids: list[int]) -> str:
@@ -210,13 +210,19 @@ class SentencePieceModel:
         return unescape(text) if self.escaped else text
 
     @cached_property
-    def _surfaces(self) -> list[bytes]:
+    def surfaces(self) -> list[bytes]:
         """What each piece stands for, as UTF-8."""
         return [self._surface(i) for i in range(self.size)]
 
     @cached_property
     def _surface_bytes(self) -> npt.NDArray[np.int32]:
-        return np.array([len(s) for s in self._surfaces], dtype=np.int32)
+        return np.array([len(s) for s in self.surfaces], dtype=np.int32)
+
+    @property
+    def ordinary(self) -> npt.NDArray[np.bool_]:
+        """bool [size], True for the pieces that stand for text."""
+        kinds = (self._processor.is_control, self._processor.is_unknown, self._processor.is_unused)
+        return np.array([not any(is_kind(i) for is_kind in kinds) for i in range(self.size)])
 
     def _surface(self, index: int) -> bytes:
         piece = self._processor.id_to_piece(index)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.config import InputError, Positive, configclass
+from data_pipeline.words import WordPieces, word_pieces
 
 SENTINELS = 100
 _INFO_FILE = "tokenizer_info.json"
@@ -40,6 +41,12 @@ class Backend(Protocol):
 
     @property
     def own_ids(self) -> dict[str, int]: ...
+
+    @property
+    def surfaces(self) -> list[bytes]: ...
+
+    @property
+    def ordinary(self) -> npt.NDArray[np.bool_]: ...
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -157,6 +164,20 @@ class Tokenizer:
         """The text of `ids`, special ids left out. For a tokenizer trained here, the inverse of `encode`."""
         pieces = [int(i) for i in ids if i < self._backend.size and i not in self._basic_ids]
         return self._backend.decode(pieces)
+
+    @property
+    def ordinary(self) -> npt.NDArray[np.bool_]:
+        """bool [total_size], True for the ids that stand for text."""
+        ordinary = np.zeros(self.total_size, bool)
+        ordinary[: self._backend.size] = self._backend.ordinary
+        ordinary[list(self._basic_ids)] = False
+        return ordinary
+
+    @property
+    def words(self) -> WordPieces:
+        """Which ids begin or end a word."""
+        surfaces = [s if kept else b"" for s, kept in zip(self._backend.surfaces, self.ordinary, strict=False)]
+        return word_pieces(surfaces, self.total_size)
 
     def _info(self) -> dict[str, Any]:
         ids = {name: getattr(self, name) for name in (*_BASIC, "mask", "cls", "sep")}

@@ -66,12 +66,6 @@ def write_config(config: RunConfig, run_dir: Path, data_fingerprint: str) -> Non
     write_text(run_dir / "run.json", json.dumps({**values, "data_fingerprint": data_fingerprint}))
 
 
-def write_verdict(run_dir: Path, code: int, reason: str) -> None:
-    """verdict.json: the exit code, since launchers hide codes. Only where the run's folder exists."""
-    if run_dir.is_dir():
-        write_text(run_dir / "verdict.json", json.dumps({"exit_code": code, "reason": reason}))
-
-
 def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import secrets
+import socket
 import sys
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +35,23 @@ class Tracker:
             self.wandb.log({f"{kind}/{key}": value for key, value in line.items()})
         self.progress.show(line)
 
-    def close(self, exit_code: int) -> None:
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         self.progress.close()
         self.file.close()
         if self.wandb is not None:
-            self.wandb.finish(exit_code=exit_code)
+            self.wandb.finish(exit_code=0 if failure is None else 1)
 
 
-class NoTracker:
+class NoTracker(contextlib.nullcontext):
     """What the other ranks have."""
 
-    def log(self, line: Line) -> None: ...
+    def __enter__(self) -> NoTracker:
+        return self
 
-    def close(self, exit_code: int) -> None: ...
+    def log(self, line: Line) -> None: ...
 
 
 class Progress:
@@ -112,10 +119,6 @@ def read_metrics(path: Path) -> list[Line]:
     return lines
 
 
-def finite_or(value: float, otherwise: float | None) -> float | None:
-    return value if math.isfinite(value) else otherwise
-
-
 def start_wandb(config: Any, run_dir: Path, settings: Line) -> Any:
     """A W&B run, or None where disabled. The id is kept in run.json, so that a resume continues the same run."""
     if config.wandb == "disabled":
@@ -133,21 +136,34 @@ def start_wandb(config: Any, run_dir: Path, settings: Line) -> Any:
     return run
 
 
-def _init_wandb(mode: str, options: Line) -> Any:
+def _init_wandb(mode: Any, options: Line) -> Any:
     """Falls back to offline within 30 s where the server cannot be reached."""
     import wandb
 
-    limits = {"init_timeout": 10, "finish_timeout": 20, "x_transaction_log_flush_interval": 2, "console": "off",
-              "silent": True}
+    limits: dict[str, Any] = {"init_timeout": 15, "finish_timeout": 20, "x_transaction_log_flush_interval": 2,
+                              "console": "off", "silent": True}
+    error: Any = None if mode == "offline" else _unreachable(wandb.setup().settings.base_url)
+    if error is None:
+        try:
+            return wandb.init(mode=mode, settings=wandb.Settings(**limits), **options)
+        except wandb.errors.CommError as failure:
+            error = failure
+            wandb.teardown()
+    print(f"warning: W&B cannot be reached ({error}); logging offline: `wandb sync` uploads it later", file=sys.stderr)
+    return wandb.init(mode="offline", settings=wandb.Settings(**limits), **options)
+
+
+def _unreachable(url: str, timeout_seconds: float = 5.0) -> OSError | None:
+    """Why no connection to the server can be made; None where one can, or where a proxy would make it."""
+    address = urllib.parse.urlsplit(url)
+    if address.scheme in urllib.request.getproxies():
+        return None
     try:
-        return wandb.init(mode=mode, settings=wandb.Settings(**limits), **options)
-    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-        if mode == "offline":
-            raise
-        print(f"warning: W&B cannot be reached ({error}); logging offline: `wandb sync` uploads it later",
-              file=sys.stderr)
-        wandb.teardown()
-        return wandb.init(mode="offline", settings=wandb.Settings(**limits), **options)
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname, port), timeout_seconds).close()
+    except OSError as error:
+        return error
+    return None
 
 
 def draw_losses(run_dir: Path) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from data_pipeline.config import (
 from pretraining.config import RunConfig, load_config
 from pretraining.faults import Stopped, StopRequest
 from pretraining.parallel.launch import World, broadcast_text, read_launch, start_world, stop_world
+from pretraining.run_dir import check_identity, default_run_dir, find_checkpoint, write_config, write_text
 
 EXAMPLE = """pretrain: trains a model on data that pretrain-data prepared.
 
@@ -37,18 +40,33 @@ def pretrain(overrides: list[str]) -> int:
     stop = StopRequest().install()  # before torch is imported
     launch = read_launch()
     config = load_config(overrides)
+    verdict = Verdict(launch.rank, config.run_dir)
     try:
         inputs = Inputs(config)
         world = start_world(launch)
-        code, reason = _run(config, inputs, world, stop), "done"
+        verdict.run_dir = config.run_dir or broadcast_text(world, default_run_dir(config))
+        run(config, inputs, world, Path(verdict.run_dir), stop)
     except InputError as error:
-        _verdict(config, launch.rank, EXIT_INPUT_ERROR, str(error))
+        verdict.write(EXIT_INPUT_ERROR, str(error))
         raise
     except Stopped:
-        code, reason = EXIT_REQUEUE, stop.reason or "another rank was asked to stop"
-    _verdict(config, launch.rank, code, reason)
+        verdict.write(EXIT_REQUEUE, stop.reason or "another rank was asked to stop")
+        return EXIT_REQUEUE
+    verdict.write(EXIT_DONE, "done")
     stop_world(world)
-    return code
+    return EXIT_DONE
+
+
+@dataclass
+class Verdict:
+    """run_dir/verdict.json: the exit code, since launchers hide codes. Rank 0 writes it, where the folder exists."""
+
+    rank: int
+    run_dir: str | None
+
+    def write(self, code: int, reason: str) -> None:
+        if self.rank == 0 and self.run_dir is not None and Path(self.run_dir).is_dir():
+            write_text(Path(self.run_dir) / "verdict.json", json.dumps({"exit_code": code, "reason": reason}))
 
 
 class Inputs:
@@ -56,25 +74,32 @@ class Inputs:
 
     def __init__(self, config: RunConfig) -> None:
         from pretraining.prepared import Prepared
-        from pretraining.run_dir import check_identity, find_checkpoint
 
         self.data = Prepared(config)
         check_identity(config, self.data.manifest.fingerprint)
         self.checkpoint = find_checkpoint(config)
 
 
-def _run(config: RunConfig, inputs: Inputs, world: World, stop: StopRequest) -> int:
+def run(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: StopRequest) -> None:
+    """Builds everything and trains. Raises InputError, or Stopped once a signal was obeyed."""
+    if world.is_main:
+        write_config(config, run_dir, inputs.data.manifest.fingerprint)
+    trainer = build(config, inputs, world, run_dir, stop)
+    with trainer.tracker:
+        trainer.fit()
+    if world.is_main:
+        _tell_result(run_dir)
+
+
+def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: StopRequest) -> Any:
+    """The trainer, at the checkpoint that the inputs name."""
     import torch
 
     from pretraining.engines.protocol import LossModule
     from pretraining.parallel.layers import PlainLayers
-    from pretraining.run_dir import default_run_dir, write_config
     from pretraining.trainer import Trainer
 
     torch.use_deterministic_algorithms(config.train.deterministic)
-    run_dir = Path(config.run_dir or broadcast_text(world, default_run_dir(config)))
-    if world.is_main:
-        write_config(config, run_dir, inputs.data.manifest.fingerprint)
     objective: Any = config.objective.build(inputs.data.vocabulary, config.sample_shape)
     model = config.model.build(inputs.data.outputs, PlainLayers())
     flops = objective.flops_per_image(model) if config.data_kind == "images" else \
@@ -82,26 +107,15 @@ def _run(config: RunConfig, inputs: Inputs, world: World, stop: StopRequest) -> 
     model.initialise(config.train.seed)
     module = LossModule(model, objective, config.train.precision)
     engine = config.engine.build(module, config.optimizer.build(), config.train, world)
-    tracker = _build_tracker(config, inputs, world, run_dir)
     feeds = _feeds(config, inputs, objective, world)
+    tracker = _tracker(config, inputs, world, run_dir)
     trainer = Trainer(config, engine, objective, *feeds, tracker, world, run_dir, stop, flops)
     if inputs.checkpoint is not None:
         trainer.resume(inputs.checkpoint)
-    code = EXIT_INPUT_ERROR
-    try:
-        trainer.fit()
-        code = EXIT_DONE
-    except Stopped:
-        code = EXIT_REQUEUE
-        raise
-    finally:
-        tracker.close(code)
-    if world.is_main:
-        _tell_result(run_dir)
-    return code
+    return trainer
 
 
-def _build_tracker(config: RunConfig, inputs: Inputs, world: World, run_dir: Path) -> Any:
+def _tracker(config: RunConfig, inputs: Inputs, world: World, run_dir: Path) -> Any:
     from pretraining.tracking import NoTracker, Tracker
 
     if not world.is_main:
@@ -124,13 +138,6 @@ def _feeds(config: RunConfig, inputs: Inputs, objective: Any, world: World) -> t
     pin = world.device.type == "cuda"
     feed = partial(load, stream, objective, share, num_workers=config.data.num_workers, pin_memory=pin)
     return feed, partial(load, valid, evaluation, share, Position(), num_workers=0)
-
-
-def _verdict(config: RunConfig, rank: int, code: int, reason: str) -> None:
-    from pretraining.run_dir import write_verdict
-
-    if rank == 0 and config.run_dir is not None:
-        write_verdict(Path(config.run_dir), code, reason)
 
 
 def _tell_result(run_dir: Path) -> None:

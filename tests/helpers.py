@@ -46,6 +46,17 @@ def pretrain_process(*overrides: str, **environment: str) -> subprocess.Complete
     return run_process(sys.executable, "-m", "pretraining.train", *overrides, **environment)
 
 
+def start_ranks(size: int, *overrides: str, cwd: Path = ROOT) -> list[subprocess.Popen[str]]:
+    """`pretrain` as `size` tasks of one srun."""
+    port, ranks = str(free_port()), []
+    for rank in range(size):
+        slurm = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": str(size), "SLURM_LOCALID": str(rank),
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        ranks.append(subprocess.Popen([sys.executable, "-m", "pretraining.train", *overrides], cwd=cwd, text=True,
+                                      env={**os.environ, **slurm}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    return ranks
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -87,20 +98,20 @@ def _rank(rank: int, size: int, port: int, queue: Any, function: Callable[..., A
         queue.put((rank, None, traceback.format_exc()))
 
 
-def train_in_world(world: Any, *overrides: str) -> int:
+def train_in_world(world: Any, *overrides: str) -> None:
     """`pretrain` on the ranks of a world that stands already (several runs may follow one another)."""
     from pretraining.config import load_config
     from pretraining.faults import StopRequest
-    from pretraining.train import Inputs, _run
+    from pretraining.train import Inputs, run
 
     config = load_config(list(overrides))
-    return _run(config, Inputs(config), world, StopRequest())
+    run(config, Inputs(config), world, Path(config.run_dir), StopRequest())
 
 
-def train_alone(*overrides: str) -> int:
+def train_alone(*overrides: str) -> None:
     from pretraining.parallel.launch import Launch, start_world
 
-    return train_in_world(start_world(Launch()), *overrides)
+    train_in_world(start_world(Launch()), *overrides)
 
 
 def metrics(run_dir: Path | str) -> dict[int, dict[str, Any]]:

@@ -1,16 +1,19 @@
+import fcntl
 import json
 import os
 import pty
 import select
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
 
 from pretraining.run_dir import read_json
 from pretraining.tracking import cut_metrics, read_metrics
-from tests.helpers import ROOT, TINY, metrics, pretrain_process, train_alone
+from tests.helpers import ROOT, TINY, metrics, pretrain_process, run_process, train_alone
 
 
 def overrides(corpus, run_dir, *more):
@@ -37,10 +40,9 @@ def test_torn_lines_and_lines_beyond_the_checkpoint_are_dropped(tmp_path):
 
 
 def wandb_history(run_dir):
-    (offline,) = list((run_dir / "wandb").glob("offline-run-*"))[-1:]
-    done = subprocess.run(["wandb", "leet", "inspect", "--json", str(offline)], capture_output=True, text=True,
-                          check=False, env={**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"})
-    return done.stdout
+    offline = max((run_dir / "wandb").glob("offline-run-*"))
+    wandb = os.path.join(os.path.dirname(sys.executable), "wandb")
+    return run_process(wandb, "leet", "inspect", "--json", str(offline)).stdout
 
 
 def test_wandb_offline_and_the_same_run_after_a_resume(corpus, tmp_path):
@@ -72,6 +74,7 @@ def test_a_bar_on_a_terminal_plain_lines_elsewhere(corpus, tmp_path, terminal):
         assert "step 4/4" in done.stdout and "tokens/s" in done.stdout and "left" in done.stdout
         return
     leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 140, 0, 0))
     process = subprocess.Popen(command, cwd=ROOT, stdout=follower, stderr=follower, close_fds=True)
     os.close(follower)
     shown = b""
@@ -82,7 +85,7 @@ def test_a_bar_on_a_terminal_plain_lines_elsewhere(corpus, tmp_path, terminal):
             except OSError:  # the other end is closed
                 break
     text = shown.decode()
-    assert process.returncode in (0, None) and "4/4" in text and "loss" in text and "tokens/s" in text
+    assert process.wait() == 0 and "4/4" in text and "loss" in text and "tokens/s" in text
 
 
 def test_metrics_are_valid_json_even_where_a_step_was_not_finite(corpus, tmp_path, monkeypatch):

@@ -40,8 +40,9 @@ class DeepSpeedEngine:
         self.shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}  # ZeRO 3 empties the tensors
         self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
         self.engine = _initialize(self.module, self.optimizer, train, world, config)
-        settings = settings_by_name(self.shapes.items(), rule.weight_decay)
-        layout = Layout(tuple(self.shapes), data_group=world.data_group if self.stage else None)
+        settings = settings_by_name(self.shapes.items(), rule.weight_decay, rule.layer_decay)
+        layout = Layout(tuple(self.shapes), tuple(self.shapes.values()),
+                        data_group=world.data_group if self.stage else None)
         self.optimizer.attach(list(self._pieces(settings)), layout, self._read_gradients)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

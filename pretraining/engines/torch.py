@@ -21,7 +21,9 @@ class TorchEngine:
         self.module = module.to(world.device)
         self.parameters = trainable(self.module)
         self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
-        self.optimizer.attach(self._pieces(rule), Layout(tuple(self.parameters)), self._read_gradients)
+        self.shapes = {n: tuple(p.shape) for n, p in self.parameters.items()}
+        layout = Layout(tuple(self.shapes), tuple(self.shapes.values()))
+        self.optimizer.attach(self._pieces(rule), layout, self._read_gradients)
         self.wrapped = self._wrap(module)
 
     def _wrap(self, module: LossModule) -> Any:
@@ -31,9 +33,8 @@ class TorchEngine:
                                        device_ids=[self.world.device] if self.world.device.type == "cuda" else None)
 
     def _pieces(self, rule: Rule) -> list[Piece]:
-        shapes = {n: tuple(p.shape) for n, p in self.parameters.items()}
-        settings = settings_by_name(shapes.items(), rule.weight_decay)
-        return [Piece(Fragment.whole(name, shapes[name]), parameter.data, settings[name], number)
+        settings = settings_by_name(self.shapes.items(), rule.weight_decay, rule.layer_decay)
+        return [Piece(Fragment.whole(name, self.shapes[name]), parameter.data, settings[name], number)
                 for number, (name, parameter) in enumerate(self.parameters.items())]
 
     def _read_gradients(self) -> None:

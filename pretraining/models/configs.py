@@ -70,6 +70,41 @@ class GPTConfig:
         return GPT(self, vocab_size, layers)
 
 
+@configclass
+class BertConfig:
+    """An encoder with two segments, a pooler, and heads for masked tokens and for pairs of segments.
+
+    vocab_size and intermediate_size: as in GPTConfig. norm_position: post is the published one; pre normalises what
+    enters a sublayer, and once more at the end (Xiong et al. 2020).
+    """
+
+    name: Literal["bert"]
+    num_layers: Positive
+    hidden_size: Positive
+    num_heads: Positive
+    max_seq_len: Positive
+    vocab_size: Positive | None = None
+    intermediate_size: Positive | None = None
+    norm_position: Literal["post", "pre"] = "post"
+    norm_eps: PositiveFloat = 1e-12
+    dropout: Fraction = 0.0
+    initializer_range: PositiveFloat = 0.02
+    activation_checkpointing: bool = False
+
+    @property
+    def mlp_size(self) -> int:
+        return self.intermediate_size or 4 * self.hidden_size
+
+    def faults(self) -> list[str]:
+        return head_faults(self.hidden_size, self.num_heads)
+
+    def build(self, vocab_size: int, layers: Any) -> Any:
+        """The torch module, its weights still empty."""
+        from pretraining.models.bert import BERT
+
+        return BERT(self, vocab_size, layers)
+
+
 class PatchGrid(NamedTuple):
     """How an image is cut: sides of image and patch in pixels."""
 
@@ -163,7 +198,7 @@ class MAEConfig(VisionConfig):
 
 IMAGE_OBJECTIVES = {"vit": "image_classification", "mae": "masked_image"}  # what each vision model is built for
 
-ModelConfig = Annotated[GPTConfig | ViTConfig | MAEConfig, Field(discriminator="name")]
+ModelConfig = Annotated[GPTConfig | BertConfig | ViTConfig | MAEConfig, Field(discriminator="name")]
 
 
 def head_faults(hidden_size: int, num_heads: int) -> list[str]:

@@ -7,6 +7,7 @@ by options the modern decoder: rotary positions, RMSNorm, SwiGLU, grouped-query 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +54,8 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layers) for _ in range(config.num_layers))
         self.final_norm = make_norm(config.norm, config.hidden_size, config.norm_eps, config.bias)
-        untied = None if config.tied_head else nn.Parameter(torch.empty_like(self.token_embedding.weight))
-        self.head = TokenHead(vocab_size, untied, self.token_embedding)
+        table: Any = self.token_embedding.weight
+        self.head = TokenHead(vocab_size, table if config.tied_head else nn.Parameter(torch.empty_like(table)))
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """positions: [batch, length], within the document (None: 0, 1, ...).

@@ -120,18 +120,19 @@ def document_mask(documents: Tensor, *, causal: bool) -> Tensor:
 class TokenHead(nn.Module):
     """Projects hidden states to the vocabulary; padded entries take no part in softmax or logits."""
 
-    def __init__(self, vocab_size: int, weight: nn.Parameter | None, embedding: nn.Module | None = None) -> None:
+    def __init__(self, vocab_size: int, weight: nn.Parameter, bias: bool = False) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        self.weight = weight if weight is not None else embedding.weight  # type: ignore[union-attr]
+        self.weight = weight
+        self.bias = nn.Parameter(torch.empty(weight.shape[0])) if bias else None
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """hidden: [..., features]; labels: [...], IGNORED where none -> sum of the losses, fp32 scalar."""
         hidden, labels = hidden.flatten(0, -2), labels.flatten()
-        return _VocabularyLoss.apply(hidden, self.weight, labels, self.vocab_size)
+        return _VocabularyLoss.apply(hidden, self.weight, self.bias, labels, self.vocab_size)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.weight)[..., : self.vocab_size]
+        return F.linear(hidden, self.weight, self.bias)[..., : self.vocab_size]
 
 
 class _VocabularyLoss(torch.autograd.Function):
@@ -142,7 +143,8 @@ class _VocabularyLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor,
+                vocab_size: int) -> Tensor:
         kind = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) \
             else hidden.dtype
         with torch.autocast(hidden.device.type, enabled=False):
@@ -150,26 +152,30 @@ class _VocabularyLoss(torch.autograd.Function):
             loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
             grad_hidden = torch.empty_like(x) if ctx.needs_input_grad[0] else None
             grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+            grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
             rows = max(1, LOGITS_IN_MEMORY // weight.shape[0])
             for first in range(0, len(x), rows):
                 part = slice(first, first + rows)
-                chunk_loss, grad = _chunk_loss(x[part] @ w.T, labels[part], vocab_size)
+                logits = x[part] @ w.T if bias is None else x[part] @ w.T + bias
+                chunk_loss, grad = _chunk_loss(logits, labels[part], vocab_size)
                 loss += chunk_loss
+                if grad_bias is not None:
+                    grad_bias += grad.sum(0)
                 grad = grad.to(kind)
                 if grad_hidden is not None:
                     torch.mm(grad, w, out=grad_hidden[part])
                 if grad_weight is not None:
                     grad_weight += grad.T @ x[part]
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.kinds = (hidden.dtype, weight.dtype)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.kinds = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         scale = grads[0]
-        hidden, weight = (None if g is None else (g * scale).to(kind)
-                          for g, kind in zip(ctx.saved_tensors, ctx.kinds, strict=True))
-        return hidden, weight, None, None
+        hidden, weight, bias = (None if g is None else (g * scale).to(kind)
+                                for g, kind in zip(ctx.saved_tensors, ctx.kinds, strict=True))
+        return hidden, weight, bias, None, None
 
 
 def _chunk_loss(logits: Tensor, labels: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:

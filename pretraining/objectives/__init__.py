@@ -7,6 +7,7 @@ from pydantic import Field
 from pretraining.objectives.causal_lm import CausalLMConfig
 from pretraining.objectives.image_classification import ImageClassificationConfig
 from pretraining.objectives.masked_image import MaskedImageConfig
+from pretraining.objectives.masked_lm import MaskedLMConfig
 
-ObjectiveConfig = Annotated[CausalLMConfig | ImageClassificationConfig | MaskedImageConfig,
+ObjectiveConfig = Annotated[CausalLMConfig | MaskedLMConfig | ImageClassificationConfig | MaskedImageConfig,
                             Field(discriminator="name")]

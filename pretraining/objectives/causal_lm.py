@@ -11,8 +11,10 @@ from data_pipeline.loader import Sample
 from data_pipeline.packing import Concatenation
 from data_pipeline.tokenizer import Tokenizer
 from pretraining.objectives.demonstration import Demonstration
+from pretraining.objectives.readable import spell
 
 IGNORED = -100
+SHOWN = 8  # predictions that `describe` tells of each document
 
 
 @configclass
@@ -72,6 +74,18 @@ class CausalLM:
         """Text that the model writes by itself."""
         assert context.tokenizer is not None
         return context.tokenizer.decode(generate(model, [self.bos], self.length, self.eos, context.seed))
+
+    def describe(self, sample: Sample, tokenizer: Tokenizer) -> str:
+        """One sample as text: its documents, and for each of their first tokens the one that it predicts."""
+        documents = sample.get("documents", np.zeros_like(sample["tokens"]))
+        parts = []
+        for document in np.unique(documents):
+            tokens, labels = (sample[name][documents == document] for name in ("tokens", "labels"))
+            steps = [f"{spell(tokenizer, [t])!r} -> {spell(tokenizer, [n])!r}"
+                     for t, n in zip(tokens[:SHOWN], labels, strict=False) if n != IGNORED]
+            parts.append(f"--- document {document}, {len(tokens)} tokens\n{spell(tokenizer, tokens)}\n"
+                         f"--- predicts {', '.join(steps)}")
+        return "\n".join(parts)
 
 
 def pad_to(length: int, rows: list[np.ndarray], fill: int) -> np.ndarray:

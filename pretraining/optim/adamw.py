@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from pretraining.optim.base import Piece, Step, by_settings
+from pretraining.optim.base import Piece, Rule, Step, by_settings
 from pretraining.optim.configs import AdamWConfig
 from pretraining.optim.shards import Layout
 
 
-class AdamW:
+class AdamW(Rule):
     def __init__(self, config: AdamWConfig) -> None:
         self.config = config
-        self.weight_decay = config.weight_decay
+        self.weight_decay, self.layer_decay = config.weight_decay, config.layer_decay
 
     def initial_state(self, piece: Piece) -> dict[str, Tensor]:
         return {"exp_avg": torch.zeros_like(piece.value), "exp_avg_sq": torch.zeros_like(piece.value)}

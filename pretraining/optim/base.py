@@ -6,9 +6,11 @@ over the ranks that hold the other parts (Layout.sum_over_parts). Nothing here w
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ class Piece:
     """One fragment of a tensor: its fp32 values, its gradient of this step, its settings and optimizer state.
 
     value and grad: [stop - start] or, where the fragment is a whole box, that box's shape; views, not copies.
-    tensor: the tensor's number in the layout. grad is set before each step.
+    tensor: the tensor's number in the layout. grad is set before each step, which may overwrite it.
     """
 
     fragment: Fragment
@@ -49,19 +51,54 @@ class Step(NamedTuple):
     finite: Tensor
 
 
-class Rule(Protocol):
-    """An optimizer's mathematics."""
+class Rule:
+    """An optimizer's mathematics.
+
+    whole_state: names of the state that is the whole tensor's, the same on every rank that holds a part of it;
+    all other state is shaped as its piece.
+    """
 
     weight_decay: float
+    layer_decay: float
+    whole_state: frozenset[str] = frozenset()
 
-    def initial_state(self, piece: Piece) -> dict[str, Tensor]: ...
+    def initial_state(self, piece: Piece) -> dict[str, Tensor]:
+        raise NotImplementedError
 
-    def update(self, pieces: list[Piece], step: Step, layout: Layout) -> None: ...
+    def attach(self, pieces: list[Piece], layout: Layout, device: torch.device) -> None:
+        """Makes ready what depends on the layout alone; the pieces have their state."""
+
+    def update(self, pieces: list[Piece], step: Step, layout: Layout) -> None:
+        raise NotImplementedError
 
 
-def settings_by_name(named_shapes: Iterable[tuple[str, tuple[int, ...]]], weight_decay: float) -> dict[str, Settings]:
-    """Each parameter's group: no decay on biases and norms, which are those of one dimension."""
-    return {name: Settings(weight_decay if len(shape) > 1 else 0.0) for name, shape in named_shapes}
+def settings_by_name(named_shapes: Iterable[tuple[str, tuple[int, ...]]], weight_decay: float,
+                     layer_decay: float = 1.0) -> dict[str, Settings]:
+    """Each parameter's group: no decay on biases and norms, which are those of one dimension; the learning rate
+    falls by layer_decay per layer from the top (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT)."""
+    shapes = dict(named_shapes)
+    above = layers_above(shapes)
+    return {name: Settings(weight_decay if len(shape) > 1 else 0.0, layer_decay ** above[name])
+            for name, shape in shapes.items()}
+
+
+def layers_above(names: Iterable[str]) -> dict[str, int]:
+    """How many layers lie above each parameter: 0 for heads and final norms, 1 for the last block of a stack
+    (`blocks.N.`, `encoder.blocks.N.`, `decoder.blocks.N.`), the number of blocks + 1 for embeddings."""
+    names = list(names)
+    blocks = {name: match for name in names if (match := re.search(r"(?:^|(.*)\.)blocks\.(\d+)\.", name))}
+    depth: Counter[str | None] = Counter()
+    for match in blocks.values():
+        depth[match[1]] = max(depth[match[1]], int(match[2]) + 1)
+    bottom = max(depth.values(), default=0) + 1
+
+    def above(name: str) -> int:
+        if name in blocks:
+            return depth[blocks[name][1]] - int(blocks[name][2])
+        is_input = "embedding" in name or name.endswith("_token")
+        return bottom if is_input else 0
+
+    return {name: above(name) for name in names}
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -78,7 +115,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": 0.0})
         self.rule, self.grad_clip, self.dynamic = rule, grad_clip, dynamic_loss_scale
         self.pieces: list[Piece] = []
-        self.layout = Layout(())
+        self.layout = Layout((), ())
         self.read_gradients: Callable[[], None] = lambda: None
         device = parameters[0].device
         self.updates = torch.zeros((), device=device)
@@ -93,9 +130,10 @@ class Optimizer(torch.optim.Optimizer):
         read_gradients: sets each piece's grad, at the beginning of a step.
         """
         self.pieces, self.layout, self.read_gradients = pieces, layout, read_gradients
-        self.tensor_numbers = torch.tensor([p.tensor for p in pieces], device=self.updates.device)
+        self.tensor_numbers = torch.tensor([p.tensor for p in pieces], dtype=torch.long, device=self.updates.device)
         for piece in pieces:
             piece.state = self.rule.initial_state(piece)
+        self.rule.attach(pieces, layout, self.updates.device)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -124,14 +162,12 @@ class Optimizer(torch.optim.Optimizer):
         found = [(Fragment.whole(f"optimizer.{name}", ()), tensor) for name, tensor in scalars.items()]
         for piece in self.pieces:
             for name, tensor in piece.state.items():
-                found.append((state_fragment(piece, name, tensor), tensor))
+                whole = name in self.rule.whole_state
+                found.append((state_fragment(piece, name, tuple(tensor.shape) if whole else None), tensor))
         return found
 
     def _gradient_norm(self) -> Tensor:
-        squares = torch.zeros(len(self.layout.names), device=self.updates.device)
-        if self.pieces:
-            norms = torch.stack(torch._foreach_norm([p.grad for p in self.pieces]))
-            squares.index_add_(0, self.tensor_numbers, norms.square())
+        squares = squared_norms([p.grad for p in self.pieces], self.tensor_numbers, len(self.layout.names))
         return self.layout.sum_over_parts(squares).sum().sqrt()
 
     def _adjust_loss_scale(self) -> None:
@@ -141,12 +177,10 @@ class Optimizer(torch.optim.Optimizer):
         self.good_steps *= 1.0 - grow
 
 
-def state_fragment(piece: Piece, name: str, tensor: Tensor) -> Fragment:
-    """Where a state tensor belongs: shaped as its piece it lies where the piece does, otherwise it is whole."""
+def state_fragment(piece: Piece, name: str, whole_shape: tuple[int, ...] | None) -> Fragment:
+    """Where a state tensor belongs: where its piece does or, with a shape of its own, it is whole."""
     full = f"optimizer.{name}.{piece.fragment.name}"
-    if tensor.shape == piece.value.shape:
-        return piece.fragment.renamed(full)
-    return Fragment.whole(full, tuple(tensor.shape))
+    return piece.fragment.renamed(full) if whole_shape is None else Fragment.whole(full, whole_shape)
 
 
 def by_settings(pieces: list[Piece]) -> Mapping[Settings, list[Piece]]:
@@ -154,3 +188,19 @@ def by_settings(pieces: list[Piece]) -> Mapping[Settings, list[Piece]]:
     for piece in pieces:
         groups.setdefault(piece.settings, []).append(piece)
     return groups
+
+
+def squared_norms(parts: list[Tensor], numbers: Tensor, tensors: int) -> Tensor:
+    """parts: of tensors; numbers: [parts], which tensor each is of -> [tensors], this rank's sums of squares."""
+    squares = torch.zeros(tensors, device=numbers.device)
+    if parts:
+        squares.index_add_(0, numbers, torch.stack(torch._foreach_norm(parts)).square())
+    return squares
+
+
+def unscale(grads: list[Tensor], step: Step) -> None:
+    """Divides by grad_scale, in place; all zero, so that nothing spreads, where the step is not finite."""
+    for grad in grads:
+        grad.nan_to_num_(0.0, 0.0, 0.0)
+    if grads:
+        torch._foreach_mul_(grads, step.finite / step.grad_scale)

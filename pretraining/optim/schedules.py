@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from data_pipeline.config import Fraction, NonNegative, configclass
+from data_pipeline.config import Fraction, NonNegative, PositiveFloat, configclass
 
 
 @configclass
@@ -14,14 +14,17 @@ class ScheduleConfig:
 
     All warm up linearly over `warmup_steps`, then:
     cosine: half a cosine down to min_ratio (Loshchilov and Hutter 2017); linear: straight down to min_ratio;
+    polynomial: by (1 - progress) ** power down to min_ratio (BERT's and LAMB's code);
     inverse_sqrt: sqrt(warmup_steps / step) (Vaswani et al. 2017, section 5.3); constant;
     stable_decay: constant, then over the last `decay_fraction` of the steps linearly down (Hu et al. 2024, MiniCPM).
     """
 
-    name: Literal["warmup_cosine", "warmup_linear", "inverse_sqrt", "constant", "warmup_stable_decay"]
+    name: Literal["warmup_cosine", "warmup_linear", "warmup_polynomial", "inverse_sqrt", "constant",
+                  "warmup_stable_decay"]
     warmup_steps: NonNegative = 0
     min_ratio: Fraction = 0.0
     decay_fraction: Fraction = 0.2
+    power: PositiveFloat = 1.0
 
     def faults(self, steps: int) -> list[str]:
         if self.warmup_steps <= steps:
@@ -40,5 +43,11 @@ class ScheduleConfig:
         if self.name == "warmup_stable_decay":
             begin = max(begin, steps - round(self.decay_fraction * steps))
         progress = min(1.0, max(0.0, (step - begin) / max(1, steps - begin)))
-        fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.name == "warmup_cosine" else 1 - progress
-        return self.min_ratio + (1 - self.min_ratio) * fall
+        return self.min_ratio + (1 - self.min_ratio) * self._fall(progress)
+
+    def _fall(self, progress: float) -> float:
+        if self.name == "warmup_cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        if self.name == "warmup_polynomial":
+            return (1 - progress) ** self.power
+        return 1 - progress

@@ -29,8 +29,8 @@ def batches(corpus, maker, ranks, micro, workers=1, position=None, steps=STEPS):
         share = Share(12, micro, rank, ranks)
         feed = micro_batches(stream(corpus, maker), maker, share, position or Position(), worker, workers)
         turns = [turn for turn in range(steps * share.micro_batches) if turn % workers == worker]
-        for turn, (batch, after) in zip(turns, feed, strict=False):
-            step = turn // share.micro_batches
+        for turn, (batch, position_after) in zip(turns, feed, strict=False):
+            step, after = turn // share.micro_batches, position_after
             contents[step] += [row.tobytes() for row in batch.arrays["tokens"]]
             hashes[step] = (hashes[step] + batch.content_hash) % 2**64
     return [sorted(c) for c in contents], hashes, after

@@ -1,13 +1,13 @@
 """The same run, started plainly, by torchrun, by the deepspeed launcher and as srun would."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, TINY, free_port, metrics, run_process
+from pretraining.run_dir import read_json
+from tests.helpers import TINY, free_port, metrics, run_process, start_ranks
 
 BIN = Path(sys.executable).parent
 
@@ -49,17 +49,9 @@ def test_deepspeed_launcher(corpus, tmp_path, plain):
 
 def test_srun_environment_and_a_run_dir_that_rank_0_names(corpus, tmp_path, plain):
     """Two tasks with SLURM's variables agree on one new run_dir."""
-    port = str(free_port())
-    tasks = []
-    for rank in range(2):
-        slurm = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "2", "SLURM_LOCALID": str(rank),
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
-                 "PYTHONPATH": str(ROOT)}
-        tasks.append(subprocess.Popen(
-            [sys.executable, "-m", "pretraining.train", *overrides(corpus, "null")], cwd=tmp_path,
-            env={**os.environ, **slurm}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    tasks = start_ranks(2, *overrides(corpus, "null"), cwd=tmp_path)
     outputs = [task.communicate(timeout=200)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], outputs
     (run_dir,) = (tmp_path / "runs").iterdir()
     same(run_dir, plain)
-    assert (run_dir / "verdict.json").exists()
+    assert read_json(run_dir / "verdict.json") == {"exit_code": 0, "reason": "done"}

@@ -1,0 +1,198 @@
+"""Masked language modelling, with or without a task on pairs of segments (Devlin et al. 2018, "BERT", section 3.1)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from data_pipeline.config import InputError, NonNegativeFloat, configclass
+from data_pipeline.loader import Sample
+from data_pipeline.packing import Concatenation, Packing, SentenceSpans
+from data_pipeline.tokenizer import Tokenizer
+from pretraining.objectives.causal_lm import IGNORED, pad_to
+from pretraining.objectives.demonstration import Demonstration
+from pretraining.objectives.masking import choose, find_words, replace
+from pretraining.objectives.readable import spell
+from pretraining.objectives.sentence_pairs import IN_ORDER, UNLABELLED, Pair, next_sentence, sentence_order
+
+LONGEST_NGRAM = {"token": 1, "whole_word": 1, "ngram": 3}
+SHORTEST_SEQUENCE = 8
+DEMONSTRATION = (
+    "The best of all is that they have come home again, and that nobody was hurt.",
+    "It was a cold morning, and there was nothing to be seen from the window but snow.",
+    "    if name is None:\n        raise ValueError('a name is needed')\n    return self.values[name]\n",
+    "def add(self, other):\n    for key, value in other.items():\n        self[key] = value\n",
+)
+
+
+@configclass
+class MaskedLMConfig:
+    """masking: single tokens, whole words, or n-grams of up to three words. mask_rate: of the tokens of text.
+
+    pairing: next_sentence (BERT) and sentence_order (ALBERT) make each sequence of two segments and have a loss of
+    their own; none packs documents, each with its own first and last token and no attention to the others
+    (Liu et al. 2019, "RoBERTa", section 4.2: DOC-SENTENCES, several to a sequence).
+    """
+
+    name: Literal["masked_lm"]
+    masking: Literal["token", "whole_word", "ngram"] = "token"
+    mask_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    pairing: Literal["next_sentence", "sentence_order", "none"] = "next_sentence"
+    masked_lm_weight: NonNegativeFloat = 1.0
+    pair_weight: NonNegativeFloat = 1.0
+
+    def build(self, tokenizer: Tokenizer, max_seq_len: int) -> MaskedLM:
+        if max_seq_len < SHORTEST_SEQUENCE:
+            raise InputError(f"objective=masked_lm needs sequences of {SHORTEST_SEQUENCE} tokens, not {max_seq_len}")
+        return MaskedLM(self, tokenizer, max_seq_len)
+
+
+class MaskedLM:
+    """A sample: tokens, segments, positions, documents, int64 [length]; masked_positions and labels, int64
+    [predictions]; and pair_label, int64 [], where there are pairs: 0 in order, 1 not, IGNORED where there is no second
+    segment. collate pads lengths to max_seq_len and predictions to what mask_rate allows at that length.
+    """
+
+    def __init__(self, config: MaskedLMConfig, tokenizer: Tokenizer, max_seq_len: int) -> None:
+        self.config, self.length = config, max_seq_len
+        self.pad, self.cls, self.sep, self.mask = tokenizer.pad, tokenizer.cls, tokenizer.sep, tokenizer.mask
+        self.ordinary = tokenizer.ordinary
+        self.ordinary_ids = np.flatnonzero(self.ordinary)
+        self.words = None if config.masking == "token" else tokenizer.words
+        self.max_predictions = self._predictions(max_seq_len)
+        self.terms = {"masked_lm": config.masked_lm_weight}
+        if config.pairing != "none":
+            self.terms[config.pairing] = config.pair_weight
+
+    def for_evaluation(self) -> MaskedLM:
+        return self
+
+    def packing(self) -> Packing:
+        if self.config.pairing == "none":  # two less, for the ends that a document is given where it is cut
+            return Concatenation(self.length - 2, self.length - 2, before=(self.cls,), after=(self.sep,))
+        return SentenceSpans(self.length - 3, partners=self.config.pairing == "next_sentence")
+
+    def corrupt(self, pieces: list[Any], rng: np.random.Generator) -> Sample:
+        """pieces: what the packing cut: arrays of framed tokens, or the span and its partner."""
+        if self.config.pairing == "none":
+            sample = self._packed(pieces)
+        elif self.config.pairing == "next_sentence":
+            sample = self._paired(next_sentence(pieces[0], pieces[1] if pieces[1:] else None, self.length - 3, rng))
+        else:
+            sample = self._paired(sentence_order(pieces[0], self.length - 3, rng))
+        return sample | self._masked(sample["tokens"], rng)
+
+    def collate(self, samples: list[Sample]) -> Sample:
+        fill = {"tokens": self.pad, "segments": 0, "positions": 0, "documents": -1}
+        batch = {name: pad_to(self.length, [s[name] for s in samples], value) for name, value in fill.items()}
+        for name, value in (("masked_positions", 0), ("labels", IGNORED)):
+            batch[name] = pad_to(self.max_predictions, [s[name] for s in samples], value)
+        if self.config.pairing != "none":
+            batch["pair_labels"] = np.array([s["pair_label"] for s in samples])
+        return batch
+
+    def counts(self, samples: list[Sample]) -> dict[str, int]:
+        counts = {"masked_lm": sum(len(s["labels"]) for s in samples)}
+        if self.config.pairing != "none":
+            counts[self.config.pairing] = sum(int(s["pair_label"] != UNLABELLED) for s in samples)
+        return counts
+
+    def tokens(self, sample: Sample) -> int:
+        return len(sample["tokens"])
+
+    def loss(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        """-> {term: sum over the batch}, fp32 scalars with a gradient."""
+        import torch.nn.functional as F
+
+        hidden = model(batch["tokens"], batch["segments"], batch["positions"], batch["documents"])
+        masked = model.head(hidden, batch["masked_positions"], batch["labels"])
+        pairs = model.pair_head(hidden).float()
+        if self.config.pairing == "none":  # a gradient of zero: engines want one for every parameter
+            return {"masked_lm": masked + 0.0 * pairs.sum()}
+        pair_loss = F.cross_entropy(pairs, batch["pair_labels"], ignore_index=UNLABELLED, reduction="sum")
+        return {"masked_lm": masked, self.config.pairing: pair_loss}
+
+    def demonstrate(self, model: Any, context: Demonstration) -> str:
+        """Sentences with masks, and the three likeliest fillings of each."""
+        assert context.tokenizer is not None
+        rng = np.random.default_rng(context.seed)
+        return "\n\n".join(self._fill(model, context.tokenizer, text, rng) for text in DEMONSTRATION)
+
+    def describe(self, sample: Sample, tokenizer: Tokenizer) -> str:
+        """One sample as text: what the model sees, what it has to say."""
+        lines = [f"{len(sample['tokens'])} tokens, {len(sample['labels'])} to predict"]
+        if "pair_label" in sample:
+            lines[0] += f", {self.config.pairing}: {_pair_name(int(sample['pair_label']), self.config.pairing)}"
+        lines += [spell(tokenizer, sample["tokens"]), "targets:"]
+        for position, label in zip(sample["masked_positions"], sample["labels"], strict=True):
+            shown = int(sample["tokens"][position])
+            seen = "kept" if shown == label else repr(spell(tokenizer, [shown]))
+            lines.append(f"  {position:4d}  {spell(tokenizer, [label])!r}  <- {seen}")
+        return "\n".join(lines)
+
+    def _predictions(self, tokens: int) -> int:
+        return max(1, round(self.config.mask_rate * tokens))
+
+    def _packed(self, pieces: list[np.ndarray]) -> Sample:
+        """Every piece with its own ends; a lone end without text is left out."""
+        framed = [self._framed(piece) for piece in pieces]
+        framed = [tokens for tokens in framed if len(tokens) > 2] or framed[:1]
+        lengths = [len(tokens) for tokens in framed]
+        tokens = np.concatenate(framed)
+        return {"tokens": tokens, "segments": np.zeros_like(tokens),
+                "positions": np.concatenate([np.arange(n) for n in lengths]),
+                "documents": np.repeat(np.arange(len(lengths)), lengths)}
+
+    def _framed(self, piece: np.ndarray) -> np.ndarray:
+        before = [] if piece[0] == self.cls else [self.cls]
+        after = [] if piece[-1] == self.sep else [self.sep]
+        return np.concatenate([before, piece, after]).astype(np.int64)
+
+    def _paired(self, pair: Pair) -> Sample:
+        """[cls] first [sep] second [sep], segments 0 and 1."""
+        second = [*pair.second, self.sep] if len(pair.second) else []
+        tokens = np.array([self.cls, *pair.first, self.sep, *second], np.int64)
+        segments = np.repeat([0, 1], [len(tokens) - len(second), len(second)])
+        return {"tokens": tokens, "segments": segments, "positions": np.arange(len(tokens)),
+                "documents": np.zeros_like(tokens), "pair_label": np.array(pair.label)}
+
+    def _masked(self, tokens: np.ndarray, rng: np.random.Generator) -> Sample:
+        maskable = self.ordinary[tokens]
+        begins = np.ones_like(maskable) if self.words is None else self.words.starts(tokens)
+        words = find_words(maskable, begins)
+        positions = choose(words, self._predictions(int(maskable.sum())), LONGEST_NGRAM[self.config.masking], rng)
+        return {"tokens": replace(tokens, positions, self.mask, self.ordinary_ids, rng),
+                "masked_positions": positions, "labels": tokens[positions]}
+
+    def _fill(self, model: Any, tokenizer: Tokenizer, text: str, rng: np.random.Generator) -> str:
+        tokens = np.array([self.cls, *tokenizer.encode(text)[: self.length - 2], self.sep])
+        words = find_words(self.ordinary[tokens], np.ones(len(tokens), bool))
+        positions = choose(words, self._predictions(len(tokens)), 1, rng)
+        masked = tokens.copy()
+        masked[positions] = self.mask
+        lines = [spell(tokenizer, masked)]
+        for position, ids in zip(positions, best_fillings(model, masked, positions, 3), strict=True):
+            guesses = ", ".join(repr(spell(tokenizer, [i])) for i in ids)
+            lines.append(f"  {spell(tokenizer, tokens[position : position + 1])!r}: {guesses}")
+        return "\n".join(lines)
+
+
+def best_fillings(model: Any, tokens: np.ndarray, positions: np.ndarray, count: int) -> list[list[int]]:
+    """tokens: int [length] -> for each of `positions` the `count` likeliest ids, best first."""
+    import torch
+
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.no_grad():
+        hidden = model(torch.from_numpy(tokens)[None].to(device))
+        logits = model.head.logits(hidden, torch.from_numpy(positions)[None].to(device))[0]
+    return logits.topk(count).indices.tolist()
+
+
+def _pair_name(label: int, pairing: str) -> str:
+    if label == UNLABELLED:
+        return "no second segment"
+    names = {"next_sentence": ("the continuation", "random"), "sentence_order": ("in order", "swapped")}
+    return names[pairing][label != IN_ORDER]

@@ -1,0 +1,74 @@
+"""Which tokens are masked, and what stands in their place: pure functions of tokens and generator."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+Array = np.ndarray
+MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest is kept (Devlin et al. 2018, section 3.1)
+
+
+class Words(NamedTuple):
+    """What is masked as a whole: maskable tokens [start, stop), and how many words from this one on follow each
+    other without a token between that may not be masked."""
+
+    starts: Array  # int [words]
+    stops: Array  # int [words]
+    run: Array  # int [words]
+
+
+def find_words(maskable: Array, begins: Array) -> Words:
+    """maskable, begins: bool [length]: a token that may be masked, one that begins a word."""
+    follows = np.concatenate([[False], maskable[:-1]])
+    first = maskable & (begins | ~follows)
+    starts = np.flatnonzero(first)
+    ends = maskable & ~np.concatenate([maskable[1:] & ~first[1:], [False]])
+    stops = np.flatnonzero(ends) + 1
+    last_of_run = np.append(starts[1:] != stops[:-1], True)[: len(starts)]
+    lasts = np.flatnonzero(last_of_run)
+    return Words(starts, stops, lasts[np.searchsorted(lasts, np.arange(len(starts)))] - np.arange(len(starts)) + 1)
+
+
+def choose(words: Words, budget: int, longest: int, rng: np.random.Generator) -> Array:
+    """-> positions, int [at most budget], sorted: n-grams of words in random places, n with probability proportional
+    to 1/n up to `longest` and to the end of the run (Lan et al. 2019, "ALBERT", section 4.1).
+
+    As in google-research/albert, create_pretraining_data.py: an n-gram that would exceed the budget is made shorter,
+    one that meets chosen tokens is left out. With longest=1 this is BERT's whole-word masking.
+    """
+    taken = np.zeros(int(words.stops[-1]) if len(words.stops) else 0, bool)
+    left = budget
+    lengths = ngram_lengths(np.minimum(words.run, longest), rng)
+    for word in rng.permutation(len(words.starts)):
+        if left == 0:
+            break
+        start, size = words.starts[word], int(lengths[word])
+        while size and words.stops[word + size - 1] - start > left:
+            size -= 1
+        stop = words.stops[word + size - 1] if size else start
+        if not taken[start:stop].any():
+            taken[start:stop] = True
+            left -= int(stop - start)
+    return np.flatnonzero(taken)
+
+
+def ngram_lengths(longest: Array, rng: np.random.Generator) -> Array:
+    """longest: int [words] -> n of each, from 1 to its longest, with probability proportional to 1/n."""
+    if not len(longest) or longest.max() == 1:
+        return longest
+    weights = np.cumsum(1.0 / np.arange(1, longest.max() + 1))
+    drawn = rng.random(len(longest)) * weights[longest - 1]
+    return 1 + np.searchsorted(weights, drawn, side="right")
+
+
+def replace(tokens: Array, positions: Array, mask: int, ordinary: Array, rng: np.random.Generator) -> Array:
+    """tokens: int [length] -> a copy, at `positions` 80% `mask`, 10% one of the `ordinary` ids, 10% as it was."""
+    kind = rng.random(len(positions))
+    randoms = rng.choice(ordinary, len(positions))
+    corrupted = tokens.copy()
+    as_random = kind < MASK_SHARE + RANDOM_SHARE
+    corrupted[positions[as_random]] = randoms[as_random]
+    corrupted[positions[kind < MASK_SHARE]] = mask
+    return corrupted

@@ -1,0 +1,117 @@
+"""LAMB (You et al. 2019, algorithm 2) on fragments: the trust ratio is that of the whole tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from pretraining.optim.base import Piece, Rule, Step
+from pretraining.optim.configs import LambConfig
+from pretraining.optim.shards import Layout
+
+# Elements that are worked on at a time: what stays in a core's cache; on a GPU, few launches.
+CPU_CHUNK, GPU_CHUNK = 2**20, 2**24
+
+
+class Span(NamedTuple):
+    """Elements [start, stop) of a piece, given by its number."""
+
+    piece: int
+    start: int
+    stop: int
+
+
+class Lamb(Rule):
+    """The update is written over the gradients: only the buffer of a chunk takes memory besides the state."""
+
+    def __init__(self, config: LambConfig) -> None:
+        self.config = config
+        self.weight_decay, self.layer_decay = config.weight_decay, config.layer_decay
+
+    def initial_state(self, piece: Piece) -> dict[str, Tensor]:
+        return {"exp_avg": torch.zeros_like(piece.value), "exp_avg_sq": torch.zeros_like(piece.value)}
+
+    def attach(self, pieces: list[Piece], layout: Layout, device: torch.device) -> None:
+        self.chunks = list(chunks(pieces, CPU_CHUNK if device.type == "cpu" else GPU_CHUNK))
+        self.buffer = torch.empty(max((sum(s.stop - s.start for s in c) for c in self.chunks), default=0),
+                                  device=device)
+        self.numbers = torch.tensor([p.tensor for p in pieces], dtype=torch.long, device=device)
+        self.span_numbers = torch.tensor([pieces[s.piece].tensor for c in self.chunks for s in c], device=device)
+        self.lr_scales = torch.tensor([p.settings.lr_scale for p in pieces], device=device)
+        self.decays = torch.tensor([p.settings.weight_decay for p in pieces], device=device)
+        adapted = [self.config.adapt_1d or len(p.fragment.shape) > 1 for p in pieces]
+        self.adapted = torch.tensor(adapted, device=device)
+
+    def update(self, pieces: list[Piece], step: Step, layout: Layout) -> None:
+        squares = torch.zeros(len(layout.names), 2, device=step.updates.device)
+        if pieces:
+            norms = [self._write_descent(pieces, chunk, step) for chunk in self.chunks]
+            squares.index_add_(0, self.span_numbers, torch.cat(norms).square())
+        norms_of_tensors = layout.sum_over_parts(squares).sqrt()
+        if pieces:
+            self._descend(pieces, self._trust_ratios(norms_of_tensors), step)
+
+    def _write_descent(self, pieces: list[Piece], chunk: list[Span], step: Step) -> Tensor:
+        """Advances the moments and replaces the gradient by -(r + decay x), lines 6 to 10 of the algorithm.
+
+        -> [spans, 2], the norms of x and of the update. A step that is not finite leaves the moments alone.
+        """
+        def of_chunk(tensors: list[Tensor]) -> list[Tensor]:
+            return [t.view(-1)[s.start : s.stop] for t, s in zip(tensors, chunk, strict=True)]
+
+        owners = [pieces[s.piece] for s in chunk]
+        values, grads = of_chunk([p.value for p in owners]), of_chunk([p.grad for p in owners])
+        sizes = [s.stop - s.start for s in chunk]
+        descent = list(self.buffer[: sum(sizes)].split(sizes))
+        for owner, value, out in zip(owners, values, descent, strict=True):
+            torch.mul(value, 0.0 if self.config.decoupled_decay else -owner.settings.weight_decay, out=out)
+        self._subtract_adam(descent, grads, of_chunk([p.state["exp_avg"] for p in owners]),
+                            of_chunk([p.state["exp_avg_sq"] for p in owners]), step)
+        torch._foreach_copy_(grads, descent)
+        return torch.stack(torch._foreach_norm(values + descent)).view(2, -1).T
+
+    def _subtract_adam(self, values: list[Tensor], grads: list[Tensor], first: list[Tensor], second: list[Tensor],
+                       step: Step) -> None:
+        """values -= r, by torch's fused Adam with learning rate 1; after infinitely many steps it corrects no bias."""
+        updates = step.updates if self.config.bias_correction else torch.full_like(step.updates, math.inf)
+        beta1, beta2 = self.config.betas
+        adamw(values, grads, first, second, [], list(updates.repeat(len(values)).unbind()), fused=True,
+              grad_scale=step.grad_scale, found_inf=1.0 - step.finite, amsgrad=False, beta1=beta1, beta2=beta2,
+              lr=1.0, weight_decay=0.0, eps=self.config.eps, maximize=False)
+
+    def _trust_ratios(self, norms: Tensor) -> Tensor:
+        """norms: [tensors, 2], of x and of its update -> [pieces], line 11 with phi the identity."""
+        weight, update = norms[self.numbers].unbind(1)
+        ratios = weight / update
+        if self.config.trust_clip is not None:
+            ratios = ratios.clamp(*self.config.trust_clip)
+        return torch.where(self.adapted & (weight > 0) & (update > 0), ratios, 1.0)
+
+    def _descend(self, pieces: list[Piece], ratios: Tensor, step: Step) -> None:
+        values = [p.value for p in pieces]
+        rates = step.lr * step.finite * self.lr_scales
+        if self.config.decoupled_decay:
+            torch._foreach_mul_(values, list((1.0 - rates * self.decays).unbind()))
+        torch._foreach_addcmul_(values, [p.grad for p in pieces], list((rates * ratios).unbind()))
+
+
+def chunks(pieces: list[Piece], limit: int) -> Iterator[list[Span]]:
+    """The pieces' elements in order, `limit` at a time."""
+    chunk: list[Span] = []
+    room = limit
+    for number, piece in enumerate(pieces):
+        start, numel = 0, piece.value.numel()
+        while start < numel:
+            stop = min(numel, start + room)
+            chunk.append(Span(number, start, stop))
+            room, start = room - (stop - start), stop
+            if not room:
+                yield chunk
+                chunk, room = [], limit
+    if chunk:
+        yield chunk

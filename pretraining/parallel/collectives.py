@@ -1,0 +1,94 @@
+"""Collectives with a gradient, on any device: what tensor- and sequence-parallel layers do to activations.
+
+Each pair is conjugate: the gradient of one is the other (Shoeybi et al. 2019, section 3; Korthikanti et al. 2022,
+section 4.2.2). Sequences are split along dimension 1 of [batch, length, hidden].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+
+
+def _sum(x: Tensor, group: Any) -> Tensor:
+    x = x.contiguous().clone()
+    dist.all_reduce(x, group=group)
+    return x
+
+
+def _gather(x: Tensor, group: Any) -> Tensor:
+    """[batch, length / ranks, hidden] -> [batch, length, hidden]."""
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(group.size())]
+    dist.all_gather(parts, x.contiguous(), group=group)
+    return torch.cat(parts, dim=1)
+
+
+def _slice(x: Tensor, group: Any) -> Tensor:
+    """[batch, length, hidden] -> this rank's [batch, length / ranks, hidden]."""
+    return x.chunk(group.size(), dim=1)[group.rank()].contiguous()
+
+
+def _sum_and_slice(x: Tensor, group: Any) -> Tensor:
+    out = torch.empty_like(x[:, : x.shape[1] // group.size()].movedim(1, 0), memory_format=torch.contiguous_format)
+    dist.reduce_scatter_tensor(out, x.movedim(1, 0).contiguous(), group=group)
+    return out.movedim(0, 1)
+
+
+class _Collective(Function):
+    """`forward_of` and `backward_of` are set by the subclasses."""
+
+    forward_of: Any
+    backward_of: Any
+
+    @classmethod
+    def forward(cls, ctx: Any, x: Tensor, group: Any) -> Tensor:  # type: ignore[override]
+        ctx.group = group
+        return cls.forward_of(x, group)
+
+    @classmethod
+    def backward(cls, ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return cls.backward_of(grad, ctx.group), None
+
+
+def _same(x: Tensor, group: Any) -> Tensor:
+    return x.view_as(x)
+
+
+class Copy(_Collective):
+    """Into a region where each rank works with its part of the weights."""
+
+    forward_of, backward_of = staticmethod(_same), staticmethod(_sum)
+
+
+class Reduce(_Collective):
+    """Out of it: the ranks' partial results are summed."""
+
+    forward_of, backward_of = staticmethod(_sum), staticmethod(_same)
+
+
+class Gather(_Collective):
+    """As Copy, from activations that are split along the sequence."""
+
+    forward_of, backward_of = staticmethod(_gather), staticmethod(_sum_and_slice)
+
+
+class ReduceScatter(_Collective):
+    """As Reduce, to activations that are split along the sequence."""
+
+    forward_of, backward_of = staticmethod(_sum_and_slice), staticmethod(_gather)
+
+
+class Split(_Collective):
+    """From activations that every rank has to those split along the sequence."""
+
+    forward_of, backward_of = staticmethod(_slice), staticmethod(_gather)
+
+
+class Join(_Collective):
+    """Back again, where every rank goes on with the same computation."""
+
+    forward_of, backward_of = staticmethod(_gather), staticmethod(_slice)

@@ -1,0 +1,121 @@
+"""megatron-core's parallel layers behind the Layers interface.
+
+They hold the weights; activations go through collectives of our own, since megatron-core's need CUDA for sequence
+parallelism and for low precision. Weights are left empty, as in PlainLayers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretraining.parallel.collectives import Copy, Gather, Join, Reduce, ReduceScatter, Split
+from pretraining.parallel.launch import World
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it tells at length which CUDA extensions are not there
+    from megatron.core import ModelParallelConfig
+    from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+
+
+class _Column(ColumnParallelLinear):
+    get_extra_state = nn.Module.get_extra_state  # keys as nn.Linear's
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        enter = Gather if self.sequence_parallel else Copy
+        return F.linear(enter.apply(x, self.tp_group), self.weight, self.bias)
+
+
+class _Row(RowParallelLinear):
+    get_extra_state = nn.Module.get_extra_state
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        leave = ReduceScatter if self.sequence_parallel else Reduce
+        out = leave.apply(F.linear(x, self.weight), self.tp_group)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+
+class _Embedding(VocabParallelEmbedding):
+    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        here = (tokens >= self.vocab_start_index) & (tokens < self.vocab_end_index)
+        local = (tokens - self.vocab_start_index).masked_fill(~here, 0)
+        return Reduce.apply(F.embedding(local, self.weight) * here[..., None], self.tp_group)
+
+
+class MegatronLayers:
+    """Layers split over `world.tensor_group`; with sequence_parallel, what lies between `enter` and `leave` is split
+    along the sequence."""
+
+    def __init__(self, world: World, sequence_parallel: bool) -> None:
+        self.group, self.sequence_parallel = world.tensor_group, sequence_parallel
+        self.size, self.rank = world.tensor_size, world.tensor_rank
+        self.config = ModelParallelConfig(tensor_model_parallel_size=self.size, use_cpu_initialization=True,
+                                          sequence_parallel=sequence_parallel, perform_initialization=False,
+                                          params_dtype=torch.float32)
+
+    def column(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
+        layer = _Column(in_features, out_features, bias=bias, gather_output=False, config=self.config,
+                        init_method=_leave_empty, tp_group=self.group)
+        return _sharded(layer, weight=0, bias=0)
+
+    def row(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
+        layer = _Row(in_features, out_features, bias=bias, input_is_parallel=True, skip_bias_add=False,
+                     config=self.config, init_method=_leave_empty, tp_group=self.group)
+        return _sharded(self.split(layer, "bias") if bias else layer, weight=1)
+
+    def embedding(self, num_embeddings: int, features: int) -> nn.Module:
+        layer = _Embedding(num_embeddings, features, init_method=_leave_empty, config=self.config,
+                           tp_group=self.group)
+        return _sharded(layer, weight=0)
+
+    def parameter(self, shape: tuple[int, ...], dim: int) -> nn.Parameter:
+        local = list(shape)
+        local[dim] //= self.size
+        parameter = nn.Parameter(torch.empty(local))
+        mark_sharded(parameter, dim)
+        return parameter
+
+    def enter(self, x: Tensor) -> Tensor:
+        return Split.apply(x, self.group) if self.sequence_parallel else x
+
+    def leave(self, x: Tensor) -> Tensor:
+        return Join.apply(x, self.group) if self.sequence_parallel else x
+
+    def split(self, module: nn.Module, *names: str) -> nn.Module:
+        for name, parameter in module.named_parameters(recurse=False):
+            if self.sequence_parallel and (not names or name in names):
+                parameter.sequence_parallel = True  # type: ignore[attr-defined]
+        return module
+
+    @contextlib.contextmanager
+    def split_random(self, sequence_only: bool = False) -> Iterator[None]:
+        if sequence_only and not self.sequence_parallel:
+            yield
+            return
+        seed = int(torch.randint(2**62, ()))  # the same on all tensor-parallel ranks
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + self.rank)
+            yield
+
+
+def _leave_empty(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _sharded(layer: nn.Module, **dims: int) -> nn.Module:
+    for name, dim in dims.items():
+        parameter = getattr(layer, name)
+        if parameter is not None:
+            mark_sharded(parameter, dim)
+    return layer
+
+
+def mark_sharded(parameter: Any, dim: int) -> None:
+    """The attributes by which DeepSpeed and megatron-core know a shard of a tensor-parallel parameter."""
+    parameter.tensor_model_parallel, parameter.partition_dim, parameter.partition_stride = True, dim, 1

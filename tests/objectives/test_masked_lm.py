@@ -1,0 +1,306 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.shards import Document, ShardReader, load_manifest
+from data_pipeline.stream import Position, Stream, generator
+from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.words import WordPieces
+from pretraining.models.configs import BertConfig
+from pretraining.objectives.demonstration import Demonstration
+from pretraining.objectives.masked_lm import IGNORED, MaskedLMConfig
+from pretraining.objectives.masking import choose, find_words, ngram_lengths, replace
+from pretraining.objectives.sentence_pairs import excerpt, next_sentence, sentence_order, truncate
+from pretraining.parallel.layers import PlainLayers
+
+PAD, UNK, CLS, SEP, MASK = 0, 3, 101, 102, 100
+ORDINARY = np.arange(105) % 100 > 3
+TOKENIZER = SimpleNamespace(pad=PAD, cls=CLS, sep=SEP, mask=MASK, ordinary=ORDINARY,
+                            words=WordPieces(~ORDINARY | (np.arange(105) % 3 == 0), ~ORDINARY))
+ALWAYS = np.ones(1000, bool)
+
+
+def objective(length=64, **options):
+    return MaskedLMConfig("masked_lm", **options).build(TOKENIZER, length)
+
+
+def document(lengths, first=4):
+    """Sentences of these lengths, the tokens counted up from `first`."""
+    return Document(np.arange(first, first + sum(lengths), dtype=np.uint16), np.cumsum([0, *lengths[:-1]]))
+
+
+class Scripted:
+    """A generator that draws what it was told, in order."""
+
+    def __init__(self, *draws):
+        self.draws = list(draws)
+
+    def _next(self, *_):
+        return np.array(self.draws.pop(0))
+
+    random = permutation = choice = _next
+
+
+def test_worked_example():
+    """Two sentences of 7 and 6 tokens, swapped. 15% of 13 are 2: the first word in the drawn order is masked, the
+    second, next to it, becomes a random token."""
+    rng = Scripted(7, 0.1, [5, 4, *range(4), *range(6, 13)], [0.79, 0.85], [44, 55])
+    task = objective(20, pairing="sentence_order")
+    sample = task.corrupt([document([7, 6], first=10)], rng)
+    #                                     0    1   2   3   4     5   6   7    8 ...
+    assert sample["tokens"].tolist() == [CLS, 17, 18, 19, 20, MASK, 55, SEP, 10, 11, 12, 13, 14, 15, 16, SEP]
+    assert sample["masked_positions"].tolist() == [5, 6] and sample["labels"].tolist() == [21, 22]
+    assert sample["segments"].tolist() == [0] * 8 + [1] * 8
+    assert sample["positions"].tolist() == list(range(16)) and sample["pair_label"] == 1
+    assert task.tokens(sample) == 16 and task.counts([sample, sample]) == {"masked_lm": 4, "sentence_order": 2}
+    batch = task.collate([sample, sample])
+    assert batch["tokens"].shape == (2, 20) and batch["tokens"][0, 16:].tolist() == [PAD] * 4
+    assert batch["documents"][0].tolist() == [0] * 16 + [-1] * 4
+    assert batch["masked_positions"].tolist() == [[5, 6, 0]] * 2  # 15% of 20 are 3
+    assert batch["labels"].tolist() == [[21, 22, IGNORED]] * 2 and batch["pair_labels"].tolist() == [1, 1]
+
+
+def test_packed_worked_example():
+    """The end of one document, a whole one, the beginning of a third: each gets both of its ends."""
+    task = objective(16, pairing="none")
+    pieces = [np.array([50, 51, SEP]), np.array([CLS, 60, 61, 62, SEP]), np.array([CLS, 70, 71])]
+    sample = task.corrupt(pieces, generator(1, 2, 3))
+    tokens = sample["tokens"].copy()
+    tokens[sample["masked_positions"]] = sample["labels"]
+    assert tokens.tolist() == [CLS, 50, 51, SEP, CLS, 60, 61, 62, SEP, CLS, 70, 71, SEP]
+    assert sample["documents"].tolist() == [0] * 4 + [1] * 5 + [2] * 4
+    assert sample["positions"].tolist() == [*range(4), *range(5), *range(4)]
+    assert len(sample["labels"]) == 1 and list(task.terms) == ["masked_lm"]
+    alone = task.corrupt([np.array([SEP]), np.array([CLS, 60, 61])], generator(1, 2, 3))
+    assert len(alone["tokens"]) == 4  # a lone end is left out
+
+
+@pytest.mark.parametrize("masking", ["token", "whole_word", "ngram"])
+def test_rates(masking):
+    """15% of the tokens of text; of those 80% masked, 10% random, 10% kept; never a special token."""
+    task, rng = objective(512, masking=masking), np.random.default_rng(1)
+    special = tokens_total = chosen = masked = kept = 0
+    seen, randoms = np.zeros(512), []
+    for _ in range(400):
+        tokens = rng.choice(105, 512)  # special ids anywhere
+        sample = task._masked(tokens, rng)
+        positions, now = sample["masked_positions"], sample["tokens"][sample["masked_positions"]]
+        assert np.all(np.diff(positions) > 0) and np.array_equal(sample["labels"], tokens[positions])
+        assert np.array_equal(np.delete(sample["tokens"], positions), np.delete(tokens, positions))
+        special += int((~ORDINARY[tokens[positions]]).sum())
+        tokens_total += int(ORDINARY[tokens].sum())
+        chosen += len(positions)
+        masked += int((now == MASK).sum())
+        kept += int((now == sample["labels"]).sum())
+        randoms.append(now[(now != MASK) & (now != sample["labels"])])
+        seen[positions] += 1
+    drawn = np.concatenate(randoms)
+    assert special == 0 and ORDINARY[drawn].all() and len(np.unique(drawn)) == ORDINARY.sum()
+    assert chosen / tokens_total == pytest.approx(0.15, abs=0.002)
+    assert masked / chosen == pytest.approx(0.8, abs=0.01)
+    assert len(drawn) / chosen == pytest.approx(0.1 * (1 - 1 / ORDINARY.sum()), abs=0.008)
+    assert kept / chosen == pytest.approx(0.1, abs=0.008)
+    assert seen[:256].sum() == pytest.approx(seen[256:].sum(), rel=0.05)
+
+
+def test_whole_words_are_whole():
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        tokens = rng.choice(105, 128)
+        words = find_words(ORDINARY[tokens], TOKENIZER.words.starts(tokens))
+        positions = choose(words, 15, 1, rng)
+        inside = np.isin(np.arange(128), positions)
+        for start, stop in zip(words.starts, words.stops, strict=True):
+            assert inside[start:stop].all() or not inside[start:stop].any()
+        assert len(positions) <= 15
+
+
+def test_words_of_text():
+    maskable = np.array([0, 1, 1, 1, 1, 0, 1, 1], bool)
+    begins = np.array([1, 0, 0, 1, 1, 1, 0, 0], bool)
+    words = find_words(maskable, begins)
+    assert words.starts.tolist() == [1, 3, 4, 6] and words.stops.tolist() == [3, 4, 5, 8]
+    assert words.run.tolist() == [3, 2, 1, 1]
+    nothing = find_words(np.zeros(3, bool), np.ones(3, bool))
+    assert len(nothing.starts) == 0 and len(choose(nothing, 1, 3, np.random.default_rng(0))) == 0
+
+
+def test_ngram_lengths_are_inversely_proportional():
+    """6/11, 3/11, 2/11 for up to three words; 2/3, 1/3 where only two are left."""
+    rng = np.random.default_rng(3)
+    three, two = ngram_lengths(np.full(60000, 3), rng), ngram_lengths(np.tile([2, 3], 30000), rng)[::2]
+    assert np.bincount(three)[1:] / 60000 == pytest.approx([6 / 11, 3 / 11, 2 / 11], abs=0.01)
+    assert np.bincount(two)[1:] / 30000 == pytest.approx([2 / 3, 1 / 3], abs=0.01)
+
+
+def test_ngrams_stay_within_their_run_and_the_budget():
+    rng = np.random.default_rng(4)
+    maskable = np.tile([True] * 4 + [False], 40)
+    lengths = []
+    for _ in range(300):
+        positions = choose(find_words(maskable, ALWAYS[:200]), 24, 3, rng)
+        assert len(positions) == 24 and maskable[positions].all()
+        lengths += [len(run) for run in np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)]
+    assert max(lengths) <= 4 and np.mean(lengths) > 1.3  # two n-grams may touch
+
+
+def test_replace_takes_its_shares_from_the_first_draw():
+    tokens = np.arange(10, 16)
+    out = replace(tokens, np.array([0, 2, 4]), MASK, np.array([7]), Scripted([0.79, 0.89, 0.91], [7, 7, 7]))
+    assert out.tolist() == [MASK, 11, 7, 13, 14, 15] and tokens[0] == 10
+
+
+def test_next_sentence_is_the_continuation_half_of_the_time():
+    own, partner, rng = document([10] * 6, first=0), document([7] * 20, first=1000), np.random.default_rng(5)
+    labels, splits, totals = [], [], {0: [], 1: []}
+    for _ in range(3000):
+        first, second, label = next_sentence(own, partner, 100, rng)
+        labels.append(label)
+        splits.append(len(first))
+        totals[label].append(len(first) + len(second))
+        assert np.array_equal(first, np.arange(len(first)))
+        if label == 0:
+            assert np.array_equal(second, np.arange(len(first), 60))
+        else:
+            assert second[0] >= 1000 and (second[0] - 1000) % 7 == 0 and np.all(np.diff(second.astype(int)) == 1)
+    assert np.mean(labels) == pytest.approx(0.5, abs=0.03)
+    assert np.bincount(splits)[10::10] / 3000 == pytest.approx([0.2] * 5, abs=0.03)  # any border is as likely
+    assert set(splits) == {10, 20, 30, 40, 50}
+    assert np.mean(totals[1]) == pytest.approx(60, abs=2)  # the length tells nothing
+
+
+def test_pairs_where_there_is_little_to_choose_from():
+    rng = np.random.default_rng(6)
+    single, partner = document([9], first=0), document([3, 3], first=500)
+    assert {next_sentence(single, partner, 20, rng).label for _ in range(50)} == {1}
+    first, second, label = next_sentence(single, None, 20, rng)
+    assert len(first) == 9 and len(second) == 0 and label == IGNORED
+    assert next_sentence(document([4, 4]), None, 20, rng).label == 0
+    assert sentence_order(single, 20, rng).label == IGNORED
+    task = objective(pairing="sentence_order")
+    sample = task.corrupt([single], rng)
+    assert (sample["segments"] == 0).all() and task.counts([sample])["sentence_order"] == 0
+
+
+def test_sentence_order_swaps_half_of_the_time():
+    rng, labels = np.random.default_rng(7), []
+    for _ in range(2000):
+        first, second, label = sentence_order(document([5] * 4, first=0), 100, rng)
+        labels.append(label)
+        whole = [second, first] if label else [first, second]
+        assert np.array_equal(np.concatenate(whole), np.arange(20))
+    assert np.mean(labels) == pytest.approx(0.5, abs=0.04)
+
+
+def test_truncation_takes_from_the_longer_one_front_or_back():
+    rng, fronts = np.random.default_rng(8), []
+    for _ in range(2000):
+        first, second = truncate(np.arange(30), np.arange(100, 112), 32, rng)
+        assert len(first) == 20 and len(second) == 12
+        assert np.array_equal(first, np.arange(first[0], first[0] + 20))
+        fronts.append(first[0])
+    assert np.mean(fronts) == pytest.approx(5, abs=0.2)  # ten are taken, each from the front half of the time
+    first, second = truncate(np.arange(30), np.arange(40), 20, rng)
+    assert (len(first), len(second)) == (10, 10)
+    # 3 + 3 -> 4: first the second (equal) loses its front, then the first its back
+    first, second = truncate(np.array([1, 2, 3]), np.array([4, 5, 6]), 4, Scripted(0.2, 0.7))
+    assert first.tolist() == [1, 2] and second.tolist() == [5, 6]
+
+
+def test_excerpt_takes_whole_sentences_near_the_target():
+    partner = document([10, 10, 10, 4], first=0)
+    rng = np.random.default_rng(9)
+    assert {excerpt(partner, 14, rng)[0] for _ in range(100)} == {0, 10, 20}
+    assert len(excerpt(partner, 12, Scripted(0))) == 10 and len(excerpt(partner, 16, Scripted(0))) == 20
+    assert len(excerpt(partner, 14, Scripted(20))) == 14
+    assert len(excerpt(partner, 90, Scripted())) == 34  # too short a document: all of it
+
+
+@pytest.fixture(scope="module")
+def tokenizer(corpus):
+    return Tokenizer.load(corpus / "tokenizer")
+
+
+def samples(corpus, task, count, epoch=0):
+    stream = Stream(ShardReader(load_manifest(corpus), "train"), task.packing(), 1, window_blocks=8)
+    feed = stream.sequences(Position(epoch=epoch))
+    return [task.corrupt(next(feed)[0], generator(1, 2, epoch, n)) for n in range(count)]
+
+
+@pytest.mark.parametrize("pairing", ["next_sentence", "sentence_order", "none"])
+def test_real_text(corpus, tokenizer, pairing):
+    """Rates on a corpus; a pure function of the generator; another mask in another epoch."""
+    task = MaskedLMConfig("masked_lm", masking="ngram", pairing=pairing).build(tokenizer, 64)
+    found, again = samples(corpus, task, 300), samples(corpus, task, 300)
+    for one, two in zip(found, again, strict=True):
+        assert all(np.array_equal(one[name], two[name]) for name in one)
+        assert len(one["tokens"]) <= 64 and tokenizer.ordinary[one["labels"]].all()
+        assert len(one["labels"]) <= task.max_predictions
+        for name in ("segments", "positions", "documents"):
+            assert len(one[name]) == len(one["tokens"])
+    text = sum(int(tokenizer.ordinary[s["tokens"]].sum() + (s["tokens"] == tokenizer.mask).sum()) for s in found)
+    assert sum(len(s["labels"]) for s in found) / text == pytest.approx(0.15, abs=0.01)
+    if pairing != "none":
+        labels = [int(s["pair_label"]) for s in found if s["pair_label"] != IGNORED]
+        assert np.mean(labels) == pytest.approx(0.5, abs=0.1) and len(labels) > 250
+
+
+def test_words_of_a_trained_tokenizer(tokenizer):
+    text = "for key, value in some_mapping.items():\n    print(naïve_ümlaut, '中文字')\n"
+    ids = np.array(tokenizer.encode(text))
+    cuts = np.flatnonzero(tokenizer.words.starts(ids))
+    words = [tokenizer.decode(part) for part in np.split(ids, cuts[1:])]
+    assert "".join(words) == text
+    stripped = [word.strip() for word in words]
+    assert {"key", "some_mapping", "naïve_ümlaut"} <= set(stripped) and not any(" " in word for word in stripped)
+    assert tokenizer.words.begins[[tokenizer.cls, tokenizer.mask]].all()
+
+
+def test_losses_are_sums_whatever_the_micro_batch(corpus, tokenizer):
+    task = MaskedLMConfig("masked_lm").build(tokenizer, 32)
+    model = BertConfig("bert", 2, 32, 2, 32).build(tokenizer.total_size, PlainLayers()).eval()
+    model.initialise(1)
+    found = samples(corpus, task, 12)
+
+    def sums(size):
+        batches = [task.collate(found[i : i + size]) for i in range(0, 12, size)]
+        losses = [task.loss(model, {k: torch.from_numpy(v) for k, v in b.items()}) for b in batches]
+        return torch.tensor([[x.item() for x in one.values()] for one in losses]).sum(0)
+
+    whole = sums(12)
+    for size in (1, 3, 6):
+        assert sums(size) == pytest.approx(whole, rel=1e-6)
+    counts = task.counts(found)
+    assert whole[0] / counts["masked_lm"] == pytest.approx(np.log(tokenizer.total_size), abs=0.1)
+    assert whole[1] / counts["next_sentence"] == pytest.approx(np.log(2), abs=0.05)
+
+
+def test_nothing_crosses_documents_in_a_packed_sequence():
+    """The loss of two packed documents is the sum of their losses."""
+    task = objective(16, pairing="none")
+    model = BertConfig("bert", 2, 32, 2, 16).build(105, PlainLayers()).eval()
+    model.initialise(1)
+    pieces = [np.array([CLS, 50, 51, 52, SEP]), np.array([CLS, 60, 61, SEP])]
+    apart = [task.corrupt([p], np.random.default_rng(i)) for i, p in enumerate(pieces)]
+    together = {name: np.concatenate([s[name] for s in apart]) for name in apart[0]}
+    together["documents"] = np.repeat([0, 1], [5, 4])
+    together["masked_positions"] = np.concatenate([apart[0]["masked_positions"], apart[1]["masked_positions"] + 5])
+
+    def loss(*of):
+        return task.loss(model, {k: torch.from_numpy(v) for k, v in task.collate(list(of)).items()})["masked_lm"]
+
+    assert loss(together).item() == pytest.approx(loss(*apart).item(), abs=1e-5)
+
+
+def test_described_and_demonstrated(corpus, tokenizer):
+    task = MaskedLMConfig("masked_lm", masking="whole_word").build(tokenizer, 64)
+    text = task.describe(samples(corpus, task, 1)[0], tokenizer)
+    assert text.count("[CLS]") == 1 and text.count("[SEP]") == 2 and "[MASK]" in text and "next_sentence" in text
+    model = BertConfig("bert", 1, 16, 2, 64).build(tokenizer.total_size, PlainLayers())
+    model.initialise(1)
+    context = Demonstration(tokenizer, [], Path(), 1)
+    shown = task.demonstrate(model, context)
+    assert "[MASK]" in shown and shown == task.demonstrate(model, context)

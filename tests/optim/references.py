@@ -1,0 +1,61 @@
+"""Whole tensors beside a reference optimizer, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pretraining.optim.base import Optimizer, Piece, Rule, Settings
+from pretraining.optim.shards import Fragment, Layout
+
+SHAPES = [(13, 7), (11,), (3, 5, 4), (2, 3, 4, 5), (1,), (1, 1), (17, 1), (6, 33)]
+
+
+def start() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(shape, generator=generator) for shape in SHAPES]
+
+
+def gradients(step: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return [torch.randn(s, generator=generator) * 10.0 ** (i % 4 - 2) + 0.01 for i, s in enumerate(SHAPES)]
+
+
+def make(rule: Rule, weight_decay: float, **options: object) -> Optimizer:
+    """Decay on all tensors, as torch and transformers apply it."""
+    pieces = [Piece(Fragment.whole(str(i), s), p, Settings(weight_decay), i)
+              for i, (s, p) in enumerate(zip(SHAPES, start(), strict=True))]
+    defaults = {"grad_clip": 0.0, "dynamic_loss_scale": False}
+    optimizer = Optimizer([p.value for p in pieces], rule, **(defaults | options))  # type: ignore[arg-type]
+    optimizer.attach(pieces, Layout(tuple(map(str, range(len(SHAPES)))), tuple(SHAPES)))
+    return optimizer
+
+
+def assert_same_steps(optimizer: Optimizer, lr: Callable[[int], float],
+                      reference: Callable[[list[nn.Parameter], float], None],
+                      parameters: list[nn.Parameter], tolerance: float, steps: int = 100) -> None:
+    """reference(parameters, lr) makes one step from their `grad`. Every step of every tensor is compared."""
+    for step in range(steps):
+        for piece, parameter, grad in zip(optimizer.pieces, parameters, gradients(step), strict=True):
+            piece.grad, parameter.grad = grad.clone(), grad.to(parameter.dtype)
+        optimizer.param_groups[0]["lr"] = lr(step)
+        optimizer.step()
+        reference(parameters, lr(step))
+        for piece, parameter in zip(optimizer.pieces, parameters, strict=True):
+            gap = (piece.value - parameter.detach()).norm() / parameter.detach().norm()
+            assert gap < tolerance, (step, piece.fragment.shape, float(gap))
+
+
+def rising_and_falling(step: int) -> float:
+    return 1e-2 * min(step + 1, 100 - step) / 50
+
+
+def with_torch(optimizer: torch.optim.Optimizer) -> Callable[[list[nn.Parameter], float], None]:
+    def step(_: list[nn.Parameter], lr: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+
+    return step

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pretraining.optim.configs import AdamWConfig
+from tests.optim.references import assert_same_steps, make, rising_and_falling, start, with_torch
+
+
+def test_equals_torch_for_a_hundred_steps() -> None:
+    config = AdamWConfig(name="adamw", lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    parameters = [nn.Parameter(p) for p in start()]
+    reference = torch.optim.AdamW(parameters, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
+    assert_same_steps(make(config.build(), config.weight_decay), rising_and_falling, with_torch(reference),
+                      parameters, 1e-6)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pretraining.optim import lamb
+from pretraining.optim.configs import LambConfig
+from tests.optim.cases import differences, whole_run
+from tests.optim.references import SHAPES, assert_same_steps, make, rising_and_falling, start
+
+OPTIONS: list[dict[str, Any]] = [
+    {}, {"bias_correction": False}, {"trust_clip": (0.3, 2.0)}, {"adapt_1d": True}, {"decoupled_decay": True},
+    {"betas": (0.0, 0.99), "bias_correction": False, "adapt_1d": True}]
+
+
+class Paper:
+    """Algorithm 2 of You et al. 2019, line by line, in float64."""
+
+    def __init__(self, config: LambConfig) -> None:
+        self.config, self.t = config, 0
+        self.m = [torch.zeros(s, dtype=torch.float64) for s in SHAPES]
+        self.v = [torch.zeros(s, dtype=torch.float64) for s in SHAPES]
+
+    @torch.no_grad()
+    def step(self, parameters: list[nn.Parameter], lr: float) -> None:
+        self.t += 1
+        for i, x in enumerate(parameters):
+            assert x.grad is not None
+            self._one(i, x, x.grad, lr)
+
+    def _one(self, i: int, x: Tensor, g: Tensor, lr: float) -> None:
+        config, (beta1, beta2) = self.config, self.config.betas
+        self.m[i] = beta1 * self.m[i] + (1 - beta1) * g
+        self.v[i] = beta2 * self.v[i] + (1 - beta2) * g * g
+        m, v = self.m[i], self.v[i]
+        if config.bias_correction:
+            m, v = m / (1 - beta1**self.t), v / (1 - beta2**self.t)
+        update = m / (v.sqrt() + config.eps)
+        if config.decoupled_decay:
+            x -= lr * config.weight_decay * x
+        else:
+            update = update + config.weight_decay * x
+        ratio = 1.0
+        if x.ndim > 1 or config.adapt_1d:
+            # the decoupled decay comes after the norm is taken
+            norm = x.norm() / (1 - lr * config.weight_decay if config.decoupled_decay else 1)
+            ratio = float(norm / update.norm())
+            if config.trust_clip:
+                ratio = min(max(ratio, config.trust_clip[0]), config.trust_clip[1])
+        x -= lr * ratio * update
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_equals_the_papers_algorithm_for_a_hundred_steps(options: dict[str, Any]) -> None:
+    config = LambConfig(name="lamb", lr=1e-2, weight_decay=0.1, **options)
+    parameters = [nn.Parameter(p.double()) for p in start()]
+    assert_same_steps(make(config.build(), config.weight_decay), rising_and_falling, Paper(config).step,
+                      parameters, 1e-5)
+
+
+def test_a_tensor_of_zeros_or_an_update_of_zeros_has_trust_ratio_one() -> None:
+    optimizer = make(LambConfig(name="lamb", lr=1.0, weight_decay=0.0).build(), 0.0)
+    optimizer.param_groups[0]["lr"] = 0.5
+    optimizer.pieces[0].value.zero_()
+    for piece in optimizer.pieces:
+        piece.grad = torch.zeros_like(piece.value)
+    optimizer.pieces[0].grad.fill_(3.0)
+    before = [p.value.clone() for p in optimizer.pieces]
+    optimizer.step()
+    assert torch.allclose(optimizer.pieces[0].value, torch.tensor(-0.5))  # Adam's first step is the sign
+    assert all(torch.equal(p.value, b) for p, b in zip(optimizer.pieces[1:], before[1:], strict=True))
+
+
+def test_it_does_not_matter_how_the_work_is_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = whole_run("lamb", 5)
+    monkeypatch.setattr(lamb, "CPU_CHUNK", 17)
+    assert max(differences(whole_run("lamb", 5), expected).values()) < 1e-6
+
+
+def test_a_reversed_clip_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"trust_clip=\[2\.0, 1\.0\]"):
+        LambConfig(name="lamb", lr=1e-2, trust_clip=(2.0, 1.0))

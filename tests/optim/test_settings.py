@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+from omegaconf import OmegaConf
+
+from data_pipeline.config import conf_dir, to_dict
+from pretraining.optim.base import Settings, layers_above, settings_by_name
+from pretraining.optim.configs import AdafactorConfig, AdamWConfig, LambConfig, OptimizerConfig
+
+
+def test_one_dimension_means_no_decay() -> None:
+    shapes = {"blocks.0.up.weight": (4, 3), "blocks.0.up.bias": (4,), "final_norm.weight": (3,), "scale": ()}
+    found = settings_by_name(shapes.items(), 0.1)
+    assert found == {"blocks.0.up.weight": Settings(0.1), "blocks.0.up.bias": Settings(0.0),
+                     "final_norm.weight": Settings(0.0), "scale": Settings(0.0)}
+
+
+def test_layers_are_counted_from_the_top() -> None:
+    names = ["token_embedding.weight", "class_token", "blocks.0.norm.weight", "blocks.11.mlp.up.weight",
+             "final_norm.weight", "head.bias"]
+    assert list(layers_above(names).values()) == [13, 13, 12, 1, 0, 0]
+
+
+def test_each_stack_of_an_encoder_decoder_is_counted_by_itself() -> None:
+    names = ["encoder.blocks.0.a", "encoder.blocks.2.a", "decoder.blocks.0.a", "decoder.blocks.1.a",
+             "shared_embedding.weight", "decoder.final_norm.weight"]
+    assert list(layers_above(names).values()) == [3, 1, 2, 1, 4, 0]
+
+
+def test_the_learning_rate_falls_by_a_factor_per_layer() -> None:
+    shapes = {"position_embedding.weight": (4, 3), "blocks.0.a": (4,), "blocks.1.a": (4,), "head.weight": (2, 2)}
+    scales = [s.lr_scale for s in settings_by_name(shapes.items(), 0.1, layer_decay=0.5).values()]
+    assert scales == [0.125, 0.25, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(("values", "kind"), [
+    ({"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8}, AdamWConfig),
+    ({"name": "lamb", "lr": 1e-3, "trust_clip": [0.1, 10.0]}, LambConfig),
+    ({"name": "adafactor", "lr": 1e-2, "beta1": None}, AdafactorConfig)])
+def test_the_name_decides_the_kind(values: dict[str, Any], kind: type) -> None:
+    found = pydantic.TypeAdapter(OptimizerConfig).validate_python(values, strict=False)
+    assert type(found) is kind
+
+
+@pytest.mark.parametrize("wrong", [{"layer_decay": 0.0}, {"layer_decay": 1.1}, {"weight_decay": -1.0},
+                                   {"lr": 0.0}, {"momentum": 0.9}])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "adafactor"])
+def test_values_out_of_range_and_unknown_keys_are_refused(name: str, wrong: dict[str, float]) -> None:
+    with pytest.raises(pydantic.ValidationError, match=next(iter(wrong))):
+        pydantic.TypeAdapter(OptimizerConfig).validate_python({"name": name, "lr": 1e-3} | wrong)
+
+
+@pytest.mark.parametrize("path", sorted((conf_dir() / "optimizer").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_is_valid_and_has_every_key(path: Path) -> None:
+    values = OmegaConf.to_container(OmegaConf.load(path))
+    config = pydantic.TypeAdapter(OptimizerConfig).validate_json(json.dumps(values))
+    assert isinstance(values, dict)
+    assert config.name == path.stem and set(values) == set(to_dict(config))
