@@ -32,7 +32,13 @@ class SampleMaker(Protocol):
 
     def counts(self, samples: list[Sample]) -> dict[str, int]: ...
 
-    def tokens(self, sample: Sample) -> int: ...
+    def tokens(self, sample: Sample) -> int:
+        """What throughput counts: tokens without padding, or 1 for an image."""
+        ...
+
+    def for_evaluation(self) -> SampleMaker:
+        """The maker for validation, without augmentation; itself where it has none."""
+        ...
 
 
 @dataclass

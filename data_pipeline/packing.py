@@ -163,3 +163,29 @@ def _sentence_border(document: Document, at: int, before: int) -> int:
     if index < len(document.sentences) and document.sentences[index] < before:
         return int(document.sentences[index])
     return at
+
+
+@dataclass(frozen=True)
+class Single:
+    """One document a sequence: an image, say. With `partner`, a second document of the window follows it, half a
+    window further, to be mixed into it."""
+
+    partner: bool = False
+
+    def plan(self, lengths: np.ndarray) -> SinglePlan:
+        return SinglePlan(len(lengths), self.partner)
+
+    def cut(self, document: Any, piece: Piece) -> Any:
+        return document
+
+
+@dataclass(frozen=True)
+class SinglePlan:
+    num_sequences: int
+    partner: bool
+
+    def pieces(self, sequence: int) -> list[Piece]:
+        found = [Piece(sequence, 0, 1)]
+        if self.partner:
+            found.append(Piece((sequence + self.num_sequences // 2) % self.num_sequences, 0, 1))
+        return found

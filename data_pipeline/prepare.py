@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import pydantic
 
 from data_pipeline.config import (
     EXIT_DONE,
@@ -23,6 +25,7 @@ from data_pipeline.config import (
     run_command,
     to_dict,
 )
+from data_pipeline.image_sources import ImagesConfig
 from data_pipeline.sources import CorpusConfig, TextSource
 from data_pipeline.tokenizer import Tokenizer, TokenizerConfig
 
@@ -31,10 +34,11 @@ if TYPE_CHECKING:
     from data_pipeline.shards import Manifest
 
 _CHECK_BYTES = 1_000_000  # of text, on which a ready tokenizer is tried
-_HELP = """pretrain-data: turns raw text into a tokenizer, shards and a manifest.
+_HELP = """pretrain-data: turns raw text into a tokenizer, shards and a manifest, and images into shards and a manifest.
 
 Example:
   pretrain-data corpus.inputs=[books,'notes/*.md'] output=data/books tokenizer.vocab_size=8192
+  pretrain-data corpus=images corpus.inputs=[photos] output=data/photos
 
 """
 
@@ -43,7 +47,7 @@ Example:
 class PrepareConfig:
     """Everything that `pretrain-data` takes; a document goes to validation by its hash under `seed`."""
 
-    corpus: CorpusConfig
+    corpus: Annotated[CorpusConfig | ImagesConfig, pydantic.Field(discriminator="kind")]
     tokenizer: TokenizerConfig
     output: str
     valid_fraction: Fraction
@@ -63,6 +67,7 @@ def prepare(config: PrepareConfig) -> None:
     from data_pipeline.plan import Plan, check_corpus, check_settings, listing_hash, load_plan, locked
 
     started = time.monotonic()
+    assert isinstance(config.corpus, CorpusConfig)
     root, source = Path(config.output), TextSource(config.corpus)
     ready = Tokenizer.ready(config.tokenizer.path) if config.tokenizer.path else None
     settings, listing = _settings(config, ready), listing_hash(source.files)
@@ -95,7 +100,12 @@ def prepare(config: PrepareConfig) -> None:
 def _command(overrides: list[str]) -> int:
     config = compose_config("prepare", overrides, PrepareConfig)
     try:
-        prepare(config)
+        if isinstance(config.corpus, ImagesConfig):
+            from data_pipeline.prepare_images import prepare_images
+
+            prepare_images(config)
+        else:
+            prepare(config)
         return EXIT_DONE
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)
@@ -256,6 +266,7 @@ def _write_manifest(config: PrepareConfig, tokenizer: Tokenizer) -> Manifest:
 
 
 def _summary(manifest: Manifest, scan: Scan, seconds: float) -> str:
+    assert manifest.tokenizer is not None
     tokens = sum(split.tokens for split in manifest.splits.values())
     lines = [
         f"{name:>6}: {split.documents} documents, {split.tokens} tokens, {len(split.shards)} shards"

@@ -87,14 +87,15 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What DIR/manifest.json says; `root` is DIR."""
+    """What DIR/manifest.json says; `root` is DIR. kind: text, with a tokenizer, or images, with classes."""
 
     root: Path
     kind: str
-    tokenizer: TokenizerInfo
+    tokenizer: TokenizerInfo | None
     seed: int
     valid_fraction: float
     splits: dict[str, Split]
+    classes: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -306,10 +307,11 @@ def _parse_manifest(root: Path, values: dict[str, Any]) -> Manifest:
     return Manifest(
         root,
         values["kind"],
-        TokenizerInfo(**values["tokenizer"]),
+        TokenizerInfo(**values["tokenizer"]) if values["tokenizer"] is not None else None,
         values["seed"],
         values["valid_fraction"],
         splits,
+        tuple(values.get("classes", ())),
     )
 
 

@@ -17,7 +17,7 @@ from data_pipeline.config import (
     to_dict,
 )
 from pretraining.engines.config import EngineConfig
-from pretraining.models.configs import ModelConfig
+from pretraining.models.configs import IMAGE_OBJECTIVES, ModelConfig, VisionConfig
 from pretraining.objectives import ObjectiveConfig
 from pretraining.optim.configs import OptimizerConfig
 from pretraining.optim.schedules import ScheduleConfig
@@ -81,7 +81,21 @@ class RunConfig:
     run_dir: str | None = None
 
     @property
+    def data_kind(self) -> Literal["text", "images"]:
+        """What the model reads."""
+        return "images" if isinstance(self.model, VisionConfig) else "text"
+
+    @property
+    def sample_shape(self) -> Any:
+        """What an objective's samples must fit: tokens of a sequence, or the PatchGrid of an image."""
+        if isinstance(self.model, VisionConfig):
+            return self.model.grid
+        return self.seq_len
+
+    @property
     def seq_len(self) -> int:
+        """Tokens of a text sequence."""
+        assert not isinstance(self.model, VisionConfig), "an image has no sequence length"
         return self.data.seq_len or self.model.max_seq_len
 
     def faults(self) -> list[str]:
@@ -89,9 +103,22 @@ class RunConfig:
         faults = self.model.faults() + self.engine.faults() + self.scheduler.faults(self.train.steps)
         if self.data.path is None:
             faults.append("data.path is missing: the folder that pretrain-data wrote")
-        if self.seq_len > self.model.max_seq_len:
-            faults.append(f"data.seq_len={self.seq_len} is longer than model.max_seq_len={self.model.max_seq_len}")
-        return faults + self._batch_faults()
+        return faults + self._sample_faults() + self._batch_faults()
+
+    def _sample_faults(self) -> list[str]:
+        faults, length = [], self.data.seq_len
+        fitting = IMAGE_OBJECTIVES.get(self.model.name)
+        if fitting not in (None, self.objective.name):
+            faults.append(f"model.name={self.model.name} needs objective={fitting}, not {self.objective.name}")
+        if fitting is None and self.objective.name in IMAGE_OBJECTIVES.values():
+            faults.append(f"objective={self.objective.name} needs images and a vision model, not model.name="
+                          f"{self.model.name}")
+        if isinstance(self.model, VisionConfig):
+            if length is not None:
+                faults.append(f"data.seq_len={length} is for text; images are sized by model.image_size")
+        elif length is not None and length > self.model.max_seq_len:
+            faults.append(f"data.seq_len={length} is longer than model.max_seq_len={self.model.max_seq_len}")
+        return faults
 
     def _batch_faults(self) -> list[str]:
         try:

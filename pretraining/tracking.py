@@ -81,7 +81,8 @@ class Progress:
 
 def _shown(line: Line, total: int | None) -> list[str]:
     if "valid_loss" in line:
-        return [f"valid_loss {line['valid_loss']:.4f}"]
+        accuracy = [f"accuracy {line['valid_accuracy']:.1%}"] if "valid_accuracy" in line else []
+        return [f"valid_loss {line['valid_loss']:.4f}", *accuracy]
     loss = "not finite, skipped" if line["loss"] is None else f"{line['loss']:.4f}"
     shown = [f"loss {loss}", f"lr {line['lr']:.2e}", f"{_rate(line)}"]
     if total is not None:

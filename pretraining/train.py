@@ -70,31 +70,20 @@ class Verdict:
 
 
 class Inputs:
-    """What is read and checked before any process group: prepared data, tokenizer, run folder, checkpoint."""
+    """What is read and checked before any process group: prepared data, run folder, checkpoint."""
 
     def __init__(self, config: RunConfig) -> None:
-        from data_pipeline.shards import check_files, load_manifest
-        from data_pipeline.tokenizer import Tokenizer
+        from pretraining.prepared import Prepared
 
-        self.manifest = load_manifest(Path(config.data.path or ""))
-        check_files(self.manifest)
-        self.tokenizer = Tokenizer.load(Path(config.data.path or "") / "tokenizer")
-        self.vocab_size = self._vocabulary(config)
-        check_identity(config, self.manifest.fingerprint)
+        self.data = Prepared(config)
+        check_identity(config, self.data.manifest.fingerprint)
         self.checkpoint = find_checkpoint(config)
-
-    def _vocabulary(self, config: RunConfig) -> int:
-        found, wanted = self.tokenizer.total_size, config.model.vocab_size
-        if wanted not in (None, found):
-            raise InputError(f"data.path={config.data.path} was tokenized with a vocabulary of {found}, "
-                             f"model.vocab_size is {wanted}")
-        return found
 
 
 def run(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: StopRequest) -> None:
     """Builds everything and trains. Raises InputError, or Stopped once a signal was obeyed."""
     if world.is_main:
-        write_config(config, run_dir, inputs.manifest.fingerprint)
+        write_config(config, run_dir, inputs.data.manifest.fingerprint)
     trainer = build(config, inputs, world, run_dir, stop)
     with trainer.tracker:
         trainer.fit()
@@ -110,9 +99,10 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     from pretraining.trainer import Trainer
 
     torch.use_deterministic_algorithms(config.train.deterministic)
-    objective = config.objective.build(inputs.tokenizer, config.seq_len)
-    model = config.model.build(inputs.vocab_size, config.engine.make_layers(world))
-    flops = model.flops_per_token(config.seq_len)
+    objective: Any = config.objective.build(inputs.data.vocabulary, config.sample_shape)
+    model = config.model.build(inputs.data.outputs, config.engine.make_layers(world))
+    flops = objective.flops_per_image(model) if config.data_kind == "images" else \
+        model.flops_per_token(config.sample_shape)
     model.initialise(config.train.seed)
     module = LossModule(model, objective, config.train.precision)
     engine = config.engine.build(module, config.optimizer.build(), config.train, world)
@@ -136,17 +126,17 @@ def _tracker(config: RunConfig, inputs: Inputs, world: World, run_dir: Path) -> 
 def _feeds(config: RunConfig, inputs: Inputs, objective: Any, world: World) -> tuple[Any, Any]:
     """-> (training loader from a position, validation loader from the beginning)."""
     from data_pipeline.loader import Share, load
-    from data_pipeline.shards import ShardReader
     from data_pipeline.stream import Position, Stream
 
     train = config.train
     share = Share(train.global_batch_size, train.micro_batch_size, world.data_rank, world.data_size)
-    make = partial(Stream, packing=objective.packing(), seed=train.seed, window_blocks=config.data.window_blocks)
-    stream = make(ShardReader(inputs.manifest, "train"))
-    valid = make(ShardReader(inputs.manifest, "valid"), shuffle=False)
+    make = partial(Stream, seed=train.seed, window_blocks=config.data.window_blocks)
+    evaluation = objective.for_evaluation()
+    stream = make(inputs.data.reader("train"), objective.packing())
+    valid = make(inputs.data.reader("valid"), evaluation.packing(), shuffle=False)
     pin = world.device.type == "cuda"
     feed = partial(load, stream, objective, share, num_workers=config.data.num_workers, pin_memory=pin)
-    return feed, partial(load, valid, objective, share, Position(), num_workers=0)
+    return feed, partial(load, valid, evaluation, share, Position(), num_workers=0)
 
 
 def _tell_result(run_dir: Path) -> None:

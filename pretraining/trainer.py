@@ -48,13 +48,15 @@ class Pending:
 
 
 class Trainer:
-    """config: the RunConfig. feed and valid_feed make loaders: feed(position), valid_feed()."""
+    """config: the RunConfig. feed and valid_feed make loaders: feed(position), valid_feed(). flops_per_unit: of a token
+    or an image, whichever the objective's `tokens` counts."""
 
     def __init__(self, config: Any, engine: Engine, objective: Any, feed: Any, valid_feed: Any, tracker: Any,
-                 world: World, run_dir: Path, stop: StopRequest, flops_per_token: float) -> None:
+                 world: World, run_dir: Path, stop: StopRequest, flops_per_unit: float) -> None:
         self.config, self.train, self.engine, self.objective = config, config.train, engine, objective
         self.feed, self.valid_feed, self.tracker, self.world = feed, valid_feed, tracker, world
-        self.run_dir, self.stop, self.flops_per_token = run_dir, stop, flops_per_token
+        self.run_dir, self.stop, self.flops_per_unit = run_dir, stop, flops_per_unit
+        self.unit = "images" if config.data_kind == "images" else "tokens"
         self.step, self.tokens, self.position = 0, 0, Position()
         self.saved_step = self.evaluated_step = -1
         self.watch = NonFiniteWatch()
@@ -158,9 +160,10 @@ class Trainer:
         return torch.stack([losses[t] * (terms[t] / max(1.0, counts[t])) for t in terms]).sum()
 
     def _pending(self, data: StepData, numbers: Tensor, lr: float, seconds: float) -> Pending:
-        line = {"step": self.step, "lr": lr, "samples": self.position.number, "tokens": self.tokens,
-                "step_seconds": seconds, "tokens_per_second": data.tokens / seconds, "batch_hash": data.batch_hash,
-                **utilisation(self.flops_per_token * data.tokens, seconds, self.world.size, self.peak)}
+        line = {"step": self.step, "lr": lr, "samples": self.position.number, self.unit: self.tokens,
+                "step_seconds": seconds, f"{self.unit}_per_second": data.tokens / seconds,
+                "batch_hash": data.batch_hash,
+                **utilisation(self.flops_per_unit * data.tokens, seconds, self.world.size, self.peak)}
         return Pending(line, data.counts, numbers)
 
     def _report(self, pending: Pending | None) -> None:

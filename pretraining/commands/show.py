@@ -8,6 +8,8 @@ from typing import Any
 
 from data_pipeline.config import InputError, compose_config, configclass, groups_help, run_command
 
+SHOWN = 8  # validation samples
+
 
 @configclass
 class ShowConfig:
@@ -21,11 +23,19 @@ def main() -> int:
 
 
 def show(overrides: list[str]) -> None:
+    from data_pipeline.stream import Stream
+    from pretraining.objectives.demonstration import Demonstration, first_samples
+    from pretraining.prepared import Prepared
+
     config = compose_config("show", overrides, ShowConfig)
     run_dir = Path(config.run_dir)
     run = load_run_config(run_dir)
-    model, objective, tokenizer = load_model(run, run_dir)
-    print(objective.demonstrate(model, tokenizer, config.seed))
+    data = Prepared(run)
+    objective = run.objective.build(data.vocabulary, run.sample_shape)
+    maker = objective.for_evaluation()
+    stream = Stream(data.reader("valid"), maker.packing(), config.seed, shuffle=False)
+    context = Demonstration(data.tokenizer, first_samples(stream, maker, SHOWN), run_dir, config.seed)
+    print(objective.demonstrate(load_model(run, data, run_dir), context))
 
 
 def load_run_config(run_dir: Path) -> Any:
@@ -44,9 +54,8 @@ def load_run_config(run_dir: Path) -> Any:
     return pydantic.TypeAdapter(RunConfig).validate_json(json.dumps(values))
 
 
-def load_model(run: Any, run_dir: Path) -> tuple[Any, Any, Any]:
-    """-> (the model with the weights of the newest whole checkpoint, its objective, the tokenizer)."""
-    from data_pipeline.tokenizer import Tokenizer
+def load_model(run: Any, data: Any, run_dir: Path) -> Any:
+    """The model with the weights of the newest whole checkpoint."""
     from pretraining.checkpoint import load_tensors, newest_checkpoint
     from pretraining.optim.shards import Fragment
     from pretraining.parallel.layers import PlainLayers
@@ -54,11 +63,10 @@ def load_model(run: Any, run_dir: Path) -> tuple[Any, Any, Any]:
     checkpoint = newest_checkpoint(run_dir / "checkpoints")
     if checkpoint is None:
         raise InputError(f"{run_dir / 'checkpoints'} holds no checkpoint")
-    tokenizer = Tokenizer.load(Path(run.data.path) / "tokenizer")
-    model = run.model.build(tokenizer.total_size, PlainLayers())
+    model = run.model.build(data.outputs, PlainLayers())
     load_tensors(checkpoint, [(Fragment.whole(f"weights.{n}", tuple(p.shape)), p.data)
                               for n, p in model.named_parameters()])
-    return model, run.objective.build(tokenizer, run.seq_len), tokenizer
+    return model
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ config error comes at once.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -105,7 +105,100 @@ class BertConfig:
         return BERT(self, vocab_size, layers)
 
 
-ModelConfig = Annotated[GPTConfig | BertConfig, Field(discriminator="name")]
+class PatchGrid(NamedTuple):
+    """How an image is cut: sides of image and patch in pixels."""
+
+    image_size: int
+    patch_size: int
+
+    @property
+    def patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+@configclass
+class VisionConfig:
+    """What the vision families share: square images of image_size x image_size pixels in patches.
+
+    intermediate_size: null means 4 x hidden_size. drop_path: the rate of the last block, growing from 0 at the first
+    (stochastic depth, Huang et al. 2016).
+    """
+
+    name: str
+    num_layers: Positive
+    hidden_size: Positive
+    num_heads: Positive
+    image_size: Positive
+    patch_size: Positive
+    intermediate_size: Positive | None = None
+    positions: Literal["learned", "sinusoidal"] = "learned"
+    norm_eps: PositiveFloat = 1e-6
+    dropout: Fraction = 0.0
+    drop_path: Fraction = 0.0
+    activation_checkpointing: bool = False
+
+    @property
+    def mlp_size(self) -> int:
+        return self.intermediate_size or 4 * self.hidden_size
+
+    @property
+    def grid(self) -> PatchGrid:
+        return PatchGrid(self.image_size, self.patch_size)
+
+    def faults(self) -> list[str]:
+        faults = head_faults(self.hidden_size, self.num_heads)
+        if self.image_size % self.patch_size:
+            faults.append(f"model.patch_size={self.patch_size} does not divide model.image_size={self.image_size}")
+        if self.positions == "sinusoidal" and self.hidden_size % 4:
+            faults.append(f"model.positions=sinusoidal needs a model.hidden_size that divides by 4, not "
+                          f"{self.hidden_size}")
+        return faults
+
+
+@configclass
+class ViTConfig(VisionConfig):
+    """An image classifier. num_classes: null takes that of the prepared data. pooling: the class token's output, or
+    the mean over the patches, without a class token (Beyer et al. 2022)."""
+
+    name: Literal["vit"]
+    num_classes: Positive | None = None
+    pooling: Literal["cls", "mean"] = "cls"
+
+    def build(self, num_classes: int, layers: Any) -> Any:
+        """The torch module, its weights still empty."""
+        from pretraining.models.vit import ViT
+
+        return ViT(self, num_classes, layers)
+
+
+@configclass
+class MAEConfig(VisionConfig):
+    """A masked autoencoder (He et al. 2021): the encoder of a ViT with a class token, and a light decoder."""
+
+    name: Literal["mae"]
+    decoder_num_layers: Positive = 8
+    decoder_hidden_size: Positive = 512
+    decoder_num_heads: Positive = 16
+
+    def faults(self) -> list[str]:
+        faults = VisionConfig.faults(self)
+        if self.decoder_hidden_size % self.decoder_num_heads:
+            faults.append(f"model.decoder_num_heads={self.decoder_num_heads} does not divide "
+                          f"model.decoder_hidden_size={self.decoder_hidden_size}")
+        if self.decoder_hidden_size % 4:
+            faults.append(f"model.decoder_hidden_size={self.decoder_hidden_size} does not divide by 4")
+        return faults
+
+    def build(self, num_classes: int, layers: Any) -> Any:
+        """The torch module, its weights still empty. num_classes is not used: no label takes part."""
+        from pretraining.models.mae import MAE
+
+        return MAE(self, layers)
+
+
+IMAGE_OBJECTIVES = {"vit": "image_classification", "mae": "masked_image"}  # what each vision model is built for
+
+ModelConfig = Annotated[GPTConfig | BertConfig | ViTConfig | MAEConfig, Field(discriminator="name")]
 
 
 def head_faults(hidden_size: int, num_heads: int) -> list[str]:

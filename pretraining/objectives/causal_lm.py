@@ -10,6 +10,7 @@ from data_pipeline.config import configclass
 from data_pipeline.loader import Sample
 from data_pipeline.packing import Concatenation
 from data_pipeline.tokenizer import Tokenizer
+from pretraining.objectives.demonstration import Demonstration
 from pretraining.objectives.readable import spell
 
 IGNORED = -100
@@ -35,6 +36,9 @@ class CausalLM:
     def __init__(self, config: CausalLMConfig, tokenizer: Tokenizer, max_seq_len: int) -> None:
         self.config, self.length = config, max_seq_len
         self.pad, self.bos, self.eos = tokenizer.pad, tokenizer.bos, tokenizer.eos
+
+    def for_evaluation(self) -> CausalLM:
+        return self
 
     def packing(self) -> Concatenation:
         return Concatenation(self.length + 1, self.length, before=(self.bos,), after=(self.eos,))
@@ -66,9 +70,10 @@ class CausalLM:
         hidden = model(batch["tokens"], batch["positions"], batch.get("documents"))
         return {"causal_lm": model.head(hidden, batch["labels"])}
 
-    def demonstrate(self, model: Any, tokenizer: Tokenizer, seed: int) -> str:
+    def demonstrate(self, model: Any, context: Demonstration) -> str:
         """Text that the model writes by itself."""
-        return tokenizer.decode(generate(model, [self.bos], self.length, self.eos, seed))
+        assert context.tokenizer is not None
+        return context.tokenizer.decode(generate(model, [self.bos], self.length, self.eos, context.seed))
 
     def describe(self, sample: Sample, tokenizer: Tokenizer) -> str:
         """One sample as text: its documents, and for each of their first tokens the one that it predicts."""

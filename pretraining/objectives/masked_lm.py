@@ -12,6 +12,7 @@ from data_pipeline.loader import Sample
 from data_pipeline.packing import Concatenation, Packing, SentenceSpans
 from data_pipeline.tokenizer import Tokenizer
 from pretraining.objectives.causal_lm import IGNORED, pad_to
+from pretraining.objectives.demonstration import Demonstration
 from pretraining.objectives.masking import choose, find_words, replace
 from pretraining.objectives.readable import spell
 from pretraining.objectives.sentence_pairs import IN_ORDER, UNLABELLED, Pair, next_sentence, sentence_order
@@ -65,6 +66,9 @@ class MaskedLM:
         if config.pairing != "none":
             self.terms[config.pairing] = config.pair_weight
 
+    def for_evaluation(self) -> MaskedLM:
+        return self
+
     def packing(self) -> Packing:
         if self.config.pairing == "none":  # two less, for the ends that a document is given where it is cut
             return Concatenation(self.length - 2, self.length - 2, before=(self.cls,), after=(self.sep,))
@@ -110,10 +114,11 @@ class MaskedLM:
         pair_loss = F.cross_entropy(pairs, batch["pair_labels"], ignore_index=UNLABELLED, reduction="sum")
         return {"masked_lm": masked, self.config.pairing: pair_loss}
 
-    def demonstrate(self, model: Any, tokenizer: Tokenizer, seed: int) -> str:
+    def demonstrate(self, model: Any, context: Demonstration) -> str:
         """Sentences with masks, and the three likeliest fillings of each."""
-        rng = np.random.default_rng(seed)
-        return "\n\n".join(self._fill(model, tokenizer, text, rng) for text in DEMONSTRATION)
+        assert context.tokenizer is not None
+        rng = np.random.default_rng(context.seed)
+        return "\n\n".join(self._fill(model, context.tokenizer, text, rng) for text in DEMONSTRATION)
 
     def describe(self, sample: Sample, tokenizer: Tokenizer) -> str:
         """One sample as text: what the model sees, what it has to say."""

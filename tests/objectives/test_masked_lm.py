@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ from data_pipeline.stream import Position, Stream, generator
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.words import WordPieces
 from pretraining.models.configs import BertConfig
+from pretraining.objectives.demonstration import Demonstration
 from pretraining.objectives.masked_lm import IGNORED, MaskedLMConfig
 from pretraining.objectives.masking import choose, find_words, ngram_lengths, replace
 from pretraining.objectives.sentence_pairs import excerpt, next_sentence, sentence_order, truncate
@@ -299,5 +301,6 @@ def test_described_and_demonstrated(corpus, tokenizer):
     assert text.count("[CLS]") == 1 and text.count("[SEP]") == 2 and "[MASK]" in text and "next_sentence" in text
     model = BertConfig("bert", 1, 16, 2, 64).build(tokenizer.total_size, PlainLayers())
     model.initialise(1)
-    shown = task.demonstrate(model, tokenizer, 1)
-    assert "[MASK]" in shown and shown == task.demonstrate(model, tokenizer, 1)
+    context = Demonstration(tokenizer, [], Path(), 1)
+    shown = task.demonstrate(model, context)
+    assert "[MASK]" in shown and shown == task.demonstrate(model, context)

@@ -1,0 +1,75 @@
+"""What the image objectives share: the views of an image, its way to the device, and pictures for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from pydantic import Field
+
+from data_pipeline.augmentation import Pixels, center_crop, pixels, random_flip, random_resized_crop
+from data_pipeline.config import configclass
+from data_pipeline.images import EncodedImage, decode_rgb
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Pair = Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=2, max_length=2)]
+Colour = Annotated[list[float], Field(min_length=3, max_length=3)]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@configclass
+class ImageViewsConfig:
+    """crop_scale, crop_ratio: range of a training crop's share of the area, and of its width / height.
+    flip_probability: of mirroring left and right. eval_crop: the share of the shorter side that an evaluation sees.
+    mean, std: of each colour, on a scale of 0 to 1; pixels are given to the model as (pixel - mean) / std."""
+
+    name: str
+    crop_scale: Pair = Field(default_factory=lambda: [0.08, 1.0])
+    crop_ratio: Pair = Field(default_factory=lambda: [3 / 4, 4 / 3])
+    flip_probability: Probability = 0.5
+    eval_crop: Share = 0.875
+    mean: Colour = Field(default_factory=lambda: list(IMAGENET_MEAN))
+    std: Colour = Field(default_factory=lambda: list(IMAGENET_STD))
+
+    def training_view(self, image: EncodedImage, size: int, rng: np.random.Generator) -> Image.Image:
+        """Raises InputError where the image is broken."""
+        crop = random_resized_crop(decode_rgb(image), size, self.crop_scale, self.crop_ratio, rng)
+        return random_flip(crop, self.flip_probability, rng)
+
+    def evaluation_view(self, image: EncodedImage, size: int) -> Pixels:
+        """-> uint8 [3, size, size]. Raises InputError where the image is broken."""
+        return pixels(center_crop(decode_rgb(image), size, self.eval_crop))
+
+    def normalise(self, images: Any) -> Any:
+        """uint8 [batch, 3, height, width] -> fp32. By scalars: a tensor of means would be copied to the device."""
+        import torch
+
+        channels = [images[:, c].float().div_(255 * std).sub_(mean / std)
+                    for c, (mean, std) in enumerate(zip(self.mean, self.std, strict=True))]
+        return torch.stack(channels, dim=1)
+
+    def visible(self, images: Any) -> Pixels:
+        """Normalised fp32 [3, height, width] -> uint8 pixels."""
+        array = images.float().cpu().numpy()
+        scaled = array * np.array(self.std)[:, None, None] + np.array(self.mean)[:, None, None]
+        return np.rint(scaled.clip(0.0, 1.0) * 255).astype(np.uint8)
+
+
+def picture_grid(rows: Sequence[Sequence[Pixels]], captions: Sequence[str] = (), min_side: int = 96) -> Image.Image:
+    """Pictures in rows of equal length; captions stand below the last row's pictures, one each."""
+    side = rows[0][0].shape[1]
+    scale = max(1, -(-min_side // side))
+    cell, line = side * scale + 4, 12
+    lines = max((caption.count("\n") + 1 for caption in captions), default=0)
+    sheet = Image.new("RGB", (cell * len(rows[0]), cell * len(rows) + lines * line), "white")
+    for r, row in enumerate(rows):
+        for c, array in enumerate(row):
+            image = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
+            sheet.paste(image.resize((side * scale, side * scale), Image.Resampling.NEAREST), (c * cell, r * cell))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(line - 2)
+    for c, caption in enumerate(captions):
+        draw.multiline_text((c * cell, cell * len(rows) - 2), caption, fill="black", font=font, spacing=1)
+    return sheet

@@ -1,0 +1,253 @@
+"""pretrain-data for images: shards, their index, determinism, broken images and every refused input."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.config import InputError
+from data_pipeline.image_sources import classes_of
+from data_pipeline.images import BrokenImage, EncodedImage, ImageReader, decode, decode_rgb
+from data_pipeline.packing import Single
+from data_pipeline.shards import load_manifest
+from data_pipeline.stream import Position, Stream
+from tests.helpers import SHARED, prepare
+from tests.images import png, prepare_images, write_digits
+
+SMALL_SHARDS = ("valid_fraction=0.2", "shard_bytes=60000")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("digits"), count=200)
+
+
+@pytest.fixture(scope="module")
+def prepared(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("prepared") / "data"
+    assert prepare_images(source, output, *SMALL_SHARDS) == 0
+    return output
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*"))
+            if p.is_file() and p.name != ".lock"}
+
+
+def all_images(root: Path, split: str) -> list[EncodedImage]:
+    reader = ImageReader(load_manifest(root), split)
+    return [reader.read_document(shard, block, i) for shard, blocks in enumerate(reader.blocks_per_shard)
+            for block in range(blocks) for i in range(len(reader.document_lengths(shard, block)))]
+
+
+def test_every_image_is_there_once_with_its_bytes_and_its_class(source: Path, prepared: Path) -> None:
+    classes = load_manifest(prepared).classes
+    found = {(classes[i.label], i.data) for split in ("train", "valid") for i in all_images(prepared, split)}
+    files = [(path.parent.name, path.read_bytes()) for path in source.rglob("*.png")]
+    assert found == set(files) and len(files) == 200
+    assert classes == tuple("0123456789")
+
+
+def test_the_manifest_counts_images_and_checksums(prepared: Path) -> None:
+    manifest = load_manifest(prepared)
+    assert manifest.kind == "images" and manifest.tokenizer is None
+    assert sum(split.samples for split in manifest.splits.values()) == 200
+    assert len(manifest.splits["train"].shards) > 1
+    for shard in (s for split in manifest.splits.values() for s in split.shards):
+        data = (prepared / shard.name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest(), shard.tokens) == (shard.bytes, shard.sha256, 0)
+
+
+def test_the_webdataset_library_reads_the_shards(prepared: Path) -> None:
+    import webdataset
+
+    manifest = load_manifest(prepared)
+    shard = manifest.splits["train"].shards[0]
+    samples = list(webdataset.WebDataset(str(prepared / shard.name), shardshuffle=False))
+    first = all_images(prepared, "train")[0]
+    assert len(samples) == shard.samples
+    assert (samples[0]["png"], int(samples[0]["cls"])) == (first.data, first.label)
+
+
+def test_workers_and_a_killed_run_change_no_byte(source: Path, prepared: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    assert prepare_images(source, again, *SMALL_SHARDS, "num_workers=2") == 0
+    assert contents(again) == contents(prepared)
+    for name in ("manifest.json", "train/shard-000001.tar"):
+        (again / name).unlink()
+    (again / "train" / ".shard-000001.tar.tmp").write_bytes(b"half")
+    assert prepare_images(source, again, *SMALL_SHARDS) == 0
+    assert contents(again) == contents(prepared)
+
+
+def test_a_complete_folder_is_left_alone_and_other_settings_are_refused(
+        source: Path, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(prepared)
+    assert prepare_images(source, prepared, *SMALL_SHARDS) == 0
+    assert "already complete" in capsys.readouterr().out
+    assert prepare_images(source, prepared, "valid_fraction=0.3", "shard_bytes=60000") == 2
+    assert "valid_fraction" in capsys.readouterr().err
+    assert contents(prepared) == before
+
+
+def test_the_smallest_hash_is_in_validation_and_equal_images_share_a_split(tmp_path: Path) -> None:
+    source = write_digits(tmp_path / "in", count=20)
+    for i in range(5):
+        (source / "0" / f"copy{i}.png").write_bytes((source / "0" / "0000.png").read_bytes())
+    assert prepare_images(source, tmp_path / "out", "valid_fraction=0") == 0
+    train, valid = (all_images(tmp_path / "out", split) for split in ("train", "valid"))
+    digests = [hashlib.blake2b(i.data, key=b"1", digest_size=16).digest() for i in train + valid]
+    assert hashlib.blake2b(valid[0].data, key=b"1", digest_size=16).digest() == min(digests)
+    assert not {i.data for i in train} & {i.data for i in valid}
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_lists_of_files_and_labels(kind: str, source: Path, tmp_path: Path) -> None:
+    rows = [{"picture": str(p.relative_to(source)), "kind": f"digit {p.parent.name}"} for p in source.rglob("*.png")]
+    path = source / f"list.{kind}"
+    with path.open("w", newline="") as file:
+        if kind == "jsonl":
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        else:
+            writer = csv.DictWriter(file, ["picture", "kind"], delimiter="\t" if kind == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    code = prepare_images(path, tmp_path / "out", "corpus.file_field=picture", "corpus.label_field=kind")
+    path.unlink()
+    assert code == 0
+    manifest = load_manifest(tmp_path / "out")
+    assert manifest.classes == tuple(f"digit {i}" for i in range(10))
+    assert sum(split.samples for split in manifest.splits.values()) == 200
+
+
+def test_whole_numbers_are_ordered_by_value() -> None:
+    assert classes_of(["10", "9", "0", "9"]) == ("0", "9", "10")
+    assert classes_of(["b10", "b9"]) == ("b10", "b9")
+
+
+def test_broken_images_are_named_and_left_out_up_to_the_limit(
+        source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_digits(tmp_path / "in", count=30)
+    whole = (folder / "1" / "0001.png").read_bytes()
+    (folder / "1" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "1" / "text.jpg").write_text("no image")
+    (folder / "2" / "none.png").write_bytes(b"")
+    assert prepare_images(folder, tmp_path / "stops", "corpus.max_bad_images=2") == 2
+    error = capsys.readouterr().err
+    assert "none.png" in error and "3 broken images" in error and "corpus.max_bad_images=2" in error
+    assert not (tmp_path / "stops").exists()
+    assert prepare_images(folder, tmp_path / "out", "corpus.max_bad_images=3") == 0
+    assert "3 broken images left out" in (out := capsys.readouterr().out) and "cut.png" in out
+    assert sum(s.samples for s in load_manifest(tmp_path / "out").splits.values()) == 30
+
+
+def test_the_content_decides_the_member_s_suffix(tmp_path: Path) -> None:
+    folder = write_digits(tmp_path / "in", count=10)
+    (folder / "0" / "0000.png").rename(folder / "0" / "named_wrongly.JPEG")
+    assert prepare_images(folder, tmp_path / "out") == 0
+    for split in ("train", "valid"):
+        with tarfile.open(tmp_path / "out" / split / "shard-000000.tar") as tar:
+            assert {name.split(".")[1] for name in tar.getnames()} == {"png", "cls"}
+
+
+def test_refused_inputs_name_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty, loose, flat, deep, kinds = (tmp_path / n for n in ("empty", "loose", "flat", "deep", "kinds"))
+    empty.mkdir()
+    write_digits(loose, count=10)
+    (loose / "void").mkdir()
+    write_digits(flat, count=10)
+    (flat / "beside.png").write_bytes(b"")
+    write_digits(deep / "train", count=10)
+    write_digits(kinds, count=10)
+    (kinds / "0" / "moving.gif").write_bytes(b"GIF89a")
+    table = tmp_path / "table.csv"
+    table.write_text("file,label\nmissing.png,1\n")
+    headless = tmp_path / "headless.csv"
+    headless.write_text("a.png,1\nb.png,2\n")
+    for path, message in ((empty, "no class folders"), (loose, "void is empty"), (flat, "beside.png"),
+                          (deep, "subfolders are the classes"), (kinds, "moving.gif is of no known kind"),
+                          (tmp_path / "nowhere", "no file or folder"), (table, "line 2: there is no file"),
+                          (headless, "corpus.file_field")):
+        assert prepare_images(path, tmp_path / "out") == 2, path
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    assert prepare_images(kinds, tmp_path / "out", "corpus.exclude=['*.gif']") == 0
+    assert prepare("corpus=images", "corpus.inputs=[]", f"output={tmp_path / 'none'}") == 2
+
+
+def test_sizes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = png(np.zeros((20, 30, 3), np.uint8))
+    assert decode(data).size == (30, 20)
+    monkeypatch.setattr("data_pipeline.images.MAX_PIXELS", 599)
+    with pytest.raises(BrokenImage, match="30 x 20 pixels"):
+        decode(data)
+    monkeypatch.setattr("data_pipeline.images.MAX_IMAGE_BYTES", 10)
+    with pytest.raises(BrokenImage, match="bytes, more than 10"):
+        decode(data)
+
+
+def test_a_decompression_bomb_is_a_broken_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(BrokenImage, match="decompression bomb"):
+        decode(png(np.zeros((20, 30, 3), np.uint8)))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "I;16"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    data = io.BytesIO()
+    (Image.new(mode, (5, 4)) if mode == "I;16" else Image.new("RGB", (5, 4)).convert(mode)).save(data, "PNG")
+    assert decode_rgb(EncodedImage(data.getvalue(), 0, "x")).mode == "RGB"
+
+
+def test_a_changed_shard_and_a_broken_image_are_named_while_training(prepared: Path, tmp_path: Path) -> None:
+    manifest = load_manifest(prepared)
+    copy = tmp_path / "copy"
+    for name, data in contents(prepared).items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(data)
+    shard = copy / manifest.splits["train"].shards[0].name
+    changed = bytearray(shard.read_bytes())
+    changed[600] ^= 1
+    shard.write_bytes(changed)
+    with pytest.raises(InputError, match=r"shard-000000.tar differs from the manifest: sha256"):
+        ImageReader(load_manifest(copy), "train").read_document(0, 0, 0)
+    broken = EncodedImage(b"no image", 0, "train/shard-000000.tar: train-000000-000003.png")
+    with pytest.raises(InputError, match=r"shard-000000.tar: train-000000-000003.png: a broken image"):
+        decode_rgb(broken)
+
+
+def test_the_stream_hands_out_every_image_once_an_epoch(prepared: Path) -> None:
+    manifest = load_manifest(prepared)
+    count = manifest.splits["train"].samples
+    stream = Stream(ImageReader(manifest, "train"), Single(), seed=3, window_blocks=2)
+    names, position = [], Position()
+    for _ in range(2 * count):
+        names.append(stream.sequence(position)[0].name)
+        position = stream.advance(position, 1)
+    assert position.epoch == 2
+    assert len(set(names[:count])) == len(set(names[count:])) == count
+    assert names[:count] != names[count:]
+
+
+def test_partners_are_half_a_window_away_and_each_is_one_once() -> None:
+    plan = Single(partner=True).plan(np.ones(6))
+    pairs = [tuple(piece.document for piece in plan.pieces(i)) for i in range(plan.num_sequences)]
+    assert pairs == [(0, 3), (1, 4), (2, 5), (3, 0), (4, 1), (5, 2)]
+
+
+@pytest.mark.skipif(not (SHARED / "data/images/clothing_small_160").is_dir(), reason="the photos are not here")
+def test_real_photographs(tmp_path: Path) -> None:
+    folder = SHARED / "data/images/clothing_small_160/validation"
+    assert prepare_images(folder, tmp_path / "out", "valid_fraction=0.2") == 0
+    manifest = load_manifest(tmp_path / "out")
+    assert "t-shirt" in manifest.classes
+    image = all_images(tmp_path / "out", "train")[0]
+    assert decode(image.data).format == "JPEG"

@@ -1,0 +1,204 @@
+"""ViT and MAE against transformers' models, published counts and the statistics of drop path."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from data_pipeline.config import InputError, compose_config
+from pretraining.config import RunConfig
+from pretraining.models import mae, vit
+from pretraining.models.configs import MAEConfig, ViTConfig
+from pretraining.models.vit import DropPath, patchify, sinusoidal_positions, unpatchify
+from pretraining.parallel.layers import PlainLayers
+
+SMALL = ViTConfig(name="vit", num_layers=2, hidden_size=32, num_heads=4, image_size=24, patch_size=8,
+                  intermediate_size=48)
+SMALL_MAE = MAEConfig(name="mae", num_layers=2, hidden_size=32, num_heads=4, image_size=24, patch_size=8,
+                      positions="sinusoidal", decoder_num_layers=1, decoder_hidden_size=16, decoder_num_heads=2)
+
+
+def preset(name: str, objective: str) -> Any:
+    overrides = [f"model={name}", f"objective={objective}", "data.path=nowhere"]
+    return compose_config("pretrain", overrides, RunConfig).model
+
+
+def on_meta(config: Any, classes: int) -> Any:
+    with torch.device("meta"):
+        return config.build(classes, PlainLayers())
+
+
+def write_folder(folder: Path, module: Any, model: Any, config: Any, classes: int) -> None:
+    """The model as a Hugging Face folder, by its family's map."""
+    (folder / "config.json").write_text(json.dumps(module.huggingface_config(config, classes, {})))
+    ours = model.state_dict()
+    save_file({m.theirs: m.export(ours[m.ours]).contiguous() for m in module.weight_map(config, classes)},
+              folder / "model.safetensors")
+
+
+def restored(folder: Path, module: Any, config: Any, classes: int) -> Any:
+    theirs = load_file(folder / "model.safetensors")
+    model = config.build(classes, PlainLayers())
+    model.load_state_dict({m.ours: m.restore(theirs[m.theirs]) for m in module.weight_map(config, classes)})
+    return model.eval()
+
+
+def randomised(model: Any) -> Any:
+    """Every weight drawn: a fresh head and fresh biases are 0 and would hide an exchange."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.2, generator=generator)
+    return model.eval()
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).detach().abs().max())
+
+
+@pytest.mark.parametrize(("name", "count"), [("vit_tiny", 5_717_416), ("vit_small", 22_050_664),
+                                             ("vit_base", 86_567_656), ("vit_large", 304_326_632),
+                                             ("vit_huge", 632_045_800)])
+def test_parameter_counts_are_the_published_ones(name: str, count: int) -> None:
+    assert on_meta(preset(name, "image_classification"), 1000).published_parameters() == count
+
+
+@pytest.mark.parametrize("name", ["mae_vit_base", "mae_vit_large", "mae_vit_huge"])
+def test_mae_counts_are_those_of_transformers(name: str) -> None:
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    config = preset(name, "masked_image")
+    with torch.device("meta"):
+        model = ViTMAEForPreTraining(ViTMAEConfig(**mae.huggingface_config(config, 0, {})))
+    assert on_meta(config, 0).published_parameters() == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+def test_logits_equal_those_of_transformers_both_ways(positions: str, tmp_path: Path) -> None:
+    from transformers import ViTForImageClassification
+
+    config = ViTConfig(**{**vars_of(SMALL), "positions": positions})
+    model = randomised(config.build(5, PlainLayers()))
+    write_folder(tmp_path, vit, model, config, 5)
+    theirs = ViTForImageClassification.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    images = torch.randn(3, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+    logits = model.head(model(images))
+    assert difference(logits, theirs(images).logits) < 1e-5
+    back = restored(tmp_path, vit, config, 5)
+    assert difference(back.head(back(images)), logits) == 0.0
+
+
+def test_a_published_config_gives_our_keys_back() -> None:
+    values = vit.huggingface_config(SMALL, 5, {})
+    again = ViTConfig(**vit.from_huggingface_config(values))
+    assert again == ViTConfig(**{**vars_of(SMALL), "num_classes": 5})
+    assert MAEConfig(**mae.from_huggingface_config(mae.huggingface_config(SMALL_MAE, 0, {}))) == \
+        MAEConfig(**{**vars_of(SMALL_MAE), "intermediate_size": 128})
+    with pytest.raises(InputError, match="hidden_act"):
+        vit.from_huggingface_config({**values, "hidden_act": "relu"})
+
+
+def test_mean_pooling_has_no_class_token_and_no_counterpart() -> None:
+    config = ViTConfig(**{**vars_of(SMALL), "pooling": "mean"})
+    model = randomised(config.build(5, PlainLayers()))
+    images = torch.randn(2, 3, 24, 24)
+    assert "encoder.class_token" not in dict(model.named_parameters())
+    assert difference(model(images), model.encoder(images).mean(1)) == 0.0
+    assert model.encoder(images).shape == (2, 9, 32)
+    with pytest.raises(InputError, match="pooling"):
+        vit.huggingface_config(config, 5, {})
+
+
+def test_mae_loss_equals_that_of_transformers(tmp_path: Path) -> None:
+    from transformers import ViTMAEForPreTraining
+
+    from pretraining.objectives.masked_image import MaskedImageConfig
+
+    config = SMALL_MAE
+    model = randomised(config.build(0, PlainLayers()))
+    write_folder(tmp_path, mae, model, config, 0)
+    images = torch.randint(0, 256, (4, 3, 24, 24), dtype=torch.uint8)
+    noise = torch.rand(4, 9)
+    for normalised in (True, False):
+        theirs = ViTMAEForPreTraining.from_pretrained(tmp_path, dtype=torch.float32, norm_pix_loss=normalised).eval()
+        objective = MaskedImageConfig(name="masked_image", normalised_pixels=normalised).build((), config.grid)
+        visible = noise.argsort(1)[:, : objective.kept].sort(1).values
+        loss = objective.loss(model, {"images": images, "visible": visible})["masked_image"]
+        loss = loss / (4 * (9 - objective.kept))
+        expected = theirs(objective.config.normalise(images), noise=noise).loss
+        assert difference(loss, expected) < 1e-5
+
+
+def test_patches_are_in_reading_order_and_come_back() -> None:
+    images = torch.arange(2 * 3 * 8 * 8).view(2, 3, 8, 8)
+    patches = patchify(images, 4)
+    assert torch.equal(patches[1, 1].view(3, 4, 4), images[1, :, :4, 4:])
+    assert torch.equal(unpatchify(patches, 4), images)
+
+
+def test_sinusoidal_positions_by_hand() -> None:
+    """Column 1 of row 0, with one frequency (1): sine and cosine of the column, then of the row."""
+    table = sinusoidal_positions(2, 4, class_token=True)
+    assert torch.equal(table[0], torch.zeros(4))
+    assert np.allclose(table[2], [np.sin(1), np.cos(1), 0, 1])
+
+
+def test_drop_path_drops_whole_samples_at_its_rate_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    layer = DropPath(0.3).train()
+    out = layer(torch.ones(20000, 2, 3))
+    dropped = (out == 0).all(-1).all(-1)
+    assert abs(float(dropped.float().mean()) - 0.3) < 0.01
+    assert torch.allclose(out[~dropped], torch.tensor(1 / 0.7))
+    assert torch.equal(layer.eval()(out), out)
+
+
+def test_drop_path_grows_linearly_over_the_blocks() -> None:
+    config = ViTConfig(**{**vars_of(SMALL), "num_layers": 3, "drop_path": 0.2})
+    rates = [block.drop_path.rate for block in on_meta(config, 5).encoder.blocks]
+    assert np.allclose(rates, [0.0, 0.1, 0.2])
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    images, gradients = torch.randn(2, 3, 24, 24), []
+    for flag in (False, True):
+        model = randomised(ViTConfig(**{**vars_of(SMALL), "activation_checkpointing": flag}).build(5, PlainLayers()))
+        model.train()
+        model.head(model(images)).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert torch.equal(*gradients)
+
+
+def test_initial_weights_depend_on_the_seed_alone() -> None:
+    first, again, other = (SMALL.build(5, PlainLayers()) for _ in range(3))
+    for model, seed in ((first, 1), (again, 1), (other, 2)):
+        model.initialise(seed)
+    weights = [m.encoder.blocks[0].attention.query.weight for m in (first, again, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    bound = (6 / 64) ** 0.5
+    assert 0.9 * bound < float(weights[0].detach().abs().max()) <= bound
+    assert float(first.head.weight.detach().abs().sum()) == 0.0
+
+
+def test_flops_of_vit_base_are_the_known_ones() -> None:
+    """17.6 billion multiply-adds forward (Touvron et al. 2020, "DeiT", table 5): 2 FLOPs each, three times."""
+    assert on_meta(preset("vit_base", "image_classification"), 1000).flops_per_image() / 6 == \
+        pytest.approx(17.5e9, rel=0.02)
+
+
+@pytest.mark.parametrize(("change", "key"), [({"patch_size": 7}, "model.patch_size=7"),
+                                             ({"num_heads": 5}, "model.num_heads=5"),
+                                             ({"positions": "sinusoidal", "hidden_size": 30, "num_heads": 3},
+                                              "divides by 4")])
+def test_faults_name_the_key(change: dict[str, Any], key: str) -> None:
+    assert any(key in fault for fault in ViTConfig(**{**vars_of(SMALL), **change}).faults())
+
+
+def vars_of(config: Any) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}
