@@ -169,11 +169,18 @@ def _validate(config: Any, schema: type[T]) -> tuple[T | None, list[tuple[str, s
     """-> (the instance or None, [(key, message)])."""
     from omegaconf import OmegaConf
 
-    values = OmegaConf.to_container(config, resolve=True)
+    values = _without_missing(OmegaConf.to_container(config, resolve=True))
     try:
         return pydantic.TypeAdapter(schema).validate_json(json.dumps(values)), []
     except pydantic.ValidationError as error:
         return None, [_describe(e, values) for e in error.errors()]
+
+
+def _without_missing(values: Any) -> Any:
+    """`values` without the keys that still are ???: pydantic then says that they are required."""
+    if not isinstance(values, dict):
+        return values
+    return {key: _without_missing(value) for key, value in values.items() if value != "???"}
 
 
 def _describe(error: Any, values: Any) -> tuple[str, str]:

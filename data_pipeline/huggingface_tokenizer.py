@@ -17,7 +17,7 @@ _KNOWN_NAMES = {
 
 
 class HuggingFaceModel:
-    """Encodes and decodes with a tokenizer.json, without its post-processing; never parses specials from text."""
+    """Encodes and decodes with a tokenizer.json; adds no special tokens and reads none from text."""
 
     def __init__(self, data: bytes) -> None:
         import tokenizers
@@ -29,7 +29,9 @@ class HuggingFaceModel:
             raise InputError(f"not a Hugging Face tokenizer.json ({error})") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = True  # '<s>' in a text is three characters, not a control token
+        self._tokenizer.encode_special_tokens = (
+            True  # '<s>' in a text is three characters, not a control token
+        )
         self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     @property
@@ -38,7 +40,8 @@ class HuggingFaceModel:
         found = {}
         for role, names in _KNOWN_NAMES.items():
             ids = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
-            found.update({role: i for i in ids[:1]})
+            if ids:
+                found[role] = ids[0]
         return found
 
     def encode(self, text: str) -> list[int]:

@@ -15,11 +15,19 @@ from data_pipeline.config import InputError
 from data_pipeline.sentences import find_starts
 
 # SentencePiece keeps some characters for itself: U+2581 is its space, U+2585 its mark of the unknown, tab and
-# NUL bound the strings of its trainers (no piece may hold them), U+001F is lost by the trainer, and newlines at a
-# line's end are stripped. Each is replaced by a private-use character; one that stands in a text is prefixed with _ESCAPE.
+# NUL bound the strings of its trainers (no piece may hold them), U+001F is lost by the trainer, newlines at a
+# line's end are stripped. Each is replaced by a private-use character; one of these that stands in a text is
+# prefixed with _ESCAPE.
 _ESCAPE = "\uee00"
 _NEWLINE = "\uee03"
-_STAND_INS = {"\0": "\uee01", "\t": "\uee02", "\n": _NEWLINE, "\u2581": "\uee04", "\u2585": "\uee05", "\x1f": "\uee06"}
+_STAND_INS = {
+    "\0": "\uee01",
+    "\t": "\uee02",
+    "\n": _NEWLINE,
+    "\u2581": "\uee04",
+    "\u2585": "\uee05",
+    "\x1f": "\uee06",
+}
 _ORIGINALS = {v: k for k, v in _STAND_INS.items()}
 _PRIVATE = re.compile("[\uee00-\uee06]")
 _ESCAPED = re.compile("\uee00([\uee00-\uee06])|([\uee01-\uee06])")
@@ -64,8 +72,15 @@ def train(texts: Iterable[str], model_type: str, vocab_size: int) -> bytes:
 
     Raises InputError where the texts don't support that size.
     """
-    return _train(_training_lines(texts), model_type, vocab_size, byte_fallback=True, character_coverage=0.9995,
-                  required_chars=_STAND_INS["\n"] + _STAND_INS["\t"], allow_whitespace_only_pieces=True)
+    return _train(
+        _training_lines(texts),
+        model_type,
+        vocab_size,
+        byte_fallback=True,
+        character_coverage=0.9995,
+        required_chars=_STAND_INS["\n"] + _STAND_INS["\t"],
+        allow_whitespace_only_pieces=True,
+    )
 
 
 def train_characters(characters: dict[str, int], vocab_size: int) -> bytes:
@@ -77,12 +92,16 @@ def train_characters(characters: dict[str, int], vocab_size: int) -> bytes:
     room = vocab_size - 4
     if len(escaped) > room:
         by_count = sorted(characters, key=lambda c: (-characters[c], c))
-        raise InputError(f"tokenizer.vocab_size={vocab_size} leaves {len(escaped) - room} characters of the corpus "
-                         f"uncovered: {describe_characters(by_count[max(room, 0):])}; "
-                         f"tokenizer.vocab_size={len(escaped) + 4} covers all")
+        raise InputError(
+            f"tokenizer.vocab_size={vocab_size} leaves {len(escaped) - room} characters of the corpus "
+            f"uncovered: {describe_characters(by_count[max(room, 0) :])}; "
+            f"tokenizer.vocab_size={len(escaped) + 4} covers all"
+        )
     ordered = "".join(sorted(escaped))
-    lines = (ordered[i:i + 1000] + _NEWLINE for i in range(0, len(ordered), 1000))
-    return _train(lines, "char", len(escaped | {_NEWLINE}) + 4, character_coverage=1.0, hard_vocab_limit=False)
+    lines = (ordered[i : i + 1000] + _NEWLINE for i in range(0, len(ordered), 1000))
+    return _train(
+        lines, "char", len(escaped | {_NEWLINE}) + 4, character_coverage=1.0, hard_vocab_limit=False
+    )
 
 
 def describe_characters(characters: Sequence[str], shown: int = 20) -> str:
@@ -96,7 +115,7 @@ def _training_lines(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         for unit in _UNIT.findall(escape(text)):
             for start in range(0, len(unit), _TRAINING_LINE_CHARS):
-                yield unit[start:start + _TRAINING_LINE_CHARS]
+                yield unit[start : start + _TRAINING_LINE_CHARS]
 
 
 def _train(lines: Iterator[str], model_type: str, vocab_size: int, **options: Any) -> bytes:
@@ -105,11 +124,22 @@ def _train(lines: Iterator[str], model_type: str, vocab_size: int, **options: An
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines, model_writer=model, model_type=model_type, vocab_size=vocab_size,
-            normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
-            pad_id=0, bos_id=1, eos_id=2, unk_id=3, max_sentence_length=1 << 20, minloglevel=2,
+            sentence_iterator=lines,
+            model_writer=model,
+            model_type=model_type,
+            vocab_size=vocab_size,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            max_sentence_length=1 << 20,
+            minloglevel=2,
             num_threads=1,  # with more, the order of equally frequent pieces depends on timing
-            **options)
+            **options,
+        )
     except RuntimeError as error:
         raise InputError(_explain(str(error), vocab_size)) from error
     return model.getvalue()
@@ -119,12 +149,18 @@ def _explain(error: str, vocab_size: int) -> str:
     too_high = re.search(r"too high .*<= (\d+)", error)
     too_low = re.search(r"required_chars\. \d+ vs (\d+)", error)
     if too_high:
-        return (f"tokenizer.vocab_size={vocab_size} is larger than this corpus supports: "
-                f"at most {too_high.group(1)} are possible")
+        return (
+            f"tokenizer.vocab_size={vocab_size} is larger than this corpus supports: "
+            f"at most {too_high.group(1)} are possible"
+        )
     if too_low:
-        return (f"tokenizer.vocab_size={vocab_size} is too small for the characters and bytes of this corpus: "
-                f"at least {too_low.group(1)} are needed")
-    return f"SentencePiece cannot train a tokenizer of tokenizer.vocab_size={vocab_size} on this corpus: {error}"
+        return (
+            f"tokenizer.vocab_size={vocab_size} is too small for the characters and bytes of this corpus: "
+            f"at least {too_low.group(1)} are needed"
+        )
+    return (
+        f"SentencePiece cannot train a tokenizer of tokenizer.vocab_size={vocab_size} on this corpus: {error}"
+    )
 
 
 class SentencePieceModel:

@@ -1,4 +1,4 @@
-"""Where sentences start: a rule on punctuation and line ends, kept in the shards for objectives on sentences."""
+"""Where sentences start: a rule on punctuation and line ends. Shards keep it for objectives on sentences."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 # A sentence ends after . ! ? where whitespace and more text follow, after their Chinese forms (with closing
-# quotes; no space follows there), and after a line's end with the blank lines that follow. Leading spaces belong
-# to the next sentence. Written without classes of non-ASCII characters, so that it serves str and bytes.
-_PATTERN = (r"[.!?](?=[^\S\n]+\S)"
-            r"|(?:。|！|？)+(?:”|’|」|』|）)*(?=[^\S\n]*\S)"
-            r"|\n(?:\s*\n)?")
+# quotes; no space follows there), and after a line's end with the blank lines that follow. Leading spaces
+# belong to the next sentence. Written without classes of non-ASCII characters: it serves str and bytes.
+_PATTERN = (
+    r"[.!?](?=[^\S\n]+\S)"
+    r"|(?:。|！|？)+(?:”|’|」|』|）)*(?=[^\S\n]*\S)"
+    r"|\n(?:\s*\n)?"
+)
 _IN_TEXT = re.compile(_PATTERN)
 _IN_BYTES = re.compile(_PATTERN.encode())
 
@@ -20,8 +22,8 @@ _IN_BYTES = re.compile(_PATTERN.encode())
 def find_starts(text: str | bytes, token_ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The first token of each sentence, int64 [sentences], sorted, without repeats.
 
-    `token_ends` [tokens] says where each token ends in `text` (characters, or bytes where it is bytes). A sentence
-    that would start inside a token starts at the next one. 0 is the first start unless there is no token.
+    `token_ends` [tokens] says where each token ends in `text` (characters, or bytes where it is bytes). A
+    sentence that would start inside a token starts at the next one. The first starts at token 0.
     """
     matches = _IN_BYTES.finditer(text) if isinstance(text, bytes) else _IN_TEXT.finditer(text)
     borders = np.fromiter((m.end() for m in matches), dtype=np.int64)

@@ -1,8 +1,9 @@
-"""Shards of tokens: plain WebDataset tars with an index beside each, and the manifest that lists them.
+"""Shards of tokens: plain WebDataset tars, an index beside each, and the manifest that lists them.
 
-A sample of a tar is a block: whole documents, some 64K tokens of them. Its members are `KEY.tokens.npy` (uint16 or
-uint32 [tokens], without special ids), `KEY.documents.npy` (int64 [documents + 1], where each document starts, then
-the end) and `KEY.sentences.npy` (int64 [sentences], where each sentence starts; every document starts one).
+A sample of a tar is a block: whole documents, some 64K tokens of them. Its members are
+- `KEY.tokens.npy`: uint16 or uint32 [tokens], without special ids;
+- `KEY.documents.npy`: int64 [documents + 1], where each document starts, then the end;
+- `KEY.sentences.npy`: int64 [sentences], where each sentence starts; every document starts one.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.config import InputError
+from data_pipeline.files import flush, open_file, sha256, write_atomically
 
 FORMAT = 1
 SPLITS = ("train", "valid")
@@ -106,22 +108,8 @@ def token_dtype(total_size: int) -> npt.DTypeLike:
     return np.uint16 if total_size <= 1 << 16 else np.uint32
 
 
-def open_file(path: Path, mode: str = "rb") -> IO[Any]:
-    """Every file of a prepared data set is opened here."""
-    return open(path, mode)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Under a temporary name, flushed to the disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open_file(temporary, "wb") as file:
-        file.write(data)
-        _flush(file)
-    os.replace(temporary, path)
-
-
 class ShardWriter:
-    """Packs documents into blocks and blocks into shards `DIR/SPLIT/shard-000000.tar`, closed at `shard_bytes`.
+    """Packs documents into blocks, and blocks into shards `DIR/SPLIT/shard-000000.tar` of `shard_bytes`.
 
     Starts at shard number `first`: those before it are finished. What is written depends on the order of the
     documents alone. Leaving the `with` block in order writes what remains; leaving it by an error does not.
@@ -177,9 +165,10 @@ class _OpenShard:
         self._path = path
         self._temporary = path.with_name(f".{path.name}.tmp")
         self._file = open_file(self._temporary, "wb")
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
-        self._members: dict[str, list[int]] = {f"{m}_{x}": [] for m in ("tokens", "sentences")
-                                               for x in ("offset", "bytes")}
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._members: dict[str, list[int]] = {
+            f"{m}_{x}": [] for m in ("tokens", "sentences") for x in ("offset", "bytes")
+        }
         self._documents: list[int] = []
         self._lengths: list[int] = []
 
@@ -201,7 +190,7 @@ class _OpenShard:
     def close(self) -> None:
         """The index comes first under its final name: a tar that is there is whole, and so is its index."""
         self._tar.close()
-        _flush(self._file)
+        flush(self._file)
         self._file.close()
         arrays: dict[str, Any] = {name: np.array(v, dtype=np.int64) for name, v in self._members.items()}
         arrays["documents"] = np.array(self._documents, dtype=np.int32)
@@ -243,19 +232,36 @@ def finished_shards(root: Path, split: str) -> list[tuple[Path, ShardIndex]]:
     return found
 
 
+def remove_temporaries(root: Path) -> None:
+    """Removes what a killed run left unfinished."""
+    for split in SPLITS:
+        for path in (root / split).glob(".*.tmp"):
+            path.unlink()
+
+
 def describe_split(root: Path, split: str) -> Split:
     """The finished shards of `split` as the manifest lists them, their checksums computed from the files."""
     shards = tuple(_describe_shard(root, path, index) for path, index in finished_shards(root, split))
-    return Split(samples=sum(s.samples for s in shards), documents=sum(s.documents for s in shards),
-                 tokens=sum(s.tokens for s in shards), shards=shards)
+    return Split(
+        samples=sum(s.samples for s in shards),
+        documents=sum(s.documents for s in shards),
+        tokens=sum(s.tokens for s in shards),
+        shards=shards,
+    )
 
 
 def _describe_shard(root: Path, path: Path, index: ShardIndex) -> Shard:
     beside = index_path(path)
-    return Shard(name=path.relative_to(root).as_posix(), samples=len(index.documents),
-                 documents=len(index.lengths), tokens=int(index.lengths.sum(dtype=np.int64)),
-                 bytes=path.stat().st_size, sha256=_sha256(path),
-                 index=beside.relative_to(root).as_posix(), index_sha256=_sha256(beside))
+    return Shard(
+        name=path.relative_to(root).as_posix(),
+        samples=len(index.documents),
+        documents=len(index.lengths),
+        tokens=int(index.lengths.sum(dtype=np.int64)),
+        bytes=path.stat().st_size,
+        sha256=sha256(path),
+        index=beside.relative_to(root).as_posix(),
+        index_sha256=sha256(beside),
+    )
 
 
 def save_manifest(manifest: Manifest) -> None:
@@ -272,8 +278,10 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
         with open_file(path) as file:
             values = json.load(file)
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: {directory} holds no prepared data, or pretrain-data was stopped "
-                         "before its end (the same command again continues it)") from error
+        raise InputError(
+            f"{path} is missing: {directory} holds no prepared data, or pretrain-data was stopped "
+            "before its end (the same command again continues it)"
+        ) from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     found = values.get("format") if isinstance(values, dict) else None
@@ -286,15 +294,27 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
 
 
 def _parse_manifest(root: Path, values: dict[str, Any]) -> Manifest:
-    splits = {name: Split(samples=s["samples"], documents=s["documents"], tokens=s["tokens"],
-                          shards=tuple(Shard(**shard) for shard in s["shards"]))
-              for name, s in values["splits"].items()}
-    return Manifest(root, values["kind"], TokenizerInfo(**values["tokenizer"]), values["seed"],
-                    values["valid_fraction"], splits)
+    splits = {
+        name: Split(
+            samples=s["samples"],
+            documents=s["documents"],
+            tokens=s["tokens"],
+            shards=tuple(Shard(**shard) for shard in s["shards"]),
+        )
+        for name, s in values["splits"].items()
+    }
+    return Manifest(
+        root,
+        values["kind"],
+        TokenizerInfo(**values["tokenizer"]),
+        values["seed"],
+        values["valid_fraction"],
+        splits,
+    )
 
 
 def check_files(manifest: Manifest) -> None:
-    """Raises InputError that names every shard which is missing or has another size than the manifest says."""
+    """Raises InputError that names the shards which are missing or of another size than the manifest says."""
     faults = []
     for shard in (s for split in manifest.splits.values() for s in split.shards):
         path = manifest.root / shard.name
@@ -358,22 +378,24 @@ class ShardReader:
         return Document(tokens[first:last], inside - first)
 
     def read_block(self, shard: int, block: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """-> tokens [tokens], first token of each sentence [sentences]. InputError where a checksum is wrong."""
+        """-> tokens [tokens], first token of each sentence [sentences]. InputError: a checksum is wrong."""
         index = self.index(shard)
         self._verify(shard)
         with open_file(self._root / self.shards[shard].name) as file:
             tokens = _read_array(file, int(index.tokens_offset[block]), int(index.tokens_bytes[block]))
-            sentences = _read_array(file, int(index.sentences_offset[block]), int(index.sentences_bytes[block]))
+            sentences = _read_array(
+                file, int(index.sentences_offset[block]), int(index.sentences_bytes[block])
+            )
         return tokens, sentences
 
     def _verify(self, shard: int) -> None:
         if shard not in self._verified:
             path = self._root / self.shards[shard].name
-            _require(path, self.shards[shard].sha256, _sha256(path))
+            _require(path, self.shards[shard].sha256, sha256(path))
             self._verified.add(shard)
 
 
-def _read_array(file: IO[bytes], offset: int, size: int) -> npt.NDArray[Any]:
+def _read_array(file: BinaryIO, offset: int, size: int) -> npt.NDArray[Any]:
     file.seek(offset)
     return np.lib.format.read_array(io.BytesIO(file.read(size)), allow_pickle=False)
 
@@ -389,16 +411,6 @@ def _parse_index(data: bytes) -> ShardIndex | None:
 def _require(path: Path, expected: str, found: str) -> None:
     if found != expected:
         raise InputError(f"{path} differs from the manifest: sha256 expected {expected}, found {found}")
-
-
-def _sha256(path: Path) -> str:
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _round_up(size: int, multiple: int) -> int:

@@ -11,9 +11,11 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, Annotated, Literal, NamedTuple
 
-from data_pipeline.config import InputError, NonNegative, Positive, configclass
+import pydantic
+
+from data_pipeline.config import InputError, NonNegative, configclass
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -25,16 +27,17 @@ _NAMED_LINES = 5
 class CorpusConfig:
     """Which text is read.
 
-    `inputs` are files, globs and folders; `exclude` are patterns (fnmatch, `*` spans folders) on absolute paths.
-    A document above `max_document_bytes` of UTF-8 is cut at line borders into documents of their own, so that
-    memory stays bounded. Up to `max_bad_lines` lines of the .jsonl files may be unreadable; they are left out.
+    `inputs` are files, globs and folders; `exclude` are patterns (fnmatch, `*` spans folders) on absolute
+    paths. A document above `max_document_bytes` of UTF-8 is cut at line borders into documents of their own,
+    so that memory stays bounded. Up to `max_bad_lines` lines of the .jsonl files may be unreadable; they are
+    left out.
     """
 
     kind: Literal["text"]
     inputs: list[str]
     exclude: list[str]
     text_field: str
-    max_document_bytes: Positive
+    max_document_bytes: Annotated[int, pydantic.Field(ge=16)]
     max_bad_lines: NonNegative
 
 
@@ -56,7 +59,7 @@ class TextSource:
         self.bad_lines: list[str] = []
 
     def documents(self) -> Iterator[Document]:
-        """Every document in the order of `files`, anew at each call. Raises InputError that names file and line."""
+        """Every document in the order of `files`, anew at each call. InputError names file and line."""
         self.bad_lines = []
         for path in self.files:
             texts = self._jsonl(path) if path.endswith(JSONL_SUFFIXES) else self._plain(path)
@@ -74,7 +77,9 @@ class TextSource:
                 try:
                     yield part.decode("utf-8")  # keeps a byte order mark and every line end as it is
                 except UnicodeDecodeError as error:
-                    raise InputError(f"{path}: not UTF-8 at byte {offset + error.start} ({error.reason})") from error
+                    raise InputError(
+                        f"{path}: not UTF-8 at byte {offset + error.start} ({error.reason})"
+                    ) from error
                 offset += len(part)
 
     def _jsonl(self, path: str) -> Iterator[str]:
@@ -92,8 +97,10 @@ class TextSource:
         self.bad_lines.append(fault)
         if len(self.bad_lines) > self._config.max_bad_lines:
             named = "\n".join(self.bad_lines[-_NAMED_LINES:])
-            raise InputError(f"{named}\n{len(self.bad_lines)} lines without a document, and "
-                             f"corpus.max_bad_lines={self._config.max_bad_lines}")
+            raise InputError(
+                f"{named}\n{len(self.bad_lines)} lines without a document, and "
+                f"corpus.max_bad_lines={self._config.max_bad_lines}"
+            )
 
 
 def find_files(inputs: list[str], exclude: list[str]) -> list[str]:
@@ -109,8 +116,10 @@ def find_files(inputs: list[str], exclude: list[str]) -> list[str]:
             faults.append(str(error))
             continue
         if not files:
-            faults.append(f"corpus.inputs: {entry} leads to no file ending in {', '.join(_SUFFIXES)}"
-                          + (" that corpus.exclude admits" if exclude else ""))
+            faults.append(
+                f"corpus.inputs: {entry} leads to no file ending in {', '.join(_SUFFIXES)}"
+                + (" that corpus.exclude admits" if exclude else "")
+            )
         found.update({os.path.realpath(f): f for f in sorted(files, reverse=True)})
     if faults:
         raise InputError("\n".join(faults))
@@ -129,7 +138,9 @@ def _expand(entry: str) -> list[str]:
     matches = glob.glob(entry, recursive=True)
     if not matches:
         raise InputError(f"corpus.inputs: {entry} matches nothing")
-    return [f for m in matches for f in (_files_below(m) if os.path.isdir(m) else [m]) if f.endswith(_SUFFIXES)]
+    return [
+        f for m in matches for f in (_files_below(m) if os.path.isdir(m) else [m]) if f.endswith(_SUFFIXES)
+    ]
 
 
 def _files_below(folder: str) -> list[str]:
@@ -183,18 +194,19 @@ def _field(line: bytes, field: str) -> bytes:
 
 def _open_compressed(path: str) -> IO[bytes]:
     if path.endswith(".gz"):
-        return gzip.open(path, "rb")
-    file = open(path, "rb")
-    return io.BufferedReader(_ZstdFile(file), 1 << 17) if path.endswith(".zst") else file
+        return io.BufferedReader(gzip.open(path, "rb"))
+    if path.endswith(".zst"):
+        return io.BufferedReader(_ZstdFile(path), 1 << 17)
+    return open(path, "rb")
 
 
 class _ZstdFile(io.RawIOBase):
-    """Decompresses frames one after the other; unlike zstandard's reader, notices a file that is cut short."""
+    """Decompresses frame after frame; unlike zstandard's own reader, notices a file that is cut short."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, path: str) -> None:
         import zstandard
 
-        self._file = file
+        self._file = open(path, "rb")  # noqa: SIM115 - until close()
         self._zstandard = zstandard
         self._frame = zstandard.ZstdDecompressor().decompressobj()
         self._started = False

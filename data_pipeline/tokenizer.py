@@ -63,7 +63,9 @@ class _Kind:
         from data_pipeline.huggingface_tokenizer import HuggingFaceModel
         from data_pipeline.sentencepiece_model import SentencePieceModel
 
-        return SentencePieceModel(data, self.escaped) if self.type == "sentencepiece" else HuggingFaceModel(data)
+        return (
+            SentencePieceModel(data, self.escaped) if self.type == "sentencepiece" else HuggingFaceModel(data)
+        )
 
 
 _TRAINED = _Kind("sentencepiece", escaped=True)
@@ -72,8 +74,8 @@ _TRAINED = _Kind("sentencepiece", escaped=True)
 class Tokenizer:
     """Text to ids and back, with the special ids that every objective uses.
 
-    `vocab_size` counts the pieces with pad, bos, eos and unk. After them follow mask, cls, sep, 100 sentinels and
-    the three fill-in-the-middle ids, up to `total_size`: these stand for no text and are never read from text.
+    `vocab_size` counts the pieces with pad, bos, eos and unk. After them follow mask, cls, sep, 100 sentinels
+    and the three fill-in-the-middle ids, up to `total_size`: these stand for no text.
     """
 
     def __init__(self, backend: Backend, kind: _Kind) -> None:
@@ -91,7 +93,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], model_type: Literal["bpe", "unigram"], vocab_size: int) -> Tokenizer:
-        """A SentencePiece tokenizer of `vocab_size` pieces. Raises InputError where `texts` don't support it."""
+        """A SentencePiece tokenizer of `vocab_size` pieces. InputError: `texts` don't support as many."""
         from data_pipeline.sentencepiece_model import train
 
         return cls(_TRAINED.open(train(texts, model_type, vocab_size)), _TRAINED)
@@ -111,8 +113,10 @@ class Tokenizer:
             if (folder / _INFO_FILE).is_file():
                 return cls.load(folder)
         if file.suffix not in (".model", ".json"):
-            raise InputError(f"tokenizer.path={path}: neither a SentencePiece .model nor a tokenizer.json "
-                             "nor the tokenizer folder of prepared data")
+            raise InputError(
+                f"tokenizer.path={path}: neither a SentencePiece .model nor a tokenizer.json "
+                "nor the tokenizer folder of prepared data"
+            )
         kind = _Kind("sentencepiece" if file.suffix == ".model" else "huggingface", escaped=False)
         return cls(_open(kind, file), kind)
 
@@ -150,17 +154,23 @@ class Tokenizer:
         return self._backend.encode_with_starts(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; special ids are left out. For a tokenizer trained here, the inverse of `encode`."""
+        """The text of `ids`, special ids left out. For a tokenizer trained here, the inverse of `encode`."""
         pieces = [int(i) for i in ids if i < self._backend.size and i not in self._basic_ids]
         return self._backend.decode(pieces)
 
     def _info(self) -> dict[str, Any]:
         ids = {name: getattr(self, name) for name in (*_BASIC, "mask", "cls", "sep")}
         fim = {name: getattr(self, name) for name in ("fim_prefix", "fim_middle", "fim_suffix")}
-        return {"format": _FORMAT, "type": self._kind.type, "file": self._kind.file, "escaped": self._kind.escaped,
-                "sha256": hashlib.sha256(self._backend.data).hexdigest(), "vocab_size": self.vocab_size,
-                "total_size": self.total_size,
-                "ids": {**ids, "first_sentinel": self.sentinels.start, "sentinels": SENTINELS, **fim}}
+        return {
+            "format": _FORMAT,
+            "type": self._kind.type,
+            "file": self._kind.file,
+            "escaped": self._kind.escaped,
+            "sha256": hashlib.sha256(self._backend.data).hexdigest(),
+            "vocab_size": self.vocab_size,
+            "total_size": self.total_size,
+            "ids": {**ids, "first_sentinel": self.sentinels.start, "sentinels": SENTINELS, **fim},
+        }
 
 
 def _open(kind: _Kind, file: Path) -> Backend:
