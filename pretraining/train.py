@@ -65,6 +65,7 @@ class Inputs:
         self.vocab_size = self._vocabulary(config)
         check_identity(config, self.manifest.fingerprint)
         self.checkpoint = find_checkpoint(config)
+        self.pretrained = self._pretrained(config)
 
     def _vocabulary(self, config: RunConfig) -> int:
         found, wanted = self.tokenizer.total_size, config.model.vocab_size
@@ -72,6 +73,14 @@ class Inputs:
             raise InputError(f"data.path={config.data.path} was tokenized with a vocabulary of {found}, "
                              f"model.vocab_size is {wanted}")
         return found
+
+    def _pretrained(self, config: RunConfig) -> Any:
+        """The Hugging Face folder that a new run starts from, if any."""
+        if config.model.init_from is None or self.checkpoint is not None:
+            return None
+        from pretraining.init_from import HuggingFaceFolder
+
+        return HuggingFaceFolder(config.model.init_from, config.model, self.vocab_size, self.tokenizer)
 
 
 def _run(config: RunConfig, inputs: Inputs, world: World, stop: StopRequest) -> int:
@@ -90,6 +99,8 @@ def _run(config: RunConfig, inputs: Inputs, world: World, stop: StopRequest) -> 
     model = config.model.build(inputs.vocab_size, PlainLayers())
     flops = model.flops_per_token(config.seq_len)
     model.initialise(config.train.seed)
+    if inputs.pretrained is not None:
+        inputs.pretrained.load_into(model)
     module = LossModule(model, objective, config.train.precision)
     engine = config.engine.build(module, config.optimizer.build(), config.train, world)
     tracker = _build_tracker(config, inputs, world, run_dir)

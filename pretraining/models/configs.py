@@ -23,7 +23,8 @@ class GPTConfig:
     """A decoder. The defaults of the options are GPT-2's; the others make it a Llama-style one.
 
     vocab_size: null takes that of the prepared data. num_kv_heads: null means num_heads; fewer is grouped-query
-    attention (Ainslie et al. 2023). intermediate_size: null means 4 x hidden_size.
+    attention (Ainslie et al. 2023). intermediate_size: null means 4 x hidden_size. init_from: a Hugging Face folder
+    whose weights a new run starts from.
     """
 
     name: Literal["gpt"]
@@ -44,6 +45,7 @@ class GPTConfig:
     dropout: Fraction = 0.0
     initializer_range: PositiveFloat = 0.02
     activation_checkpointing: bool = False
+    init_from: str | None = None
 
     @property
     def mlp_size(self) -> int:
