@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipeline.config import InputError
 from data_pipeline.huggingface_tokenizer import HuggingFaceModel
-from data_pipeline.sentencepiece_model import _ESCAPE, _NEWLINE, _STAND_INS, SentencePieceModel
+from data_pipeline.sentencepiece_model import _ESCAPE, _NEWLINE, _STAND_INS, SentencePieceModel, read_model
 
 _SPACE = "\u2581"
 _NAMES = {"pad": "<pad>", "bos": "<s>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>", "cls": "<cls>",
@@ -16,7 +16,8 @@ _NAMES = {"pad": "<pad>", "bos": "<s>", "eos": "</s>", "unk": "<unk>", "mask": "
 # What tokenizers are known to disagree about; the last ones look like special tokens and like byte pieces.
 AWKWARD_TEXTS = (
     "", " ", "  ", "   x", "x   ", "a     b", "\t", "\t\tx", "\n", "\n\n\nx\n", "x\r\ny", "\n \n  \n", " \n",
-    "emoji \U0001f600\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea", "中文字符，和标点。", "日本語 テキスト",
+    "emoji \U0001f600\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea", "中文字符，和标点。",
+    "日本語 テキスト",
     "مرحبا", "e\u0301 é ﬁ ½ ㎏ \u212b", "\u2581", "a\u2581b \u2581 ", "\u2585", "\ufeffx", "\u200b", "\u00a0\u3000",
     "\0", "\x1f", "\x7f", "\ue000", "\uee00", "\uee00\uee03", "\uee01\uee06\uee00\uee00", "\U0010ffff",
     "<s>", "</s> <pad><unk>", "<mask> <extra_id_0>", "[MASK]", "<0x41>", "<0xE4>", "1234567890" * 3, "-" * 37, "=" * 80,
@@ -75,10 +76,8 @@ def tokenizer_config(tokenizer: Any, max_length: int) -> dict[str, Any]:
 
 def _from_sentencepiece(backend: SentencePieceModel) -> Any:
     import tokenizers
-    from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto()
-    proto.ParseFromString(backend.data)
+    proto = read_model(backend.data)
     made = tokenizers.Tokenizer(_unigram(proto) if proto.trainer_spec.model_type == 1 else _bpe(proto))
     made.normalizer = tokenizers.normalizers.Sequence(_normalizers(proto, backend.escaped))
     made.decoder = tokenizers.decoders.Sequence(_decoders(proto, backend.escaped))
@@ -106,8 +105,7 @@ def _bpe(proto: Any) -> Any:
 
 def _splits(piece: str, normal: dict[str, float]) -> list[tuple[str, str]]:
     found = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
-    return [(left, right) for left, right in found if (left in normal or len(left) == 1)
-            and (right in normal or len(right) == 1) and {left, right} <= normal.keys()]
+    return [(left, right) for left, right in found if {left, right} <= normal.keys()]
 
 
 def _unigram(proto: Any) -> Any:

@@ -90,13 +90,19 @@ def _with_round_scores(model: bytes) -> bytes:
     Segmentations into the same pieces in another order have the same score: with other scores, rounding would
     choose among them, and the exported tokenizer, which adds in fp64, would choose otherwise.
     """
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto()
-    proto.ParseFromString(model)
+    proto = read_model(model)
     for piece in proto.pieces:
         piece.score = round(piece.score * 256) / 256
     return proto.SerializeToString(deterministic=True)
+
+
+def read_model(data: bytes) -> Any:
+    """-> the model as a protobuf message."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto.ParseFromString(data)
+    return proto
 
 
 def train_characters(characters: dict[str, int], vocab_size: int) -> bytes:

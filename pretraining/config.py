@@ -18,7 +18,7 @@ from data_pipeline.config import (
 )
 from pretraining.engines.config import EngineConfig
 from pretraining.models.configs import ModelConfig
-from pretraining.objectives import ObjectiveConfig
+from pretraining.objectives import TRAINED_BY, ObjectiveConfig
 from pretraining.optim.configs import OptimizerConfig
 from pretraining.optim.schedules import ScheduleConfig
 from pretraining.parallel.launch import read_launch
@@ -87,6 +87,9 @@ class RunConfig:
     def faults(self) -> list[str]:
         """Contradictions between keys, each told with its values."""
         faults = self.model.faults() + self.engine.faults() + self.scheduler.faults(self.train.steps)
+        if self.objective.name not in (fitting := TRAINED_BY[self.model.name]):
+            faults.append(f"objective={self.objective.name} does not fit model.name={self.model.name}: "
+                          f"objective={' or '.join(fitting)} does")
         if self.data.path is None:
             faults.append("data.path is missing: the folder that pretrain-data wrote")
         if self.seq_len > self.model.max_seq_len:

@@ -1,4 +1,4 @@
-"""The proof of an export: the same inputs through our model and the Hugging Face one, and how far the outputs differ."""
+"""The proof of an export: one input through our model and the Hugging Face one, and how far the outputs differ."""
 
 from __future__ import annotations
 

@@ -63,6 +63,7 @@ class Inputs:
         check_files(self.manifest)
         self.tokenizer = Tokenizer.load(Path(config.data.path or "") / "tokenizer")
         self.vocab_size = self._vocabulary(config)
+        self.objective = config.objective.build(self.tokenizer, config.seq_len)
         check_identity(config, self.manifest.fingerprint)
         self.checkpoint = find_checkpoint(config)
         self.pretrained = self._pretrained(config)
@@ -95,7 +96,7 @@ def _run(config: RunConfig, inputs: Inputs, world: World, stop: StopRequest) -> 
     run_dir = Path(config.run_dir or broadcast_text(world, default_run_dir(config)))
     if world.is_main:
         write_config(config, run_dir, inputs.manifest.fingerprint)
-    objective = config.objective.build(inputs.tokenizer, config.seq_len)
+    objective = inputs.objective
     model = config.model.build(inputs.vocab_size, PlainLayers())
     flops = model.flops_per_token(config.seq_len)
     model.initialise(config.train.seed)
