@@ -122,7 +122,8 @@ def _normalizers(proto: Any, escaped: bool) -> list[Any]:
     from tokenizers import Regex
     from tokenizers.normalizers import Precompiled, Prepend, Replace, Strip
 
-    spec, steps = proto.normalizer_spec, []
+    spec = proto.normalizer_spec
+    steps: list[Any] = []
     if escaped:
         for private in (_ESCAPE, *_STAND_INS.values()):
             steps.append(Replace(private, _ESCAPE + private))

@@ -114,8 +114,8 @@ class T5Config:
     def faults(self) -> list[str]:
         faults = [] if self.head_dim else head_faults(self.hidden_size, self.num_heads)
         if self.relative_buckets % 4 or self.relative_max_distance <= self.relative_buckets // 2:
-            faults.append(f"model.relative_buckets={self.relative_buckets} must be a multiple of 4, and half of it less "
-                          f"than model.relative_max_distance={self.relative_max_distance}")
+            faults.append(f"model.relative_buckets={self.relative_buckets} must be a multiple of 4, and half of it "
+                          f"less than model.relative_max_distance={self.relative_max_distance}")
         return faults
 
     def build(self, vocab_size: int, layers: Any) -> Any:

@@ -25,7 +25,8 @@ def make_norm(kind: str, size: int, eps: float, bias: bool = True) -> nn.Module:
 class Attention(nn.Module):
     """Multi-head attention over x: [batch, length, hidden], through scaled_dot_product_attention.
 
-    head_dim: None means hidden / num_heads. scale: of the scores (None: head_dim ** -0.5). With `fused`, one projection makes queries, keys and values, its rows ordered [head, (q, k, v), head_dim]:
+    head_dim: None means hidden / num_heads. scale: of the scores (None: head_dim ** -0.5).
+    With `fused`, one projection makes queries, keys and values, its rows ordered [head, (q, k, v), head_dim]:
     a plain chunk of the rows is then a whole number of heads.
     """
 

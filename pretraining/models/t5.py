@@ -125,7 +125,7 @@ class T5(nn.Module):
         self.token_embedding = layers.embedding(padded_vocabulary(vocab_size), config.hidden_size)
         self.encoder = Stack(config, layers, config.num_layers, cross=False)
         self.decoder = Stack(config, layers, config.decoder_layers, cross=True)
-        untied = None if config.tied_head else nn.Parameter(torch.empty_like(self.token_embedding.weight))
+        untied = None if config.tied_head else nn.Parameter(torch.empty(padded_vocabulary(vocab_size), config.hidden_size))
         self.head = TokenHead(vocab_size, untied, self.token_embedding)
 
     def forward(self, inputs: Tensor, targets: Tensor, input_documents: Tensor | None = None,

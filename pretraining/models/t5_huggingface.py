@@ -31,8 +31,8 @@ def from_huggingface_config(values: dict[str, Any]) -> dict[str, Any]:
     activations = {theirs: ours for ours, theirs in _ACTIVATIONS.items()}
     activation = values.get("feed_forward_proj", "relu")
     if values.get("model_type") != "t5" or activation not in activations:
-        raise InputError(f"model_type {values.get('model_type')!r} with feed_forward_proj {activation!r} is not one that "
-                         f"model.name=t5 reads (t5 with {' or '.join(activations)})")
+        raise InputError(f"model_type {values.get('model_type')!r} with feed_forward_proj {activation!r} is not one "
+                         f"that model.name=t5 reads (t5 with {' or '.join(activations)})")
     # transformers 5 always writes tie_word_embeddings=true, and scale_decoder_outputs=false where it was false
     tied = values.get("scale_decoder_outputs", values.get("tie_word_embeddings", True))
     return {"num_layers": values["num_layers"], "hidden_size": values["d_model"], "num_heads": values["num_heads"],

@@ -6,6 +6,7 @@ of google-research/text-to-text-transfer-transformer, t5/data/preprocessors.py (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -92,10 +93,13 @@ def _replace(tokens: np.ndarray, mask: np.ndarray, sentinels: range) -> np.ndarr
     return marked[begins | ~mask].astype(np.int64)
 
 
-def solve_lengths(denoiser: Denoiser, inputs_length: int) -> tuple[int, int]:
-    """The longest piece whose inputs, with an end mark, fill `inputs_length` -> (its tokens, its targets with an end
-    mark): random_spans_helper. 512 tokens are read for 568, and 114 written."""
+def solve_lengths(lengths: Callable[[int], tuple[int, int]], inputs_length: int) -> tuple[int, int]:
+    """The longest piece whose inputs fit `inputs_length` -> (its tokens, its targets): random_spans_helper. With T5's
+    spans and an end mark each, 568 tokens fill 512 and make targets of 114.
+
+    lengths: tokens of a piece -> the most that its inputs and targets have, end marks counted.
+    """
     tokens = 2
-    while denoiser.lengths(tokens + 1)[0] + 1 <= inputs_length:
+    while lengths(tokens + 1)[0] <= inputs_length:
         tokens += 1
-    return tokens, denoiser.lengths(tokens)[1] + 1
+    return tokens, lengths(tokens)[1]

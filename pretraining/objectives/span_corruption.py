@@ -8,6 +8,7 @@ from the first one on, and kept apart by masks, as seqio packs T5's examples.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ EXAMPLE = "The quick brown fox jumps over the lazy dog, and then it sleeps in th
 @configclass
 class SpanCorruptionConfig:
     """mode: span is T5's; prefix_lm splits each piece in two; ul2 mixes seven denoisers and prefixes a mode token.
+    What prefix_lm and ul2 make of a piece is not known when it is cut: there is room for the most, padding behind it.
 
     noise_density, mean_span_length (tokens): of mode=span. targets_length: the most that the decoder writes (null:
     what the noise makes of a full input).
@@ -81,7 +83,9 @@ class Rooms:
 
     def plan(self, lengths: np.ndarray) -> RoomsPlan:
         """lengths: int [documents]. Documents and remainders of one token are left out."""
-        plan, rooms, current = [], (self.inputs_length, self.targets_length), []
+        plan: list[list[Piece]] = []
+        current: list[Piece] = []
+        rooms = (self.inputs_length, self.targets_length)
         for document, length in enumerate(lengths.tolist()):
             start = 0
             while length - start >= 2:
@@ -127,14 +131,12 @@ class SpanCorruption:
         self.mixture = mixture(config)
         reserved = UL2_MODES if config.mode == "ul2" else 0
         self.sentinels = self.all_sentinels[: len(self.all_sentinels) - reserved]
-        solved = [solve_lengths(m.denoiser, max_seq_len - (m.mode is not None)) for m in self.mixture]
-        self.targets_length = config.targets_length or max(targets for _, targets in solved)
-        self.longest = max(tokens for tokens, _ in solved)
+        self.longest, solved = solve_lengths(self._most, max_seq_len)
+        self.targets_length = config.targets_length or solved
         self._check(max_seq_len)
 
     def packing(self) -> Rooms:
-        lengths = [[m.lengths(n) for m in self.mixture] for n in range(2, self.longest + 1)]
-        most = np.array([[1, 1], [1, 1], *np.array(lengths).max(axis=1).tolist()])
+        most = np.array([(1, 1), (1, 1), *(self._most(n) for n in range(2, self.longest + 1))])
         assert (np.diff(most, axis=0) >= 0).all()
         return Rooms(most[:, 0], most[:, 1], self.inputs_length, self.targets_length)
 
@@ -182,13 +184,13 @@ class SpanCorruption:
     def spell(self, ids: list[int], tokenizer: Tokenizer) -> str:
         """Text, with <extra_id_n> for sentinels and </s> at an end."""
         names = {token: f"<extra_id_{n}>" for n, token in enumerate(self.all_sentinels)} | {self.eos: "</s>"}
-        text, run = "", []
-        for token in [*ids, None]:
-            if token is not None and token not in names:
-                run.append(token)
-                continue
-            text, run = text + tokenizer.decode(run) + names.get(token, ""), []
-        return text
+        runs = groupby(ids, key=names.get)
+        return "".join(name * len(list(run)) if name else tokenizer.decode(list(run)) for name, run in runs)
+
+    def _most(self, n: int) -> tuple[int, int]:
+        """What a piece of n tokens makes at most of (inputs, targets), whichever denoiser is drawn."""
+        inputs, targets = zip(*(m.lengths(n) for m in self.mixture), strict=True)
+        return max(inputs), max(targets)
 
     def _corrupt_piece(self, tokens: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """-> (inputs, labels), with their end marks."""
@@ -199,11 +201,10 @@ class SpanCorruption:
 
     def _check(self, max_seq_len: int) -> None:
         """Raises InputError where the lengths leave no room for a piece, or sentinels run out."""
-        needed = max(m.denoiser.sentinels(tokens) for m in self.mixture
-                     for tokens in [solve_lengths(m.denoiser, max_seq_len - (m.mode is not None))[0]])
+        needed = max(m.denoiser.sentinels(self.longest) for m in self.mixture)
         if needed > len(self.sentinels):
-            raise InputError(f"objective.mode={self.config.mode} with data.seq_len={max_seq_len} needs {needed} sentinels, "
-                             f"there are {len(self.sentinels)}: a shorter data.seq_len, or fewer and longer spans")
+            raise InputError(f"objective.mode={self.config.mode} with data.seq_len={max_seq_len} needs {needed} "
+                             f"sentinels, there are {len(self.sentinels)}: a shorter data.seq_len, or fewer and longer spans")
         fits = self.packing()._fits((self.inputs_length, self.targets_length))
         if fits < SHORTEST_CUT:
             raise InputError(f"data.seq_len={max_seq_len} with objective.targets_length={self.targets_length} hold no "
