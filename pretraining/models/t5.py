@@ -125,8 +125,8 @@ class T5(nn.Module):
         self.token_embedding = layers.embedding(padded_vocabulary(vocab_size), config.hidden_size)
         self.encoder = Stack(config, layers, config.num_layers, cross=False)
         self.decoder = Stack(config, layers, config.decoder_layers, cross=True)
-        untied = None if config.tied_head else nn.Parameter(torch.empty(padded_vocabulary(vocab_size), config.hidden_size))
-        self.head = TokenHead(vocab_size, untied, self.token_embedding)
+        untied = torch.empty(padded_vocabulary(vocab_size), config.hidden_size)
+        self.head = TokenHead(vocab_size, None if config.tied_head else nn.Parameter(untied), self.token_embedding)
 
     def forward(self, inputs: Tensor, targets: Tensor, input_documents: Tensor | None = None,
                 target_documents: Tensor | None = None) -> Tensor:

@@ -204,7 +204,7 @@ class SpanCorruption:
         needed = max(m.denoiser.sentinels(self.longest) for m in self.mixture)
         if needed > len(self.sentinels):
             raise InputError(f"objective.mode={self.config.mode} with data.seq_len={max_seq_len} needs {needed} "
-                             f"sentinels, there are {len(self.sentinels)}: a shorter data.seq_len, or fewer and longer spans")
+                             f"sentinels, there are {len(self.sentinels)}: a shorter data.seq_len or longer spans")
         fits = self.packing()._fits((self.inputs_length, self.targets_length))
         if fits < SHORTEST_CUT:
             raise InputError(f"data.seq_len={max_seq_len} with objective.targets_length={self.targets_length} hold no "
