@@ -12,6 +12,7 @@ from data_pipeline.sentencepiece_model import _ESCAPE, _NEWLINE, _STAND_INS, Sen
 _SPACE = "\u2581"
 _NAMES = {"pad": "<pad>", "bos": "<s>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>", "cls": "<cls>",
           "sep": "<sep>", "fim_prefix": "<fim_prefix>", "fim_middle": "<fim_middle>", "fim_suffix": "<fim_suffix>"}
+_ROLES = ("pad", "bos", "eos", "unk", "mask", "cls", "sep")  # those that transformers has a name for
 
 # What tokenizers are known to disagree about; the last ones look like special tokens and like byte pieces.
 AWKWARD_TEXTS = (
@@ -25,29 +26,28 @@ AWKWARD_TEXTS = (
 )
 
 
-def special_tokens(tokenizer: Any) -> dict[str, int]:
-    """Name in the exported vocabulary -> id of every special token, in the order of their ids."""
-    ids = {role: getattr(tokenizer, role) for role in _NAMES}
-    named = {own_name(tokenizer, role): i for role, i in ids.items()}
-    named.update({f"<extra_id_{n}>": i for n, i in enumerate(tokenizer.sentinels)})
-    return dict(sorted(named.items(), key=lambda item: item[1]))
-
-
-def own_name(tokenizer: Any, role: str) -> str:
-    """What the special token `role` (pad, bos, ...) is called in the exported vocabulary."""
-    i, backend = getattr(tokenizer, role), tokenizer._backend
-    if i >= backend.size:
-        return _NAMES[role]
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Id -> name in the exported vocabulary of every special token, in the order of the ids. A name that a piece of
+    the vocabulary has already stands in more angle brackets."""
+    backend = tokenizer._backend
     if isinstance(backend, HuggingFaceModel):
-        return str(backend._tokenizer.id_to_token(i))
-    return str(backend._processor.id_to_piece(i))
+        pieces = {i: piece for piece, i in backend._tokenizer.get_vocab(with_added_tokens=True).items()}
+    else:
+        pieces = {i: backend._processor.id_to_piece(i) for i in range(backend.size)}
+    names = {getattr(tokenizer, role): name for role, name in _NAMES.items()}
+    names.update({i: f"<extra_id_{n}>" for n, i in enumerate(tokenizer.sentinels)})
+    taken = set(pieces.values())
+    return {i: pieces[i] if i in pieces else _free(names[i], taken) for i in sorted(names)}
+
+
+def _free(name: str, taken: set[str]) -> str:
+    return name if name not in taken else _free(f"<{name}>", taken)
 
 
 def convert(tokenizer: Any) -> Any:
     """-> tokenizers.Tokenizer with all ids of `tokenizer` (a data_pipeline.tokenizer.Tokenizer).
 
     Specials are read from a text unless `encode_special_tokens` is set on it, which tokenizer.json does not keep.
-    Raises InputError where a special token's name is a piece of the vocabulary.
     """
     import tokenizers
 
@@ -57,20 +57,19 @@ def convert(tokenizer: Any) -> Any:
     else:
         made = _from_sentencepiece(backend)
     specials = special_tokens(tokenizer)
-    clashes = [name for name, i in specials.items() if made.token_to_id(name) not in (None, i)]
-    if clashes:
-        raise InputError(f"the vocabulary has pieces that are spelled like special tokens: {', '.join(clashes)}")
-    made.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in specials])
-    wrong = {name: made.token_to_id(name) for name, i in specials.items() if made.token_to_id(name) != i}
+    added = [tokenizers.AddedToken(name, special=True, normalized=False) for name in specials.values()]
+    made.add_special_tokens(added)
+    wrong = {name: made.token_to_id(name) for i, name in specials.items() if made.token_to_id(name) != i}
     assert not wrong, f"special tokens have other ids: {wrong}"
     return made
 
 
 def tokenizer_config(tokenizer: Any, max_length: int) -> dict[str, Any]:
     """tokenizer_config.json. With split_special_tokens '<s>' in a text is three characters, as it is in training."""
-    roles = {f"{role}_token": own_name(tokenizer, role) for role in ("pad", "bos", "eos", "unk", "mask", "cls", "sep")}
+    specials = special_tokens(tokenizer)
+    roles = {f"{role}_token": specials[getattr(tokenizer, role)] for role in _ROLES}
     return {"tokenizer_class": "PreTrainedTokenizerFast", **roles, "model_max_length": max_length,
-            "extra_special_tokens": [name for name in special_tokens(tokenizer) if name not in roles.values()],
+            "extra_special_tokens": [name for name in specials.values() if name not in roles.values()],
             "split_special_tokens": True, "clean_up_tokenization_spaces": False, "add_prefix_space": False}
 
 
@@ -81,10 +80,22 @@ def _from_sentencepiece(backend: SentencePieceModel) -> Any:
     made = tokenizers.Tokenizer(_unigram(proto) if proto.trainer_spec.model_type == 1 else _bpe(proto))
     made.normalizer = tokenizers.normalizers.Sequence(_normalizers(proto, backend.escaped))
     made.decoder = tokenizers.decoders.Sequence(_decoders(proto, backend.escaped))
-    if backend.escaped:
-        units = tokenizers.Regex(f"[^{_NEWLINE}]*{_NEWLINE}+|[^{_NEWLINE}]+")
-        made.pre_tokenizer = tokenizers.pre_tokenizers.Split(units, "isolated")
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(_splitters(proto, backend.escaped))
     return made
+
+
+def _splitters(proto: Any, escaped: bool) -> list[Any]:
+    """The units of sentencepiece_model; and characters of reserved pieces' names that are no pieces themselves.
+
+    These are byte pieces of their own in any case. Alone, a unigram model cannot find '<0x41>' in the text '<0x41>'.
+    """
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import Split
+
+    splitters = [Split(Regex(f"[^{_NEWLINE}]*{_NEWLINE}+|[^{_NEWLINE}]+"), "isolated")] if escaped else []
+    normal = {piece.piece for piece in proto.pieces if piece.type == piece.NORMAL}
+    reserved = {character for piece in proto.pieces if piece.type != piece.NORMAL for character in piece.piece}
+    return splitters + [Split(character, "isolated") for character in sorted(reserved - normal)]
 
 
 def _bpe(proto: Any) -> Any:
@@ -109,7 +120,8 @@ def _splits(piece: str, normal: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def _unigram(proto: Any) -> Any:
-    """SentencePiece keeps control and byte pieces out of its search; here a score that never wins does it."""
+    """SentencePiece keeps control and byte pieces out of its search; here a score that never wins does it, where
+    their characters are pieces (see `_splitters` for where they are not)."""
     import tokenizers
 
     lowest = min(piece.score for piece in proto.pieces if piece.type == piece.NORMAL)

@@ -1,6 +1,5 @@
 """The modern decoder against transformers' LlamaForCausalLM, and GPT-2 against GPT2LMHeadModel."""
 
-import pydantic
 import pytest
 import torch
 import transformers
@@ -71,7 +70,7 @@ def test_a_combination_without_a_counterpart_is_refused_by_name(keys):
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_parameters_of_the_presets_are_the_published_ones(preset):
     values = OmegaConf.to_container(OmegaConf.load(conf_dir() / "model" / f"{preset}.yaml"))
-    config = pydantic.TypeAdapter(GPTConfig).validate_python(values)
+    config = GPTConfig(**values)
     with torch.device("meta"):
         model, reference = config.build(32000, MetaLayers()), counterpart(config, 32000)
     assert model.published_parameters() == PUBLISHED[preset]

@@ -28,7 +28,8 @@ def tokenizer():
 
 
 def corrupt(tokenizer, rate, pieces, seed):
-    return CausalLMConfig(name="causal_lm", fim_rate=rate).build(tokenizer, 128).corrupt(pieces, np.random.default_rng(seed))
+    objective = CausalLMConfig(name="causal_lm", fim_rate=rate).build(tokenizer, 128)
+    return objective.corrupt(pieces, np.random.default_rng(seed))
 
 
 def test_the_rate_is_met_and_lengths_stay(tokenizer):

@@ -13,7 +13,8 @@ T5 = Spans(0.15, 3.0)
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.train(["the quick brown fox jumps over the lazy dog\n" * 20 + "sphinx of black quartz\n" * 9], "bpe", 300)
+    text = "the quick brown fox jumps over the lazy dog\n" * 20 + "sphinx of black quartz\n" * 9
+    return Tokenizer.train([text], "bpe", 300)
 
 
 def build(tokenizer, length=128, **keys):
@@ -24,9 +25,9 @@ def published_helper(inputs_length, noise_density=0.15, mean_noise_span_length=3
     """random_spans_helper of t5/data/preprocessors.py, one extra token per span."""
 
     def to_lengths(tokens_length):
-        num_noise_tokens = int(round(tokens_length * noise_density))
+        num_noise_tokens = round(tokens_length * noise_density)
         num_nonnoise_tokens = tokens_length - num_noise_tokens
-        num_noise_spans = int(round(num_noise_tokens / mean_noise_span_length))
+        num_noise_spans = round(num_noise_tokens / mean_noise_span_length)
         return num_nonnoise_tokens + num_noise_spans + 1, num_noise_tokens + num_noise_spans + 1
 
     tokens_length = inputs_length - 1
