@@ -196,7 +196,7 @@ def _write_tokenizer(folder: Path, source: Source) -> dict[str, Any]:
     awkward text otherwise than ours."""
     from transformers import AutoTokenizer
 
-    from data_pipeline.huggingface_export import AWKWARD_TEXTS, convert, disagreements, tokenizer_config
+    from data_pipeline.huggingface_export import AWKWARD_TEXTS, convert, disagreements, rounds_ties, tokenizer_config
 
     convert(source.tokenizer).save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", tokenizer_config(source.tokenizer, source.run.seq_len))
@@ -205,7 +205,8 @@ def _write_tokenizer(folder: Path, source: Source) -> dict[str, Any]:
     if wrong:
         raise InputError(f"the exported tokenizer treats {len(wrong)} texts otherwise than the run's, "
                          f"{', '.join(wrong[:5])} among them: nothing was exported")
-    return {"tokenizer_texts": len(AWKWARD_TEXTS)}
+    return {"tokenizer_texts": len(AWKWARD_TEXTS), "tokenizer_order_of_equal_scores_differs":
+            rounds_ties(source.tokenizer)}
 
 
 class _Plainly:
