@@ -27,9 +27,11 @@ def main(model_type: str, vocab_size: int, megabytes: float, inputs: list[str]) 
     started = time.monotonic()
     train(texts, model_type, vocab_size)
     taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    print(f"{model_type} {vocab_size}: {size / 1e6:.1f} MB, {time.monotonic() - started:.1f} s, "
-          f"{taken / 1e6:.0f} MB taken ({taken / size:.1f} per byte), "
-          f"estimate {training_memory_bytes(model_type, size) / 1e6:.0f} MB")
+    print(
+        f"{model_type} {vocab_size}: {size / 1e6:.1f} MB, {time.monotonic() - started:.1f} s, "
+        f"{taken / 1e6:.0f} MB taken ({taken / size:.1f} per byte), "
+        f"estimate {training_memory_bytes(model_type, size) / 1e6:.0f} MB"
+    )
 
 
 if __name__ == "__main__":

@@ -81,8 +81,12 @@ def prepare(config: PrepareConfig) -> None:
     if plan is not None:
         check_corpus(root, plan, scan)
     with locked(root):
-        Plan(settings, listing, scan).save(root)
         tokenizer = _make_tokenizer(config, ready, scanner)
+        Plan(settings, listing, scan).save(
+            root
+        )  # only now: a vocabulary that is refused leaves no plan behind
+        if not (root / "tokenizer").is_dir():
+            tokenizer.save(root / "tokenizer")
         _write_shards(config, source, scan)
         manifest = _write_manifest(config, tokenizer)
     print(_summary(manifest, scan, time.monotonic() - started))
@@ -156,16 +160,14 @@ def _scan(config: PrepareConfig, source: TextSource) -> tuple[Scan, Scanner]:
 
 
 def _make_tokenizer(config: PrepareConfig, ready: Tokenizer | None, scanner: Scanner | None) -> Tokenizer:
-    """The one that is there already, or a ready or a trained one, saved."""
+    """The one that is there already, or a ready or a trained one."""
     folder = Path(config.output) / "tokenizer"
     if folder.is_dir():
         return Tokenizer.load(folder)
     assert scanner is not None, "without a tokenizer the first pass is made"
     if ready is not None:
         _warn_if_inexact(ready, scanner.sample.texts())
-    tokenizer = ready or _train(config.tokenizer, scanner)
-    tokenizer.save(folder)
-    return tokenizer
+    return ready or _train(config.tokenizer, scanner)
 
 
 def _train(config: TokenizerConfig, scanner: Scanner) -> Tokenizer:
@@ -177,7 +179,7 @@ def _train(config: TokenizerConfig, scanner: Scanner) -> Tokenizer:
     memory = sample.bytes + training_memory_bytes(config.model_type, sample.bytes)
     print(
         f"training a {config.model_type} tokenizer of {config.vocab_size} pieces on "
-        f"{sample.bytes / 1e6:.1f} MB; this takes about {memory / 1e9:.2f} GB of memory",
+        f"{sample.bytes / 1e6:.1f} MB; this takes up to {memory / 1e9:.2f} GB of memory",
         flush=True,
     )
     started = time.monotonic()

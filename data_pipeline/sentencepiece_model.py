@@ -35,11 +35,11 @@ _ESCAPED = re.compile("\uee00([\uee00-\uee06])|([\uee01-\uee06])")
 _UNIT = re.compile(f"[^{_NEWLINE}]*{_NEWLINE}+|[^{_NEWLINE}]+")
 _TRAINING_LINE_CHARS = 4000  # the BPE trainer has 16 bits for a position inside a word
 
-# Peak memory of training per byte of sample, and what it takes at least, above the process itself. Measured
-# (Linux, sentencepiece 0.2.3) on Python sources and on novels, with
-#   /usr/bin/time -v python -m benchmarks.tokenizer_memory bpe 8192 FILE...
-_MEMORY_FACTOR = {"bpe": 20, "unigram": 32, "char": 1}
-_MEMORY_FLOOR_BYTES = 40_000_000
+# Peak memory of training beside the sample, bytes per byte of sample; with sentencepiece 0.2.3 on Linux, by
+#   python -m benchmarks.tokenizer_memory bpe 8192 10 FOLDER
+# BPE: novels 6, Python sources 14, Chinese without spaces 30; unigram: 21, 27, 22. For samples of one
+# megabyte: BPE 17 to 23, unigram 25 to 27. The largest of each, rounded up:
+_MEMORY_FACTOR = {"bpe": 32, "unigram": 30}
 
 
 def escape(text: str) -> str:
@@ -64,7 +64,7 @@ def unescape(text: str) -> str:
 
 def training_memory_bytes(model_type: str, sample_bytes: int) -> int:
     """An upper estimate of what `train` takes beside the sample itself."""
-    return _MEMORY_FLOOR_BYTES + _MEMORY_FACTOR[model_type] * sample_bytes
+    return _MEMORY_FACTOR[model_type] * sample_bytes
 
 
 def train(texts: Iterable[str], model_type: str, vocab_size: int) -> bytes:

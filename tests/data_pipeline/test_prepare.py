@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,14 +16,16 @@ from data_pipeline.tokenizer import Tokenizer
 
 SMALL = ["tokenizer.vocab_size=400", "valid_fraction=0.1", "block_tokens=2000", "shard_bytes=30000"]
 
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "中文", "naïve\t", "\n", ".\n"]
+ROOT = Path(prepare.__file__).parents[1]
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 text files of a few KB and one of lines with JSON: words in a different mixture in each."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
-    words = np.array("the quick brown fox jumps over a lazy dog while seven wizards mix wine 中文 naïve\t\n .\n".split(" "))
-    texts = [" ".join(rng.choice(words, 600)) + f" {i}.\n" for i in range(90)]
+    texts = [" ".join(rng.choice(WORDS, 600)) + f" {i}.\n" for i in range(90)]
     for i, text in enumerate(texts[:60]):
         (folder / f"{i:02d}.txt").write_text(text)
     (folder / "more.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[60:]))
@@ -38,8 +39,11 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def files(root: Path) -> dict[str, bytes]:
     """Everything that must not depend on how the output came about; plan.json holds the inputs' times."""
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*"))
-            if p.is_file() and p.name not in (".lock", "plan.json")}
+    return {
+        p.relative_to(root).as_posix(): p.read_bytes()
+        for p in sorted(root.rglob("*"))
+        if p.is_file() and p.name not in (".lock", "plan.json")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,7 @@ def decoded(root: Path, split: str) -> list[str]:
         index, at = reader.index(shard), 0
         for block, count in enumerate(index.documents):
             tokens, _ = reader.read_block(shard, block)
-            ends = np.cumsum(index.lengths[at:at + count])
+            ends = np.cumsum(index.lengths[at : at + count])
             found += [tokenizer.decode(part) for part in np.split(tokens, ends[:-1])]
             at += count
     return found
@@ -76,15 +80,20 @@ def test_every_document_comes_back_byte_for_byte_in_one_split(corpus: Path, prep
     assert not [p for p in prepared.rglob("*.tmp")]
 
 
-def test_workers_do_not_change_what_is_written(corpus: Path, prepared: Path, tmp_path: Path,
-                                               monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_do_not_change_what_is_written(
+    corpus: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("data_pipeline.encoding._CHUNK_CHARACTERS", 5000)
-    assert run(monkeypatch, f"corpus.inputs=[{corpus}]", f"output={tmp_path / 'o'}", "num_workers=2", *SMALL) == 0
+    assert (
+        run(monkeypatch, f"corpus.inputs=[{corpus}]", f"output={tmp_path / 'o'}", "num_workers=2", *SMALL)
+        == 0
+    )
     assert files(tmp_path / "o") == files(prepared)
 
 
-def test_finished_output_is_left_alone(corpus: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch,
-                                       capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_output_is_left_alone(
+    corpus: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {p: p.stat().st_mtime_ns for p in prepared.rglob("*")}
     assert run(monkeypatch, f"corpus.inputs=[{corpus}]", f"output={prepared}", "num_workers=3", *SMALL) == 0
     assert "already complete" in capsys.readouterr().out
@@ -92,9 +101,13 @@ def test_finished_output_is_left_alone(corpus: Path, prepared: Path, monkeypatch
 
 
 @pytest.mark.parametrize("change", ["seed=2", "tokenizer.vocab_size=401", "valid_fraction=0.2", "inputs"])
-def test_output_of_other_settings_or_inputs_is_refused(corpus: Path, prepared: Path, change: str,
-                                                       monkeypatch: pytest.MonkeyPatch,
-                                                       capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_of_other_settings_or_inputs_is_refused(
+    corpus: Path,
+    prepared: Path,
+    change: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     inputs = f"corpus.inputs=[{corpus}/*.txt]" if change == "inputs" else f"corpus.inputs=[{corpus}]"
     changes = [] if change == "inputs" else [change]
     before = files(prepared)
@@ -104,8 +117,9 @@ def test_output_of_other_settings_or_inputs_is_refused(corpus: Path, prepared: P
     assert files(prepared) == before
 
 
-def test_missing_shard_of_a_finished_output_is_written_again(corpus: Path, prepared: Path, tmp_path: Path,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_shard_of_a_finished_output_is_written_again(
+    corpus: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = [f"corpus.inputs=[{corpus}]", f"output={tmp_path / 'o'}", "num_workers=1", *SMALL]
     assert run(monkeypatch, *arguments) == 0
     (tmp_path / "o/train/shard-000001.tar").unlink()
@@ -113,27 +127,58 @@ def test_missing_shard_of_a_finished_output_is_written_again(corpus: Path, prepa
     assert files(tmp_path / "o") == files(prepared)
 
 
-@pytest.mark.parametrize("seen", ["plan.json", "train/shard-000000.tar", "train/shard-000003.tar"])
-def test_killed_at_any_time_the_same_command_gives_the_same_bytes(corpus: Path, prepared: Path, tmp_path: Path,
-                                                                  seen: str) -> None:
+def start(source: Path, output: Path, num_workers: int) -> subprocess.Popen[bytes]:
+    command = [
+        sys.executable,
+        "-m",
+        "data_pipeline.prepare",
+        f"corpus.inputs=[{source}]",
+        f"output={output}",
+        f"num_workers={num_workers}",
+        "tokenizer.vocab_size=400",
+        "block_tokens=20000",
+        "shard_bytes=300000",
+    ]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A corpus that takes a second or two, and its uninterrupted output."""
+    folder = tmp_path_factory.mktemp("large")
+    rng = np.random.default_rng(1)
+    texts = (" ".join(rng.choice(WORDS, 800)) + str(i) for i in range(1000))
+    (folder / "in.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    assert start(folder / "in.jsonl", folder / "out", 1).wait() == 0
+    return folder / "in.jsonl", folder / "out"
+
+
+@pytest.mark.parametrize(
+    ("seen", "num_workers"), [("plan.json", 1), ("train/shard-000000.tar", 2), ("train/shard-000003.tar", 1)]
+)
+def test_killed_anywhere_the_same_command_gives_the_same_bytes(
+    large: tuple[Path, Path], tmp_path: Path, seen: str, num_workers: int
+) -> None:
+    source, whole = large
     output = tmp_path / "o"
-    command = [sys.executable, "-m", "data_pipeline.prepare", f"corpus.inputs=[{corpus}]", f"output={output}",
-               "num_workers=2" if seen == "plan.json" else "num_workers=1", *SMALL]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=Path(prepare.__file__).parents[1])
+    process = start(source, output, num_workers)
     deadline = time.monotonic() + 60
     while not (output / seen).exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    for path in [p for p in files(output) if not Path(p).name.startswith(".")]:
-        if path.startswith(("train/", "valid/")):
-            assert (prepared / path).read_bytes() == (output / path).read_bytes(), "half-written"
-    assert subprocess.run(command, capture_output=True, cwd=Path(prepare.__file__).parents[1]).returncode == 0
-    assert files(output) == files(prepared)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    written = {path for path in files(output) if not Path(path).name.startswith(".")}
+    assert "manifest.json" not in written
+    assert all((whole / path).read_bytes() == (output / path).read_bytes() for path in written), (
+        "half-written"
+    )
+    assert start(source, output, num_workers).wait() == 0
+    assert files(output) == files(whole)
 
 
-def test_a_run_beside_another_is_refused(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                         capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_beside_another_is_refused(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from data_pipeline.plan import locked
 
     with locked(tmp_path / "o"):
@@ -142,7 +187,8 @@ def test_a_run_beside_another_is_refused(corpus: Path, tmp_path: Path, monkeypat
 
 
 def test_character_tokenizer_covers_the_corpus_or_names_what_it_does_not(
-        corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [f"corpus.inputs=[{corpus}]", "tokenizer.model_type=char", "num_workers=1"]
     assert run(monkeypatch, *arguments, f"output={tmp_path / 'a'}", "tokenizer.vocab_size=500") == 0
     assert len(decoded(tmp_path / "a", "train")) > 80
@@ -150,8 +196,13 @@ def test_character_tokenizer_covers_the_corpus_or_names_what_it_does_not(
     assert "uncovered: '" in capsys.readouterr().err
 
 
-def test_ready_tokenizer_and_its_warning(corpus: Path, prepared: Path, tmp_path: Path,
-                                         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ready_tokenizer_and_its_warning(
+    corpus: Path,
+    prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     import sentencepiece
 
     arguments = [f"corpus.inputs=[{corpus}]", "num_workers=1", *SMALL]
@@ -160,18 +211,37 @@ def test_ready_tokenizer_and_its_warning(corpus: Path, prepared: Path, tmp_path:
     assert "warning" not in capsys.readouterr().out
     assert files(tmp_path / "a") == files(prepared)
     lines = (corpus / "00.txt").read_text().splitlines()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_prefix=str(tmp_path / "m"),
-                                             vocab_size=60, hard_vocab_limit=False, minloglevel=2)
-    assert run(monkeypatch, *arguments, f"output={tmp_path / 'b'}", f"tokenizer.path={tmp_path / 'm.model'}") == 0
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    assert (
+        run(monkeypatch, *arguments, f"output={tmp_path / 'b'}", f"tokenizer.path={tmp_path / 'm.model'}")
+        == 0
+    )
     assert "does not give text back exactly" in capsys.readouterr().out
 
 
-def test_repeated_document_of_smallest_hash_is_in_validation_alone(tmp_path: Path,
-                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_document_of_smallest_hash_is_in_validation_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = [json.dumps({"body": f"sentence number {i % 5}. And more words for it.\n"}) for i in range(40)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    assert run(monkeypatch, f"corpus.inputs=[{tmp_path}/a.jsonl]", f"output={tmp_path / 'o'}", "num_workers=0",
-               "corpus.text_field=body", "tokenizer.vocab_size=300", "valid_fraction=0") == 0
+    assert (
+        run(
+            monkeypatch,
+            f"corpus.inputs=[{tmp_path}/a.jsonl]",
+            f"output={tmp_path / 'o'}",
+            "num_workers=0",
+            "corpus.text_field=body",
+            "tokenizer.vocab_size=300",
+            "valid_fraction=0",
+        )
+        == 0
+    )
     train, valid = decoded(tmp_path / "o", "train"), decoded(tmp_path / "o", "valid")
     assert (len(train), len(valid), len(set(valid))) == (32, 8, 1)
     assert not set(train) & set(valid)
@@ -188,8 +258,10 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
     return {
         "no keys": ([], ["corpus.inputs", "output"]),
         "typo": (["corpus.input=[x]", "+tokenizer.vocab=3"], ["corpus.inputs", "tokenizer.vocab_size"]),
-        "type": (["corpus.inputs=[x]", "output=o", "tokenizer.model_type=wordpiece", "valid_fraction=1.5"],
-                 ["tokenizer.model_type", "valid_fraction"]),
+        "type": (
+            ["corpus.inputs=[x]", "output=o", "tokenizer.model_type=wordpiece", "valid_fraction=1.5"],
+            ["tokenizer.model_type", "valid_fraction"],
+        ),
         "no path": ([f"corpus.inputs=[{folder}/nowhere.txt]"], ["nowhere.txt", "no file or folder"]),
         "no match": ([f"corpus.inputs=['{folder}/*.md']"], ["matches nothing"]),
         "empty folder": ([f"corpus.inputs=[{folder}/empty]"], ["leads to no file"]),
@@ -197,15 +269,25 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
         "one document": ([f"corpus.inputs=[{folder}/one.txt]"], ["1 document", "none is left to train on"]),
         "jsonl": ([f"corpus.inputs=[{folder}/bad.jsonl]"], ["bad.jsonl, line 2: not JSON"]),
         "latin": ([f"corpus.inputs=[{folder}/latin.txt]"], ["latin.txt", "byte 2"]),
-        "vocabulary": ([f"corpus.inputs=[{folder}/two.jsonl]", "tokenizer.vocab_size=9000"], ["9000", "at most"]),
+        "vocabulary": (
+            [f"corpus.inputs=[{folder}/two.jsonl]", "tokenizer.vocab_size=9000"],
+            ["9000", "at most"],
+        ),
         "tokenizer": ([f"corpus.inputs=[{folder}/two.jsonl]", "tokenizer.path=none.model"], ["none.model"]),
-        "foreign output": ([f"corpus.inputs=[{folder}/two.jsonl]", f"output={folder}"], ["holds other files"]),
-        "file as output": ([f"corpus.inputs=[{folder}/two.jsonl]", f"output={folder}/one.txt"], ["is a file"]),
+        "foreign output": (
+            [f"corpus.inputs=[{folder}/two.jsonl]", f"output={folder}"],
+            ["holds other files"],
+        ),
+        "file as output": (
+            [f"corpus.inputs=[{folder}/two.jsonl]", f"output={folder}/one.txt"],
+            ["is a file"],
+        ),
     }
 
 
-def test_bad_input_ends_with_2_and_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                               capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_ends_with_2_and_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "in").mkdir()
     for name, (overrides, expected) in bad_inputs(tmp_path / "in").items():
         given = overrides if name == "no keys" else [f"output={tmp_path / name.replace(' ', '')}", *overrides]
@@ -217,12 +299,13 @@ def test_bad_input_ends_with_2_and_one_message(tmp_path: Path, monkeypatch: pyte
 
 
 def test_help_and_faults_import_nothing_heavy() -> None:
-    code = ("import sys; sys.argv = ['pretrain-data', '--help']\n"
-            "from data_pipeline.prepare import main\n"
-            "assert main() == 0\n"
-            "heavy = {'torch', 'sentencepiece', 'tokenizers', 'webdataset', 'pretraining'} & set(sys.modules)\n"
-            "assert not heavy, heavy")
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                           cwd=Path(prepare.__file__).parents[1])
+    code = (
+        "import sys; sys.argv = ['pretrain-data', '--help']\n"
+        "from data_pipeline.prepare import main\n"
+        "assert main() == 0\n"
+        "heavy = {'torch', 'sentencepiece', 'tokenizers', 'webdataset', 'pretraining'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert shown.returncode == 0, shown.stderr
     assert "pretrain-data corpus.inputs=" in shown.stdout and "vocab_size: 8192" in shown.stdout

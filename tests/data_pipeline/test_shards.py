@@ -59,12 +59,13 @@ def test_blocks_come_back_whole_and_in_order(tmp_path: Path) -> None:
         assert len(reader.lengths(shard)) == index.documents.sum() == described.documents
         for block, count in enumerate(index.documents):
             tokens, sentences = reader.read_block(shard, block)
-            expected = made[number:number + count]
+            expected = made[number : number + count]
             starts = np.cumsum([0] + [len(d.tokens) for d in expected])
             assert tokens.dtype == np.uint16 and sentences.dtype == np.int64
             assert tokens.tolist() == np.concatenate([d.tokens for d in expected]).tolist()
-            assert sentences.tolist() == [int(s) + at for d, at in zip(expected, starts, strict=False)
-                                          for s in d.sentences]
+            assert sentences.tolist() == [
+                int(s) + at for d, at in zip(expected, starts, strict=False) for s in d.sentences
+            ]
             assert len(tokens) <= 100 or count == 1
             number += count
     assert number == 200
@@ -112,8 +113,9 @@ def test_the_webdataset_library_reads_them(tmp_path: Path) -> None:
     assert len({s["__key__"] for s in samples}) == manifest.splits["train"].samples == len(samples)
     found: list[Any] = []
     for sample in samples:
-        tokens, borders = (np.load(io.BytesIO(sample[f"{m}.npy"]), allow_pickle=False)
-                           for m in ("tokens", "documents"))
+        tokens, borders = (
+            np.load(io.BytesIO(sample[f"{m}.npy"]), allow_pickle=False) for m in ("tokens", "documents")
+        )
         found += [tokens[a:b].tolist() for a, b in pairwise(borders)]
     assert found == [d.tokens.tolist() for d in made]
 
@@ -146,8 +148,13 @@ def test_manifest_that_is_missing_broken_or_newer(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is missing"):
         load_manifest(tmp_path)
     file = tmp_path / "manifest.json"
-    for content, message in (("{", "cannot be read"), ("[]", "format None"), ('{"format": 2}', "format 2"),
-                             ('{"format": 1}', "broken"), ('{"format": 1, "splits": 3}', "broken")):
+    for content, message in (
+        ("{", "cannot be read"),
+        ("[]", "format None"),
+        ('{"format": 2}', "format 2"),
+        ('{"format": 1}', "broken"),
+        ('{"format": 1, "splits": 3}', "broken"),
+    ):
         file.write_text(content)
         with pytest.raises(InputError, match=message):
             load_manifest(tmp_path)

@@ -16,8 +16,14 @@ from data_pipeline.sources import CorpusConfig, TextSource
 
 
 def source(*inputs: Path | str, **changes: Any) -> TextSource:
-    values: dict[str, Any] = {"kind": "text", "inputs": [str(i) for i in inputs], "exclude": [],
-                              "text_field": "text", "max_document_bytes": 1000, "max_bad_lines": 0}
+    values: dict[str, Any] = {
+        "kind": "text",
+        "inputs": [str(i) for i in inputs],
+        "exclude": [],
+        "text_field": "text",
+        "max_document_bytes": 1000,
+        "max_bad_lines": 0,
+    }
     return TextSource(CorpusConfig(**{**values, **changes}))
 
 
@@ -79,12 +85,17 @@ def test_compressed_file_that_is_cut_short(tmp_path: Path, suffix: str) -> None:
         texts(tmp_path)
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    (b"{broken", "line 2: not JSON"),
-    (b'{"body": "x"}', "line 2: no text in the field 'text'.* body"),
-    (b"[1]", "line 2: no text"), (b'{"text": 3}', "line 2: no text"),
-    (b'"\xff"', "line 2: not UTF-8 at byte 1"),
-    (b'{"text": "\\ud800"}', "line 2: half of a surrogate")])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{broken", "line 2: not JSON"),
+        (b'{"body": "x"}', "line 2: no text in the field 'text'.* body"),
+        (b"[1]", "line 2: no text"),
+        (b'{"text": 3}', "line 2: no text"),
+        (b'"\xff"', "line 2: not UTF-8 at byte 1"),
+        (b'{"text": "\\ud800"}', "line 2: half of a surrogate"),
+    ],
+)
 def test_bad_lines_stop_above_the_limit(tmp_path: Path, line: bytes, message: str) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(jsonl("x") + line + b"\n" + jsonl("y"))
@@ -101,9 +112,16 @@ def test_text_that_is_not_utf8_names_file_and_byte(tmp_path: Path) -> None:
         texts(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("missing.txt", "no file or folder"), ("*.md", "matches nothing"), ("picture.jpg", "of no known kind"),
-    ("empty", "leads to no file"), ("*.jpg", "leads to no file")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.txt", "no file or folder"),
+        ("*.md", "matches nothing"),
+        ("picture.jpg", "of no known kind"),
+        ("empty", "leads to no file"),
+        ("*.jpg", "leads to no file"),
+    ],
+)
 def test_inputs_that_lead_nowhere(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "picture.jpg").write_bytes(b"")
     (tmp_path / "empty").mkdir()

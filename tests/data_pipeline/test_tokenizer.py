@@ -20,9 +20,24 @@ PROSE = [
     *(f"The {a} fox runs!  Is it {a}?\n\n\tx = y\n" for a in ("quick", "lazy")),
 ]
 HARD = [
-    "", " ", "\n", "\r\n a\r", "\t\tx", "  two  spaces  ", "<unk> <s></s><pad>", "<0x41>", "\0\x01\x1f\x7f",
-    "\ufeffmark", "e\u0301\u0301", "😀👩‍👩‍👧 中文。日本語", "\u2581 \u2581a\u2585", "\ufffd",
-    "\ue000\uee00\uee03\uee06\uee00", "a\n\n\n b", "\u2028\u0085\u00a0\u3000", "⁇",
+    "",
+    " ",
+    "\n",
+    "\r\n a\r",
+    "\t\tx",
+    "  two  spaces  ",
+    "<unk> <s></s><pad>",
+    "<0x41>",
+    "\0\x01\x1f\x7f",
+    "\ufeffmark",
+    "e\u0301\u0301",
+    "😀👩‍👩‍👧 中文。日本語",
+    "\u2581 \u2581a\u2585",
+    "\ufffd",
+    "\ue000\uee00\uee03\uee06\uee00",
+    "a\n\n\n b",
+    "\u2028\u0085\u00a0\u3000",
+    "⁇",
 ]
 anything = st.text(st.characters(exclude_categories=["Cs"]))
 awkward = st.text(st.sampled_from(" \n\t\r\0\x1f\u2581\u2585\uee00\uee01\uee03\uee06a.😀\ufeff"))
@@ -59,8 +74,15 @@ def test_escaping_is_undone(text: str) -> None:
 def test_special_ids_follow_the_pieces(trained: Tokenizer) -> None:
     assert (trained.pad, trained.bos, trained.eos, trained.unk) == (0, 1, 2, 3)
     assert trained.vocab_size == 400
-    following = [trained.mask, trained.cls, trained.sep, *trained.sentinels,
-                 trained.fim_prefix, trained.fim_middle, trained.fim_suffix]
+    following = [
+        trained.mask,
+        trained.cls,
+        trained.sep,
+        *trained.sentinels,
+        trained.fim_prefix,
+        trained.fim_middle,
+        trained.fim_suffix,
+    ]
     assert following == list(range(400, 400 + 106)) and trained.total_size == 506
     assert trained.decode([trained.bos, *trained.encode("a b"), *following, trained.eos]) == "a b"
 
@@ -130,8 +152,14 @@ def test_ready_sentencepiece_model(tmp_path: Path) -> None:
     import sentencepiece
 
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter("".join(PROSE).splitlines()), model_prefix=str(tmp_path / "ready"), vocab_size=200, pad_id=-1,
-        unk_id=0, minloglevel=2, hard_vocab_limit=False)
+        sentence_iterator=iter("".join(PROSE).splitlines()),
+        model_prefix=str(tmp_path / "ready"),
+        vocab_size=200,
+        pad_id=-1,
+        unk_id=0,
+        minloglevel=2,
+        hard_vocab_limit=False,
+    )
     tokenizer = Tokenizer.ready(str(tmp_path / "ready.model"))
     size = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "ready.model")).get_piece_size()
     assert (tokenizer.unk, tokenizer.bos, tokenizer.eos, tokenizer.pad) == (0, 1, 2, size)
@@ -150,8 +178,12 @@ def test_ready_hugging_face_tokenizer(tmp_path: Path) -> None:
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    fast.train_from_iterator(PROSE, trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"],
-                                                        initial_alphabet=alphabet, show_progress=False))
+    fast.train_from_iterator(
+        PROSE,
+        trainers.BpeTrainer(
+            vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+        ),
+    )
     fast.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer.ready(str(tmp_path / "tokenizer.json"))
     size = fast.get_vocab_size()
@@ -165,9 +197,14 @@ def test_ready_hugging_face_tokenizer(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path / "saved").fingerprint == tokenizer.fingerprint
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("x.model", b"no model", "not a SentencePiece model"), ("x.json", b"{}", "tokenizer.json"),
-    ("x.bin", b"", "neither")])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.model", b"no model", "not a SentencePiece model"),
+        ("x.json", b"{}", "tokenizer.json"),
+        ("x.bin", b"", "neither"),
+    ],
+)
 def test_broken_ready_tokenizer(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
