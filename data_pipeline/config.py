@@ -19,6 +19,7 @@ T = TypeVar("T")
 Positive = Annotated[int, pydantic.Field(gt=0)]
 NonNegative = Annotated[int, pydantic.Field(ge=0)]
 Fraction = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
+Probability = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
 NonNegativeFloat = Annotated[float, pydantic.Field(ge=0.0)]
 PositiveFloat = Annotated[float, pydantic.Field(gt=0.0)]
 

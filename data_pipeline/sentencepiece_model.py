@@ -72,7 +72,7 @@ def train(texts: Iterable[str], model_type: str, vocab_size: int) -> bytes:
 
     Raises InputError where the texts don't support that size.
     """
-    return _train(
+    model = _train(
         _training_lines(texts),
         model_type,
         vocab_size,
@@ -81,6 +81,28 @@ def train(texts: Iterable[str], model_type: str, vocab_size: int) -> bytes:
         required_chars=_STAND_INS["\n"] + _STAND_INS["\t"],
         allow_whitespace_only_pieces=True,
     )
+    return _with_round_scores(model) if model_type == "unigram" else model
+
+
+def _with_round_scores(model: bytes) -> bytes:
+    """Piece scores as multiples of 1/256, so that sums of them are exact in fp32 (up to 65536).
+
+    Segmentations into the same pieces in another order have the same score: with other scores, rounding would
+    choose among them, and the exported tokenizer, which adds in fp64, would choose otherwise.
+    """
+    proto = read_model(model)
+    for piece in proto.pieces:
+        piece.score = round(piece.score * 256) / 256
+    return proto.SerializeToString(deterministic=True)
+
+
+def read_model(data: bytes) -> Any:
+    """-> the model as a protobuf message."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto.ParseFromString(data)
+    return proto
 
 
 def train_characters(characters: dict[str, int], vocab_size: int) -> bytes:

@@ -62,13 +62,11 @@ class Window(NamedTuple):
 class Stream:
     """The order over one split of a corpus.
 
-    shuffle=False keeps documents in the order of the shards (validation).
     window_blocks x block size is what is shuffled together: 64 blocks of 64K tokens are 4M tokens.
     """
 
-    def __init__(self, reader: Reader, packing: Packing, seed: int, *, shuffle: bool = True,
-                 window_blocks: int = 64, window_shards: int = 16) -> None:
-        self.reader, self.packing, self.seed, self.shuffle = reader, packing, seed, shuffle
+    def __init__(self, reader: Reader, packing: Packing, seed: int, *, window_blocks: int = 64, window_shards: int = 16) -> None:
+        self.reader, self.packing, self.seed = reader, packing, seed
         self.window_blocks, self.window_shards = window_blocks, window_shards
         self.windows_per_epoch = -(-sum(reader.blocks_per_shard) // window_blocks)
         if not self.windows_per_epoch:
@@ -108,9 +106,7 @@ class Stream:
         blocks = self._block_order(epoch)[window * self.window_blocks : (window + 1) * self.window_blocks]
         lengths = [self.reader.document_lengths(*b) for b in blocks]
         documents = np.array([(i, d) for i, of_block in enumerate(lengths) for d in range(len(of_block))])
-        order = np.arange(len(documents))
-        if self.shuffle:
-            order = generator(self.seed, ORDER, epoch, window + 1).permutation(len(documents))
+        order = generator(self.seed, ORDER, epoch, window + 1).permutation(len(documents))
         plan = self.packing.plan(np.concatenate(lengths)[order])
         if not plan.num_sequences:
             raise InputError(f"blocks {blocks[0]} to {blocks[-1]} hold too little text for one sequence")
@@ -120,15 +116,12 @@ class Stream:
         """Blocks shuffled among `window_shards` shards at a time: a window opens a bounded number of shards."""
         shards = np.arange(len(self.reader.blocks_per_shard))
         rng = generator(self.seed, ORDER, epoch, 0)
-        if self.shuffle:
-            rng.shuffle(shards)
+        rng.shuffle(shards)
         order: list[tuple[int, int]] = []
         for first in range(0, len(shards), self.window_shards):
             group = [(int(s), b) for s in shards[first : first + self.window_shards]
                      for b in range(self.reader.blocks_per_shard[s])]
-            if self.shuffle:
-                group = [group[i] for i in rng.permutation(len(group))]
-            order += group
+            order += [group[i] for i in rng.permutation(len(group))]
         return order
 
 

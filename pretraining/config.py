@@ -17,8 +17,8 @@ from data_pipeline.config import (
     to_dict,
 )
 from pretraining.engines.config import EngineConfig
-from pretraining.models.configs import IMAGE_OBJECTIVES, ModelConfig, VisionConfig
-from pretraining.objectives import ObjectiveConfig
+from pretraining.models.configs import ModelConfig, VisionConfig
+from pretraining.objectives import TRAINED_BY, ObjectiveConfig
 from pretraining.optim.configs import OptimizerConfig
 from pretraining.optim.schedules import ScheduleConfig
 from pretraining.parallel.launch import read_launch
@@ -68,7 +68,8 @@ class TrackingConfig:
 
 @configclass
 class RunConfig:
-    """Everything that decides a run. run_dir: null makes a new folder below runs/."""
+    """Everything that decides a run. run_dir: null makes a new folder below runs/. inspect: shows so many training
+    examples and ends."""
 
     model: ModelConfig
     objective: ObjectiveConfig
@@ -79,6 +80,7 @@ class RunConfig:
     train: TrainConfig
     tracking: TrackingConfig
     run_dir: str | None = None
+    inspect: NonNegative = 0
 
     @property
     def data_kind(self) -> Literal["text", "images"]:
@@ -101,18 +103,15 @@ class RunConfig:
     def faults(self) -> list[str]:
         """Contradictions between keys, each told with its values."""
         faults = self.model.faults() + self.engine.faults() + self.scheduler.faults(self.train.steps)
+        if self.objective.name not in (fitting := TRAINED_BY[self.model.name]):
+            faults.append(f"objective={self.objective.name} does not fit model.name={self.model.name}: "
+                          f"objective={' or '.join(fitting)} does")
         if self.data.path is None:
             faults.append("data.path is missing: the folder that pretrain-data wrote")
         return faults + self._sample_faults() + self._batch_faults()
 
     def _sample_faults(self) -> list[str]:
         faults, length = [], self.data.seq_len
-        fitting = IMAGE_OBJECTIVES.get(self.model.name)
-        if fitting not in (None, self.objective.name):
-            faults.append(f"model.name={self.model.name} needs objective={fitting}, not {self.objective.name}")
-        if fitting is None and self.objective.name in IMAGE_OBJECTIVES.values():
-            faults.append(f"objective={self.objective.name} needs images and a vision model, not model.name="
-                          f"{self.model.name}")
         if isinstance(self.model, VisionConfig):
             if length is not None:
                 faults.append(f"data.seq_len={length} is for text; images are sized by model.image_size")
@@ -141,7 +140,7 @@ def load_config(overrides: Sequence[str]) -> RunConfig:
 
 
 IDENTITY = {"model": ("activation_checkpointing",), "objective": (), "optimizer": (), "scheduler": None,
-            "data": ("num_workers",), "engine": None, "tracking": None, "run_dir": None}
+            "data": ("num_workers",), "engine": None, "tracking": None}
 IDENTITY_OF_TRAIN = ("seed", "global_batch_size")
 
 

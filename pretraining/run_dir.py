@@ -66,6 +66,33 @@ def write_config(config: RunConfig, run_dir: Path, data_fingerprint: str) -> Non
     write_text(run_dir / "run.json", json.dumps({**values, "data_fingerprint": data_fingerprint}))
 
 
+def read_run_config(run_dir: Path) -> RunConfig:
+    """run_dir/config.yaml as the RunConfig that it was. Raises InputError."""
+    import pydantic
+    from omegaconf import OmegaConf
+
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: {run_dir} is not a folder that pretrain wrote")
+    values = OmegaConf.to_container(OmegaConf.load(path))
+    try:
+        return pydantic.TypeAdapter(RunConfig).validate_json(json.dumps(values))
+    except pydantic.ValidationError as error:
+        raise InputError(f"{path} is not a run's config of this version: {error}") from error
+
+
+def load_plain_model(config: RunConfig, outputs: int, checkpoint: Checkpoint) -> Any:
+    """The model on one process, with the checkpoint's weights; outputs: its vocabulary or number of classes."""
+    from pretraining.checkpoint import load_tensors
+    from pretraining.optim.shards import Fragment
+    from pretraining.parallel.layers import PlainLayers
+
+    model = config.model.build(outputs, PlainLayers())
+    load_tensors(checkpoint, [(Fragment.whole(f"weights.{name}", tuple(p.shape)), p.data)
+                              for name, p in model.named_parameters()])
+    return model
+
+
 def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 

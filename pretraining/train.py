@@ -18,6 +18,7 @@ from data_pipeline.config import (
     run_command,
     to_dict,
 )
+from data_pipeline.stream import Position, Stream
 from pretraining.config import RunConfig, load_config
 from pretraining.faults import Stopped, StopRequest
 from pretraining.parallel.launch import World, broadcast_text, read_launch, start_world, stop_world
@@ -43,6 +44,9 @@ def pretrain(overrides: list[str]) -> int:
     verdict = Verdict(launch.rank, config.run_dir)
     try:
         inputs = Inputs(config)
+        if config.inspect:
+            print(examples(config, inputs))
+            return EXIT_DONE
         world = start_world(launch, config.engine.tensor_parallel)
         verdict.run_dir = config.run_dir or broadcast_text(world, default_run_dir(config))
         run(config, inputs, world, Path(verdict.run_dir), stop)
@@ -76,8 +80,18 @@ class Inputs:
         from pretraining.prepared import Prepared
 
         self.data = Prepared(config)
+        self.objective: Any = config.objective.build(self.data.vocabulary, config.sample_shape)
         check_identity(config, self.data.manifest.fingerprint)
         self.checkpoint = find_checkpoint(config)
+        self.pretrained = self._pretrained(config)
+
+    def _pretrained(self, config: RunConfig) -> Any:
+        """The Hugging Face folder that a new run starts from, if any."""
+        if config.model.init_from is None or self.checkpoint is not None:
+            return None
+        from pretraining.init_from import HuggingFaceFolder
+
+        return HuggingFaceFolder(config.model.init_from, config.model, self.data.outputs, self.data.tokenizer)
 
 
 def run(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: StopRequest) -> None:
@@ -99,19 +113,37 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     from pretraining.trainer import Trainer
 
     torch.use_deterministic_algorithms(config.train.deterministic)
-    objective: Any = config.objective.build(inputs.data.vocabulary, config.sample_shape)
+    objective = inputs.objective
     model = config.model.build(inputs.data.outputs, config.engine.make_layers(world))
     flops = objective.flops_per_image(model) if config.data_kind == "images" else \
         model.flops_per_token(config.sample_shape)
     model.initialise(config.train.seed)
+    if inputs.pretrained is not None:
+        inputs.pretrained.load_into(model)
     module = LossModule(model, objective, config.train.precision)
     engine = config.engine.build(module, config.optimizer.build(), config.train, world)
-    feeds = _feeds(config, inputs, objective, world)
+    feeds = _feeds(config, inputs, world)
     tracker = _tracker(config, inputs, world, run_dir)
     trainer = Trainer(config, engine, objective, *feeds, tracker, world, run_dir, stop, flops)
     if inputs.checkpoint is not None:
         trainer.resume(inputs.checkpoint)
     return trainer
+
+
+def examples(config: RunConfig, inputs: Inputs) -> str:
+    """The first `config.inspect` training examples, readable; pictures are saved and named."""
+    from pretraining.objectives.demonstration import first_samples
+
+    stream = _stream(config, inputs, inputs.objective, "train")
+    shown = []
+    for number, sample in enumerate(first_samples(stream, inputs.objective, config.inspect)):
+        text = inputs.objective.describe(sample, inputs.data.tokenizer)
+        if hasattr(inputs.objective, "picture"):
+            name = f"example_{number}.png"
+            inputs.objective.picture(sample).save(name)
+            text += f"\n{name}"
+        shown.append(f"--- example {number}\n{text}")
+    return "\n".join(shown)
 
 
 def _tracker(config: RunConfig, inputs: Inputs, world: World, run_dir: Path) -> Any:
@@ -123,19 +155,20 @@ def _tracker(config: RunConfig, inputs: Inputs, world: World, run_dir: Path) -> 
     return Tracker(config.tracking, run_dir, start, config.train.steps, to_dict(config))
 
 
-def _feeds(config: RunConfig, inputs: Inputs, objective: Any, world: World) -> tuple[Any, Any]:
+def _stream(config: RunConfig, inputs: Inputs, maker: Any, split: str) -> Stream:
+    return Stream(inputs.data.reader(split), maker.packing(), config.train.seed, window_blocks=config.data.window_blocks)
+
+
+def _feeds(config: RunConfig, inputs: Inputs, world: World) -> tuple[Any, Any]:
     """-> (training loader from a position, validation loader from the beginning)."""
     from data_pipeline.loader import Share, load
-    from data_pipeline.stream import Position, Stream
 
     train = config.train
     share = Share(train.global_batch_size, train.micro_batch_size, world.data_rank, world.data_size)
-    make = partial(Stream, seed=train.seed, window_blocks=config.data.window_blocks)
-    evaluation = objective.for_evaluation()
-    stream = make(inputs.data.reader("train"), objective.packing())
-    valid = make(inputs.data.reader("valid"), evaluation.packing(), shuffle=False)
-    pin = world.device.type == "cuda"
-    feed = partial(load, stream, objective, share, num_workers=config.data.num_workers, pin_memory=pin)
+    maker, evaluation = inputs.objective, inputs.objective.for_evaluation()
+    feed = partial(load, _stream(config, inputs, maker, "train"), maker, share, num_workers=config.data.num_workers,
+                   pin_memory=world.device.type == "cuda")
+    valid = _stream(config, inputs, evaluation, "valid")
     return feed, partial(load, valid, evaluation, share, Position(), num_workers=0)
 
 

@@ -25,7 +25,8 @@ class GPTConfig:
     """A decoder. The defaults of the options are GPT-2's; the others make it a Llama-style one.
 
     vocab_size: null takes that of the prepared data. num_kv_heads: null means num_heads; fewer is grouped-query
-    attention (Ainslie et al. 2023). intermediate_size: null means 4 x hidden_size.
+    attention (Ainslie et al. 2023). intermediate_size: null means 4 x hidden_size. init_from: a Hugging Face folder
+    whose weights a new run starts from.
     """
 
     name: Literal["gpt"]
@@ -46,6 +47,7 @@ class GPTConfig:
     dropout: Fraction = 0.0
     initializer_range: PositiveFloat = 0.02
     activation_checkpointing: bool = False
+    init_from: str | None = None
 
     @property
     def mlp_size(self) -> int:
@@ -90,6 +92,7 @@ class BertConfig:
     dropout: Fraction = 0.0
     initializer_range: PositiveFloat = 0.02
     activation_checkpointing: bool = False
+    init_from: str | None = None
 
     @property
     def mlp_size(self) -> int:
@@ -103,6 +106,59 @@ class BertConfig:
         from pretraining.models.bert import BERT
 
         return BERT(self, vocab_size, layers)
+
+
+@configclass
+class T5Config:
+    """An encoder and a decoder of the same shape. The defaults of the options are T5's (v1.0).
+
+    max_seq_len: tokens that the encoder reads. num_layers: of each stack; num_decoder_layers: null means as many.
+    head_dim: null means hidden_size / num_heads. tied_head: with it logits are scaled by hidden_size ** -0.5.
+    T5 v1.1 has activation=gated_gelu and tied_head=false. vocab_size, intermediate_size, init_from: as in GPTConfig.
+    """
+
+    name: Literal["t5"]
+    num_layers: Positive
+    hidden_size: Positive
+    num_heads: Positive
+    max_seq_len: Positive
+    vocab_size: Positive | None = None
+    num_decoder_layers: Positive | None = None
+    head_dim: Positive | None = None
+    intermediate_size: Positive | None = None
+    activation: Literal["relu", "gated_gelu"] = "relu"
+    tied_head: bool = True
+    relative_buckets: Positive = 32
+    relative_max_distance: Positive = 128
+    norm_eps: PositiveFloat = 1e-6
+    dropout: Fraction = 0.0
+    activation_checkpointing: bool = False
+    init_from: str | None = None
+
+    @property
+    def mlp_size(self) -> int:
+        return self.intermediate_size or 4 * self.hidden_size
+
+    @property
+    def decoder_layers(self) -> int:
+        return self.num_decoder_layers or self.num_layers
+
+    @property
+    def attention_head_dim(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    def faults(self) -> list[str]:
+        faults = [] if self.head_dim else head_faults(self.hidden_size, self.num_heads)
+        if self.relative_buckets % 4 or self.relative_max_distance <= self.relative_buckets // 2:
+            faults.append(f"model.relative_buckets={self.relative_buckets} must be a multiple of 4, and half of it "
+                          f"less than model.relative_max_distance={self.relative_max_distance}")
+        return faults
+
+    def build(self, vocab_size: int, layers: Any) -> Any:
+        """The torch module, its weights still empty."""
+        from pretraining.models.t5 import T5
+
+        return T5(self, vocab_size, layers)
 
 
 class PatchGrid(NamedTuple):
@@ -136,6 +192,7 @@ class VisionConfig:
     dropout: Fraction = 0.0
     drop_path: Fraction = 0.0
     activation_checkpointing: bool = False
+    init_from: str | None = None
 
     @property
     def mlp_size(self) -> int:
@@ -196,9 +253,7 @@ class MAEConfig(VisionConfig):
         return MAE(self, layers)
 
 
-IMAGE_OBJECTIVES = {"vit": "image_classification", "mae": "masked_image"}  # what each vision model is built for
-
-ModelConfig = Annotated[GPTConfig | BertConfig | ViTConfig | MAEConfig, Field(discriminator="name")]
+ModelConfig = Annotated[GPTConfig | BertConfig | T5Config | ViTConfig | MAEConfig, Field(discriminator="name")]
 
 
 def head_faults(hidden_size: int, num_heads: int) -> list[str]:

@@ -40,17 +40,20 @@ class Dropout(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over x: [batch, length, hidden], through scaled_dot_product_attention.
+    """Multi-head attention over x: [batch, length, hidden], through scaled_dot_product_attention.
 
+    head_dim: None means hidden / num_heads. scale: of the scores (None: head_dim ** -0.5).
     With `fused`, one projection makes queries, keys and values, its rows ordered [head, (q, k, v), head_dim]:
     a plain chunk of the rows is then a whole number of heads.
     """
 
     def __init__(self, layers: Layers, hidden: int, num_heads: int, *, num_kv_heads: int | None = None,
-                 bias: bool = True, fused: bool = False, dropout: float = 0.0) -> None:
+                 bias: bool = True, fused: bool = False, dropout: float = 0.0, head_dim: int | None = None,
+                 scale: float | None = None) -> None:
         super().__init__()
         self.layers = layers
-        self.head_dim = hidden // num_heads
+        self.head_dim = head_dim or hidden // num_heads
+        self.scale = scale
         self.groups = num_heads // (num_kv_heads or num_heads)
         self.dropout = dropout
         self.fused = fused
@@ -58,56 +61,69 @@ class Attention(nn.Module):
         if fused:
             self.qkv = layers.column(hidden, 3 * hidden, bias)
         else:
-            self.query = layers.column(hidden, hidden, bias)
+            self.query = layers.column(hidden, num_heads * self.head_dim, bias)
             self.key = layers.column(hidden, kv_features, bias)
             self.value = layers.column(hidden, kv_features, bias)
-        self.output = layers.row(hidden, hidden, bias)
+        self.output = layers.row(num_heads * self.head_dim, hidden, bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, *, causal: bool = False,
-                rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """mask: bool, broadcast to [batch, heads, length, length], True where attention is allowed."""
-        query, key, value = self._project(x)
+                rotary: tuple[Tensor, Tensor] | None = None, context: Tensor | None = None) -> Tensor:
+        """mask: broadcast to [batch, heads, length, keys]; bool, True where attention is allowed, or added to the
+        scores. context: [batch, keys, hidden], where keys and values come from (None: x; not with `fused`).
+        """
+        query, key, value = self._project(x, x if context is None else context)
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         dropout = self.dropout if self.training else 0.0
         with self.layers.split_random() if dropout else contextlib.nullcontext():
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal and mask is None,
-                                                   dropout_p=dropout, enable_gqa=self.groups > 1)
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=causal and mask is None, dropout_p=dropout,
+                scale=self.scale, enable_gqa=self.groups > 1)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> each [batch, heads, length, head_dim]."""
         if self.fused:
             heads = self.qkv(x).unflatten(-1, (-1, 3, self.head_dim))
             query, key, value = heads.unbind(-2)
         else:
             split = (-1, self.head_dim)
-            query, key, value = (p(x).unflatten(-1, split) for p in (self.query, self.key, self.value))
+            sources = ((self.query, x), (self.key, context), (self.value, context))
+            query, key, value = (project(source).unflatten(-1, split) for project, source in sources)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
 
 class FeedForward(nn.Module):
-    """Two layers, or three with a gate (Shazeer 2020, "GLU Variants Improve Transformer")."""
+    """Two layers, or three with a gate (Shazeer 2020, "GLU Variants Improve Transformer").
 
-    def __init__(self, layers: Layers, hidden: int, intermediate: int, activation: str, bias: bool = True) -> None:
+    dropout: between the activation and the last layer (T5 alone has it there)."""
+
+    def __init__(self, layers: Layers, hidden: int, intermediate: int, activation: str, bias: bool = True,
+                 dropout: float = 0.0) -> None:
         super().__init__()
+        self.layers, self.dropout = layers, nn.Dropout(dropout)
         self.activation = ACTIVATIONS[activation]
         self.gate = layers.column(hidden, intermediate, bias) if activation in GATED else None
         self.up = layers.column(hidden, intermediate, bias)
         self.down = layers.row(intermediate, hidden, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.gate is None:
-            return self.down(self.activation(self.up(x)))
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        up = self.up(x)
+        middle = self.activation(up) if self.gate is None else self.activation(self.gate(x)) * up
+        if self.training and self.dropout.p:
+            with self.layers.split_random():
+                middle = self.dropout(middle)
+        return self.down(middle)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
     "swiglu": F.silu,
+    "gated_gelu": lambda x: F.gelu(x, approximate="tanh"),
 }
-GATED = {"swiglu"}
+GATED = {"swiglu", "gated_gelu"}
 
 
 def rotary_tables(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:

@@ -32,14 +32,14 @@ class Decoder(nn.Module):
 
     def __init__(self, config: MAEConfig, layers: Layers) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.layers = config, layers
         hidden, patches = config.decoder_hidden_size, config.grid.patches
         self.embedding = nn.utils.skip_init(nn.Linear, config.hidden_size, hidden)
         self.mask_token = nn.Parameter(torch.empty(hidden))
         self.register_buffer("position_embedding", sinusoidal_positions(math.isqrt(patches), hidden, True))
         self.blocks = nn.ModuleList(Block(layers, hidden, config.decoder_num_heads, 4 * hidden, config.norm_eps)
                                     for _ in range(config.decoder_num_layers))
-        self.final_norm = nn.LayerNorm(hidden, eps=config.norm_eps)
+        self.final_norm = layers.split(nn.LayerNorm(hidden, eps=config.norm_eps))
         self.pixels = nn.utils.skip_init(nn.Linear, hidden, 3 * config.patch_size**2)
 
     def forward(self, encoded: Tensor, visible: Tensor) -> Tensor:
@@ -48,19 +48,19 @@ class Decoder(nn.Module):
         x = self.embedding(encoded)
         every = self.mask_token.to(x.dtype).expand(len(x), self.config.grid.patches, -1)
         every = every.scatter(1, visible[..., None].expand(-1, -1, x.shape[-1]), x[:, 1:])
-        x = torch.cat([x[:, :1], every], dim=1) + self.position_embedding
+        x = self.layers.enter(torch.cat([x[:, :1], every], dim=1) + self.position_embedding)
         for block in self.blocks:
             if self.config.activation_checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
-        return self.pixels(self.final_norm(x)[:, 1:])
+        return self.pixels(self.layers.leave(self.final_norm(x))[:, 1:])
 
 
 class MAE(nn.Module):
     def __init__(self, config: MAEConfig, layers: Layers) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.layers = config, layers
         self.encoder = Encoder(config, layers, class_token=True)
         self.decoder = Decoder(config, layers)
 
@@ -84,7 +84,7 @@ class MAE(nn.Module):
 
     def initialise(self, seed: int) -> None:
         """As facebookresearch/mae, models_mae.py: Xavier uniform, the tokens normal of standard deviation 0.02."""
-        initialise(self, seed, _fill)
+        initialise(self, self.layers, seed, _fill)
 
 
 def _fill(name: str, tensor: Tensor, generator: torch.Generator) -> None:

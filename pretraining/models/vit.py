@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from data_pipeline.config import InputError
 from pretraining.models.configs import VisionConfig, ViTConfig
 from pretraining.models.huggingface import WeightMap
-from pretraining.models.layers import Attention, FeedForward, initialise
+from pretraining.models.layers import Attention, Dropout, FeedForward, initialise
 from pretraining.parallel.layers import Layers
 
 
@@ -37,11 +37,11 @@ class Block(nn.Module):
     def __init__(self, layers: Layers, hidden: int, num_heads: int, mlp_size: int, eps: float,
                  dropout: float = 0.0, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(hidden, eps=eps)
+        self.attention_norm = layers.split(nn.LayerNorm(hidden, eps=eps))
         self.attention = Attention(layers, hidden, num_heads, dropout=dropout)
-        self.mlp_norm = nn.LayerNorm(hidden, eps=eps)
+        self.mlp_norm = layers.split(nn.LayerNorm(hidden, eps=eps))
         self.mlp = FeedForward(layers, hidden, mlp_size, "gelu")
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(layers, dropout)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VisionConfig, layers: Layers, *, class_token: bool) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.layers = config, layers
         hidden, grid = config.hidden_size, config.grid
         self.patch_embedding = nn.utils.skip_init(nn.Linear, 3 * config.patch_size**2, hidden)
         self.class_token = nn.Parameter(torch.empty(hidden)) if class_token else None
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(layers, hidden, config.num_heads, config.mlp_size, config.norm_eps,
                                           config.dropout, rate) for rate in rates)
         self.dropout = nn.Dropout(config.dropout)
-        self.final_norm = nn.LayerNorm(hidden, eps=config.norm_eps)
+        self.final_norm = layers.split(nn.LayerNorm(hidden, eps=config.norm_eps))
 
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
         """visible: int [batch, kept], the patches that are encoded (None: all of them)."""
@@ -80,13 +80,13 @@ class Encoder(nn.Module):
         if self.class_token is not None:
             first = (self.class_token + self.position_embedding[0]).expand(len(x), 1, -1)
             x = torch.cat([first.to(x.dtype), x], dim=1)
-        x = self.dropout(x)
+        x = self.layers.enter(self.dropout(x))
         for block in self.blocks:
             if self.config.activation_checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
-        return self.final_norm(x)
+        return self.layers.leave(self.final_norm(x))
 
     def flops(self, length: int) -> float:
         """Forward and backward of one image of which `length` tokens are encoded."""
@@ -100,7 +100,7 @@ class ViT(nn.Module):
 
     def __init__(self, config: ViTConfig, num_classes: int, layers: Layers) -> None:
         super().__init__()
-        self.config, self.num_classes = config, num_classes
+        self.config, self.num_classes, self.layers = config, num_classes, layers
         self.encoder = Encoder(config, layers, class_token=config.pooling == "cls")
         self.head = nn.utils.skip_init(nn.Linear, config.hidden_size, num_classes)
 
@@ -120,7 +120,7 @@ class ViT(nn.Module):
         """As google-research/vision_transformer, vit_jax/models_vit.py: Xavier uniform, the patch embedding truncated
         normal of variance 1 / fan-in, positions normal of standard deviation 0.02, biases of the feed-forward normal
         of 1e-6, class token and head 0."""
-        initialise(self, seed, fill)
+        initialise(self, self.layers, seed, fill)
 
 
 def fill(name: str, tensor: Tensor, generator: torch.Generator) -> None:

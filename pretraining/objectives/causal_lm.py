@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_pipeline.config import configclass
+from data_pipeline.config import Probability, configclass
 from data_pipeline.loader import Sample
 from data_pipeline.packing import Concatenation
 from data_pipeline.tokenizer import Tokenizer
@@ -19,10 +19,12 @@ SHOWN = 8  # predictions that `describe` tells of each document
 
 @configclass
 class CausalLMConfig:
-    """cross_document_attention: let a token look at earlier documents of its sequence, positions running on."""
+    """cross_document_attention: let a token look at earlier documents of its sequence, positions running on.
+    fim_rate: share of the documents' pieces that are rearranged so that their middle comes last (see fill_middle)."""
 
     name: Literal["causal_lm"]
     cross_document_attention: bool = False
+    fim_rate: Probability = 0.0
 
     def build(self, tokenizer: Tokenizer, max_seq_len: int) -> CausalLM:
         return CausalLM(self, tokenizer, max_seq_len)
@@ -36,6 +38,7 @@ class CausalLM:
     def __init__(self, config: CausalLMConfig, tokenizer: Tokenizer, max_seq_len: int) -> None:
         self.config, self.length = config, max_seq_len
         self.pad, self.bos, self.eos = tokenizer.pad, tokenizer.bos, tokenizer.eos
+        self.fim = (tokenizer.fim_prefix, tokenizer.fim_suffix, tokenizer.fim_middle)
 
     def for_evaluation(self) -> CausalLM:
         return self
@@ -44,6 +47,8 @@ class CausalLM:
         return Concatenation(self.length + 1, self.length, before=(self.bos,), after=(self.eos,))
 
     def corrupt(self, pieces: list[np.ndarray], rng: np.random.Generator) -> Sample:
+        if self.config.fim_rate:
+            pieces = [self._rearranged(piece, rng) for piece in pieces]
         tokens = np.concatenate(pieces).astype(np.int64)
         lengths = [len(p) for p in pieces]
         documents = np.repeat(np.arange(len(pieces)), lengths)
@@ -54,6 +59,14 @@ class CausalLM:
             sample["positions"] = np.arange(len(tokens) - 1)
             del sample["documents"]
         return sample
+
+    def _rearranged(self, piece: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A document's bos and eos keep their places."""
+        if rng.random() >= self.config.fim_rate:
+            return piece
+        first, last = int(piece[0] == self.bos), len(piece) - int(piece[-1] == self.eos)
+        body = fill_middle(piece[first:last].astype(np.int64), self.fim, rng)
+        return np.concatenate([piece[:first], body, piece[last:]])
 
     def collate(self, samples: list[Sample]) -> Sample:
         fill = {"tokens": self.pad, "labels": IGNORED, "positions": 0, "documents": -1}
@@ -86,6 +99,22 @@ class CausalLM:
             parts.append(f"--- document {document}, {len(tokens)} tokens\n{spell(tokenizer, tokens)}\n"
                          f"--- predicts {', '.join(steps)}")
         return "\n".join(parts)
+
+
+def fill_middle(tokens: np.ndarray, ids: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
+    """prefix + middle + suffix -> <prefix> prefix <suffix> suffix <middle> middle, int [length] again.
+
+    ids: those of the three marks, in that order (PSM; Bavarian et al. 2022, "Efficient Training of Language Models to
+    Fill in the Middle", section 3). Both borders are uniform, between tokens. The suffix gives up three tokens for
+    the marks; a piece whose suffix is too short for that stays as it is (bigcode's Megatron-LM, gpt_dataset.py,
+    permute with truncate_or_pad).
+    """
+    first, second = sorted(rng.integers(0, len(tokens) + 1, 2).tolist())
+    prefix, middle, suffix = tokens[:first], tokens[first:second], tokens[second:]
+    if len(suffix) <= len(ids):
+        return tokens
+    parts = zip(ids, (prefix, suffix[: -len(ids)], middle), strict=True)
+    return np.concatenate([np.concatenate([[mark], part]) for mark, part in parts])
 
 
 def pad_to(length: int, rows: list[np.ndarray], fill: int) -> np.ndarray:

@@ -61,12 +61,6 @@ def test_epochs_and_seeds_differ(reader):
     assert first(stream(reader, seed=2), 0) != one
 
 
-def test_validation_keeps_the_order_of_the_shards(reader):
-    blocks = [b for w in range(stream(reader).windows_per_epoch)
-              for b in stream(reader, shuffle=False).window(0, w).blocks]
-    assert blocks == sorted(blocks)
-
-
 def test_a_window_opens_a_bounded_number_of_shards(reader):
     s = stream(reader)
     assert len(reader.blocks_per_shard) > 4

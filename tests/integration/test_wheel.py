@@ -16,7 +16,8 @@ def test_conf_of_a_checkout():
 
 def test_conf_of_an_installed_wheel(tmp_path):
     """Installed without its dependencies, which are taken from this environment by a path file."""
-    built = run_process(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT))
+    built = run_process(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path),
+                        str(ROOT))
     assert built.returncode == 0, built.stdout + built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()

@@ -1,0 +1,185 @@
+"""Span corruption against the published algorithm's counts; masks by their distribution and by hand."""
+
+import numpy as np
+import pytest
+
+from data_pipeline.config import InputError
+from data_pipeline.tokenizer import Tokenizer
+from pretraining.objectives.noise import Prefix, Spans, segments, solve_lengths
+from pretraining.objectives.span_corruption import IGNORED, SpanCorruptionConfig
+
+T5 = Spans(0.15, 3.0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    text = "the quick brown fox jumps over the lazy dog\n" * 20 + "sphinx of black quartz\n" * 9
+    return Tokenizer.train([text], "bpe", 300)
+
+
+def build(tokenizer, length=128, **keys):
+    return SpanCorruptionConfig(name="span_corruption", **keys).build(tokenizer, length)
+
+
+def published_helper(inputs_length, noise_density=0.15, mean_noise_span_length=3.0):
+    """random_spans_helper of t5/data/preprocessors.py, one extra token per span."""
+
+    def to_lengths(tokens_length):
+        num_noise_tokens = round(tokens_length * noise_density)
+        num_nonnoise_tokens = tokens_length - num_noise_tokens
+        num_noise_spans = round(num_noise_tokens / mean_noise_span_length)
+        return num_nonnoise_tokens + num_noise_spans + 1, num_noise_tokens + num_noise_spans + 1
+
+    tokens_length = inputs_length - 1
+    while to_lengths(tokens_length + 1)[0] <= inputs_length:
+        tokens_length += 1
+    return tokens_length, *to_lengths(tokens_length)
+
+
+@pytest.mark.parametrize(("length", "tokens", "targets", "noise", "spans"), [
+    (128, 141, 29, 21, 7), (512, 568, 114, 85, 28), (1024, 1137, 229, 171, 57)])
+def test_counts_are_those_of_the_published_algorithm(length, tokens, targets, noise, spans, tokenizer):
+    assert published_helper(length) == (tokens, length, targets)
+    assert T5.counts(tokens) == (noise, spans)
+    objective = build(tokenizer, length)
+    assert (objective.longest, objective.targets_length) == (tokens, targets)
+    sample = objective.corrupt([np.arange(4, 4 + tokens) % 200 + 4], np.random.default_rng(0))
+    assert (len(sample["inputs"]), len(sample["labels"])) == (length, targets)  # no padding at all
+
+
+def test_a_mask_has_exactly_the_counted_tokens_and_spans():
+    for n in (2, 3, 10, 141, 568):
+        noise, spans = T5.counts(n)
+        for seed in range(20):
+            mask = T5.mask(n, np.random.default_rng(seed))
+            assert len(mask) == n and mask.sum() == noise and not mask[0] and mask[-1]
+            assert (np.diff(mask.astype(int)) == 1).sum() == spans
+
+
+def test_divisions_are_equally_likely():
+    rng = np.random.default_rng(0)
+    found = [tuple(segments(5, 3, rng)) for _ in range(6000)]
+    assert {d: abs(found.count(d) / 6000 - 1 / 6) < 0.02 for d in set(found)} == dict.fromkeys(
+        [(1, 1, 3), (1, 3, 1), (3, 1, 1), (1, 2, 2), (2, 1, 2), (2, 2, 1)], True)
+
+
+def test_noise_is_spread_over_the_piece_and_spans_are_three_long_on_average():
+    masks = np.array([T5.mask(568, np.random.default_rng(seed)) for seed in range(400)])
+    by_place = masks[:, 40:-40].mean(axis=0)
+    assert abs(by_place.mean() - 0.15) < 0.005 and by_place.std() < 0.03
+    lengths = np.concatenate([np.diff(np.flatnonzero(np.diff(np.pad(m, 1).astype(int))))[::2] for m in masks])
+    assert abs(lengths.mean() - 85 / 28) < 1e-9
+    assert abs((lengths == 1).mean() - 27 / 84) < 0.02  # (27 of 84 borders) follow the first token of a span at once
+
+
+class Fixed:
+    """Draws these borders, in this order."""
+
+    def __init__(self, *borders):
+        self.borders = list(borders)
+
+    def choice(self, items, count, replace):
+        return np.array(self.borders.pop(0))
+
+    def integers(self, *range_):
+        return 0
+
+
+def test_an_example_written_out_by_hand(tokenizer):
+    # 40 tokens: 6 of noise in 2 spans. 34 kept ones are split after the 10th, the noise after the 2nd:
+    # 10 kept, 2 noise, 24 kept, 4 noise
+    objective, tokens = build(tokenizer), np.arange(100, 140)
+    sample = objective.corrupt([tokens], Fixed([9], [1]))
+    first, second = tokenizer.sentinels[0], tokenizer.sentinels[1]
+    assert sample["inputs"].tolist() == [*range(100, 110), first, *range(112, 136), second, tokenizer.eos]
+    assert sample["labels"].tolist() == [first, 110, 111, second, 136, 137, 138, 139, tokenizer.eos]
+    assert sample["decoder_inputs"].tolist() == [tokenizer.pad, *sample["labels"][:-1].tolist()]
+
+
+def merge(inputs, labels, tokenizer):
+    """The piece that was corrupted: sentinels of the inputs give way to what follows them in the labels."""
+    if not set(labels) & set(tokenizer.sentinels):
+        return [*inputs, *labels]
+    spans, current = {}, None
+    for token in labels:
+        if token in tokenizer.sentinels:
+            current = spans.setdefault(token, [])
+        else:
+            current.append(token)
+    return [t for token in inputs for t in spans.get(token, [token])]
+
+
+@pytest.mark.parametrize("mode", ["span", "prefix_lm", "ul2"])
+def test_every_document_comes_back_from_its_own_inputs_and_targets(mode, tokenizer):
+    objective, rng = build(tokenizer, 256, mode=mode), np.random.default_rng(3)
+    modes = set(tokenizer.sentinels[-3:])
+    lengths = rng.integers(1, 300, 60)
+    plan, seen = objective.packing().plan(lengths), np.zeros(60, int)
+    for number in range(plan.num_sequences):
+        places = plan.pieces(number)
+        pieces = [rng.integers(4, 300, p.stop - p.start).astype(np.uint16) for p in places]
+        sample = objective.corrupt(pieces, np.random.default_rng(number))
+        assert len(sample["inputs"]) <= 256 and len(sample["labels"]) <= objective.targets_length
+        for document, (place, piece) in enumerate(zip(places, pieces, strict=True)):
+            inputs = sample["inputs"][sample["input_documents"] == document].tolist()
+            labels = sample["labels"][sample["target_documents"] == document].tolist()
+            assert inputs.pop() == labels.pop() == tokenizer.eos
+            assert (inputs[0] in modes) == (mode == "ul2")
+            assert merge([t for t in inputs if t not in modes], labels, tokenizer) == piece.tolist()
+            assert place.start == seen[place.document]
+            seen[place.document] = place.stop
+    assert ((lengths - seen) <= 1).all()  # a single token has no place for noise
+
+
+def test_a_full_epoch_wastes_next_to_no_padding(tokenizer):
+    objective = build(tokenizer, 512)
+    plan = objective.packing().plan(np.random.default_rng(0).integers(20, 3000, 500))
+    used = [objective._most(p.stop - p.start)[0] for n in range(plan.num_sequences - 1) for p in plan.pieces(n)]
+    assert sum(used) > 0.99 * 512 * (plan.num_sequences - 1)
+
+
+def test_a_sample_depends_on_its_generator_alone(tokenizer):
+    objective, pieces = build(tokenizer, 128), [np.arange(50, 120), np.arange(10, 40)]
+    one, two, other = (objective.corrupt(pieces, np.random.default_rng(seed)) for seed in (5, 5, 6))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    assert not np.array_equal(one["inputs"], other["inputs"])
+    assert pieces[0].tolist() == list(range(50, 120))
+
+
+def test_the_batch_is_padded_and_counted(tokenizer):
+    objective = build(tokenizer, 64)
+    samples = [objective.corrupt([np.arange(10, 10 + n)], np.random.default_rng(n)) for n in (20, 60)]
+    batch = objective.collate(samples)
+    assert batch["inputs"].shape == (2, 64) and batch["labels"].shape == (2, objective.targets_length)
+    counted = batch["labels"] != IGNORED
+    assert counted.sum() == objective.counts(samples)["span_corruption"]
+    assert ((batch["target_documents"] == -1) == ~counted).all()
+    assert sum(map(objective.tokens, samples)) == counted.sum() + (batch["input_documents"] >= 0).sum()
+
+
+def test_the_mixture_draws_seven_denoisers_alike(tokenizer):
+    objective = build(tokenizer, 256, mode="ul2")
+    modes = [int(objective.corrupt([np.arange(10, 210)], np.random.default_rng(n))["inputs"][0]) for n in range(1400)]
+    regular, extreme, sequential = (modes.count(t) / 1400 for t in tokenizer.sentinels[-3:])
+    assert abs(regular - 2 / 7) < 0.04 and abs(sequential - 1 / 7) < 0.04 and abs(extreme - 4 / 7) < 0.04
+
+
+def test_prefixes_are_uniform():
+    sizes = [len(Prefix(1.0).corrupt(np.arange(11), range(0), np.random.default_rng(n)).targets) for n in range(3000)]
+    assert set(sizes) == set(range(1, 11)) and abs(np.mean(sizes) - 5.5) < 0.2
+    assert solve_lengths(Prefix(1.0).lengths, 64) == (65, 64)
+
+
+def test_what_cannot_work_is_refused(tokenizer):
+    with pytest.raises(InputError, match="sentinels"):
+        build(tokenizer, 1024, mode="ul2")
+    with pytest.raises(InputError, match="targets_length"):
+        build(tokenizer, 512, targets_length=2)
+
+
+def test_a_description_reads_as_text(tokenizer):
+    objective = build(tokenizer, 128)
+    sample = objective.corrupt([np.array(tokenizer.encode("the quick brown fox jumps over"))], np.random.default_rng(0))
+    inputs, targets = objective.describe(sample, tokenizer).splitlines()
+    assert inputs.startswith("inputs: the") and "<extra_id_0>" in inputs and inputs.endswith("</s>")
+    assert targets.startswith("targets: <extra_id_0>")
