@@ -11,7 +11,7 @@ TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib')
 quickstart: setup
 	$(BIN)/pretrain-data corpus=text "corpus.inputs=[$(TEXT)]" \
 		"corpus.exclude=['*/test/*','*/tests/*','*/site-packages/*','*/lib2to3/*']" \
-		output=$(OUT)/data tokenizer.vocab_size=1024 valid_fraction=0.02
+		output=$(OUT)/data tokenizer.vocab_size=512 valid_fraction=0.02
 	$(BIN)/pretrain experiment=quickstart_$(FAMILY) data.path=$(OUT)/data run_dir=$(OUT)/run
 	$(BIN)/python -m pretraining.commands.show run_dir=$(OUT)/run
 

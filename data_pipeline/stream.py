@@ -65,7 +65,8 @@ class Stream:
     window_blocks x block size is what is shuffled together: 64 blocks of 64K tokens are 4M tokens.
     """
 
-    def __init__(self, reader: Reader, packing: Packing, seed: int, *, window_blocks: int = 64, window_shards: int = 16) -> None:
+    def __init__(self, reader: Reader, packing: Packing, seed: int, *, window_blocks: int = 64,
+                 window_shards: int = 16) -> None:
         self.reader, self.packing, self.seed = reader, packing, seed
         self.window_blocks, self.window_shards = window_blocks, window_shards
         self.windows_per_epoch = -(-sum(reader.blocks_per_shard) // window_blocks)

@@ -45,8 +45,8 @@ class HuggingFaceFolder:
         from pretraining.optim.shards import Box
         from pretraining.parallel.layers import box_of
 
-        parameters = dict(model.named_parameters())
-        missing = parameters.keys() - {entry.ours for entry in self.entries}
+        parameters = dict(model.named_parameters()) | dict(model.named_buffers())  # fixed positions are buffers
+        missing = {name for name, _ in model.named_parameters()} - {entry.ours for entry in self.entries}
         assert not missing, f"the weight map leaves out {sorted(missing)}"
         opened = {file: safe_open(str(file), framework="pt") for file in set(self.files.values())}
         with torch.no_grad():

@@ -100,6 +100,11 @@ def _image_inputs(config: Any, vocab_size: int, rng: np.random.Generator) -> lis
     return [{"pixel_values": torch.from_numpy(images)}]
 
 
+def _masked_image_inputs(config: Any, num_classes: int, rng: np.random.Generator) -> list[Inputs]:
+    (inputs,) = _image_inputs(config, num_classes, rng)
+    return [{**inputs, "noise": torch.from_numpy(rng.random((2, config.grid.patches), dtype=np.float32))}]
+
+
 def _gpt_outputs(model: Any, inputs: Inputs) -> Inputs:
     return {"logits": model.head.logits(model(inputs["input_ids"]))}
 
@@ -120,6 +125,14 @@ def _vit_outputs(model: Any, inputs: Inputs) -> Inputs:
     return {"logits": model.head(model(inputs["pixel_values"]))}
 
 
+def _mae_outputs(model: Any, inputs: Inputs) -> Inputs:
+    """transformers sees the patches of least noise (a quarter, by default) and orders a patch's pixels with the
+    channel last."""
+    kept = inputs["noise"].shape[1] // 4
+    pixels = model(inputs["pixel_values"], inputs["noise"].argsort(1)[:, :kept])
+    return {"logits": pixels.unflatten(-1, (3, -1)).transpose(-1, -2).flatten(-2)}
+
+
 COUNTERPARTS = {
     "gpt": Counterpart("pretraining.models.gpt_huggingface", ("GPT2LMHeadModel", "LlamaForCausalLM"),
                        _token_inputs, _gpt_outputs),
@@ -127,4 +140,5 @@ COUNTERPARTS = {
                       _pair_inputs, _t5_outputs),
     "bert": Counterpart("pretraining.models.bert", ("BertForPreTraining",), _segment_inputs, _bert_outputs),
     "vit": Counterpart("pretraining.models.vit", ("ViTForImageClassification",), _image_inputs, _vit_outputs),
+    "mae": Counterpart("pretraining.models.mae", ("ViTMAEForPreTraining",), _masked_image_inputs, _mae_outputs),
 }

@@ -156,7 +156,8 @@ def _tracker(config: RunConfig, inputs: Inputs, world: World, run_dir: Path) -> 
 
 
 def _stream(config: RunConfig, inputs: Inputs, maker: Any, split: str) -> Stream:
-    return Stream(inputs.data.reader(split), maker.packing(), config.train.seed, window_blocks=config.data.window_blocks)
+    reader, blocks = inputs.data.reader(split), config.data.window_blocks
+    return Stream(reader, maker.packing(), config.train.seed, window_blocks=blocks)
 
 
 def _feeds(config: RunConfig, inputs: Inputs, world: World) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import prepare
+from tests.images import prepare_images, write_digits
 
 MODULES = ("argparse", "ast", "bdb", "calendar", "cgi", "configparser", "copy", "csv", "dataclasses", "datetime",
            "difflib", "enum", "fractions", "ftplib", "functools", "heapq", "inspect", "ipaddress", "locale", "mailbox")
@@ -22,3 +23,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert prepare(f"corpus.inputs=[{','.join(files)}]", f"output={output}", "tokenizer.vocab_size=512",
                    "valid_fraction=0.1", "num_workers=1", "block_tokens=8192", "shard_bytes=131072") == 0
     return output
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 of scikit-learn's digits, prepared."""
+    folder = tmp_path_factory.mktemp("digits")
+    assert prepare_images(write_digits(folder / "in", count=300), folder / "out", "valid_fraction=0.2",
+                          "shard_bytes=200000") == 0
+    return folder / "out"

@@ -15,12 +15,14 @@ from data_pipeline.prepare import PrepareConfig, prepare
 from data_pipeline.tokenizer import Tokenizer
 from pretraining import export as export_module
 from pretraining import parity
+from pretraining.checkpoint import newest_checkpoint, open_checkpoint
 from pretraining.export import ExportConfig, export
 from pretraining.init_from import HuggingFaceFolder
 from pretraining.models import gpt_huggingface
 from pretraining.models.configs import GPTConfig, T5Config
 from pretraining.models.huggingface import WeightMap
 from pretraining.parallel.layers import PlainLayers
+from pretraining.run_dir import load_plain_model, read_run_config
 from pretraining.train import pretrain
 
 TEXT = "The quick brown fox jumps over the lazy dog.\n\tAnd then:  it sleeps — until 18:30.\n\n"
@@ -31,7 +33,8 @@ LLAMA = ["model.positions=rotary", "model.norm=rmsnorm", "model.activation=swigl
          "model.tied_head=false", "model.num_kv_heads=2"]
 T5 = ["model=t5_debug", "objective=span_corruption", "model.head_dim=16"]
 RUNS = {"gpt2": ["model=gpt_debug", *SMALL], "llama": ["model=gpt_debug", *SMALL, *LLAMA], "t5 v1.1": [*T5, *SMALL],
-        "t5 v1.0": [*T5, *SMALL, "model.activation=relu", "model.tied_head=true"]}
+        "t5 v1.0": [*T5, *SMALL, "model.activation=relu", "model.tied_head=true"],
+        "bert": ["model=bert_debug", "objective=masked_lm", *SMALL]}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,8 @@ def test_a_run_leaves_with_its_proof_and_comes_back_bit_for_bit(kind, train, dat
     assert len(lengths) == 3  # rows of several lengths, none padded
 
     source = export_module.Source(ExportConfig(str(train(kind)), str(tmp_path / "again"), None))
-    ours, back = source.load_model(), source.model_config.build(source.vocab_size, PlainLayers())
+    ours = load_plain_model(source.run, source.vocab_size, source.checkpoint)
+    back = source.model_config.build(source.vocab_size, PlainLayers())
     HuggingFaceFolder(str(tmp_path / "out"), source.model_config, source.vocab_size, source.tokenizer).load_into(back)
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), back.parameters(), strict=True))
 
@@ -84,8 +88,21 @@ def test_a_run_leaves_with_its_proof_and_comes_back_bit_for_bit(kind, train, dat
     start = [f"model.init_from={tmp_path / 'out'}", f"run_dir={run_dir}", f"data.path={data}"]
     assert pretrain([*RUNS[kind], *TRAIN, *start, "train.steps=1", "optimizer.lr=1e-30"]) == 0
     checkpoint = run_dir / "checkpoints" / "step_00000001"
-    moved = export_module.Source(ExportConfig(str(checkpoint), str(tmp_path / "x"), None))
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), moved.load_model().parameters(), strict=True))
+    moved = load_plain_model(source.run, source.vocab_size, open_checkpoint(checkpoint))
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), moved.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("model, objective", [("vit_debug", "image_classification"), ("mae_debug", "masked_image")])
+def test_a_vision_model_leaves_with_its_proof_and_comes_back(model, objective, digits, tmp_path):
+    run_dir, start = tmp_path / "r", [f"model={model}", f"objective={objective}", *TRAIN, f"data.path={digits}"]
+    assert pretrain([*start, f"run_dir={run_dir}"]) == 0
+    report = to_folder(run_dir / "checkpoints" / "step_00000003", tmp_path / "out")
+    assert report["max_abs_difference"] <= 1e-4 and "tokenizer_texts" not in report
+    again = [*start, f"model.init_from={tmp_path / 'out'}", "train.steps=1", "optimizer.lr=1e-30"]
+    assert pretrain([*again, f"run_dir={tmp_path / 'again'}"]) == 0
+    first, second = (load_plain_model(read_run_config(run), 10, newest_checkpoint(run / "checkpoints"))
+                     for run in (run_dir, tmp_path / "again"))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
 def test_a_difference_leaves_no_folder(train, tmp_path, monkeypatch, capsys):

@@ -33,8 +33,8 @@ def test_dropout_is_drawn_anew_each_step_and_repeats_for_a_seed(corpus, tmp_path
 
 
 def test_learning_makes_the_loss_fall(corpus, tmp_path):
-    train_alone(*TINY, f"data.path={corpus}", f"run_dir={tmp_path / 'r'}", "train.steps=60", "optimizer.lr=1e-2",
-                "train.eval_every=60")
+    train_alone(*TINY, f"data.path={corpus}", f"run_dir={tmp_path / 'r'}", "train.steps=120", "optimizer.lr=1e-2",
+                "train.eval_every=120")
     first, last = valid_losses(tmp_path / "r").values()
     assert last < 0.85 * first
 

@@ -7,7 +7,7 @@ from pretraining.models.configs import GPTConfig
 from pretraining.objectives.causal_lm import IGNORED, CausalLMConfig
 from pretraining.parallel.layers import PlainLayers
 
-TOKENIZER = SimpleNamespace(pad=0, bos=1, eos=2)
+TOKENIZER = SimpleNamespace(pad=0, bos=1, eos=2, fim_prefix=50, fim_middle=51, fim_suffix=52)
 RNG = np.random.default_rng(0)
 
 

@@ -25,7 +25,7 @@ from pretraining.models.configs import PatchGrid
 from pretraining.objectives.demonstration import Demonstration
 from pretraining.objectives.image_classification import ImageClassification, ImageClassificationConfig
 from tests.helpers import command, metrics, train_alone
-from tests.images import png, prepare_images, write_digits
+from tests.images import png
 
 RUN = ("model=vit_debug", "model.num_layers=2", "model.hidden_size=16", "model.num_heads=2", "model.image_size=8",
        "model.patch_size=4", "objective=image_classification", "objective.mixup=0.5", "objective.cutmix=1.0",
@@ -202,14 +202,6 @@ def test_demonstration_names_labels_and_draws_them(tmp_path: Path) -> None:
     assert maker.picture(mixed).height > 96
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
-    assert prepare_images(write_digits(folder / "in", count=300), folder / "out", "valid_fraction=0.2",
-                          "shard_bytes=200000") == 0
-    return folder / "out"
-
-
 def test_batches_depend_neither_on_workers_nor_on_micro_batches(digits: Path, tmp_path: Path) -> None:
     hashes, losses = [], []
     for number, change in enumerate(((), ("data.num_workers=2",), ("train.micro_batch_size=8",))):
@@ -249,8 +241,10 @@ def test_data_and_objective_that_do_not_fit_are_told_at_once(digits: Path, corpu
             (("model=gpt_debug", f"data.path={digits}"), "holds images, objective=causal_lm needs text"),
             ((*RUN, f"data.path={corpus}"), "holds text, objective=image_classification needs images"),
             ((*RUN, f"data.path={digits}", "model.num_classes=7"), "model.num_classes=7"),
-            ((*RUN, f"data.path={digits}", "objective=causal_lm"), "needs objective=image_classification"),
-            (("model=gpt_debug", "objective=masked_image", f"data.path={digits}"), "needs images"),
+            ((*RUN, f"data.path={digits}", "objective=causal_lm"),
+             "does not fit model.name=vit: objective=image_classification does"),
+            (("model=gpt_debug", "objective=masked_image", f"data.path={digits}"),
+             "does not fit model.name=gpt"),
             ((*RUN, f"data.path={digits}", "data.seq_len=8"), "data.seq_len=8")):
         if "objective=causal_lm" in overrides:
             overrides = tuple(o for o in overrides if "objective." not in o and o != "objective=image_classification")

@@ -1,4 +1,4 @@
-"""scikit-learn's digits, real handwriting, as PNG files in a folder per class: `python scripts/write_digits.py DIR`."""
+"""scikit-learn's digits, real handwriting, as PNG files in a folder per class: `python -m data_pipeline.digits DIR`."""
 
 from __future__ import annotations
 
