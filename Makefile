@@ -6,7 +6,7 @@ FAMILY ?= gpt
 OUT ?= quickstart/$(FAMILY)
 TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
 
-.PHONY: quickstart test check setup bench
+.PHONY: quickstart test check parity bench setup
 
 quickstart: setup
 	$(BIN)/pretrain-data corpus=text "corpus.inputs=[$(TEXT)]" \
@@ -21,6 +21,9 @@ test: setup check
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+parity: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.distributed.parity
 
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trainer

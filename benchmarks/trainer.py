@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-STEPS, ROUNDS = 10, 12
-MODEL = ["model=gpt_debug", "model.hidden_size=256", "model.num_layers=6", "model.max_seq_len=256",
+STEPS, ROUNDS = 8, 10
+MODEL = ["model=gpt_debug", "model.hidden_size=128", "model.num_layers=4", "model.max_seq_len=128",
          "train.global_batch_size=8", "train.micro_batch_size=8"]
 
 

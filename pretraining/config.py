@@ -40,7 +40,8 @@ class DataConfig:
 class TrainConfig:
     """global_batch_size: sequences of one optimizer step over all ranks. eval_batches: global batches of one
     evaluation. *_every counts steps; eval_every=0 and checkpoint_every=0 switch it off, save the checkpoint at the
-    end. keep_last and keep_every: the newest checkpoints, and those of every n-th step, are kept (0: none)."""
+    end. keep_last and keep_every: the newest checkpoints, and those of every n-th step, are kept (0: none). freeze:
+    patterns of names of parameters that stay as they are."""
 
     steps: Positive
     global_batch_size: Positive
@@ -56,6 +57,7 @@ class TrainConfig:
     seed: NonNegative
     resume: str
     deterministic: bool
+    freeze: list[str]
 
 
 @configclass
@@ -141,7 +143,7 @@ def load_config(overrides: Sequence[str]) -> RunConfig:
 
 IDENTITY = {"model": ("activation_checkpointing",), "objective": (), "optimizer": (), "scheduler": None,
             "data": ("num_workers",), "engine": None, "tracking": None}
-IDENTITY_OF_TRAIN = ("seed", "global_batch_size")
+IDENTITY_OF_TRAIN = ("seed", "global_batch_size", "freeze")
 
 
 def identity(config: RunConfig | dict[str, Any]) -> dict[str, Any]:

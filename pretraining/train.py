@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,8 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     model.initialise(config.train.seed)
     if inputs.pretrained is not None:
         inputs.pretrained.load_into(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(fnmatch(name, pattern) for pattern in config.train.freeze))
     module = LossModule(model, objective, config.train.precision)
     engine = config.engine.build(module, config.optimizer.build(), config.train, world)
     feeds = _feeds(config, inputs, world)

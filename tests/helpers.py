@@ -63,17 +63,19 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def run_world(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+def run_world(size: int, function: Callable[..., Any], *arguments: Any, tensor_parallel: int = 1,
+              timeout: float = 240) -> list[Any]:
     """function(world, *arguments) on `size` gloo ranks, one process each -> their results, by rank."""
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     port = free_port()
-    ranks = [context.Process(target=_rank, args=(rank, size, port, queue, function, arguments)) for rank in range(size)]
+    ranks = [context.Process(target=_rank, args=(rank, size, port, tensor_parallel, queue, function, arguments))
+             for rank in range(size)]
     for process in ranks:
         process.start()
     results: dict[int, Any] = {}
     for _ in ranks:
-        rank, value, error = queue.get(timeout=240)
+        rank, value, error = queue.get(timeout=timeout)
         if error:
             for process in ranks:
                 process.kill()
@@ -84,13 +86,14 @@ def run_world(size: int, function: Callable[..., Any], *arguments: Any) -> list[
     return [results[rank] for rank in range(size)]
 
 
-def _rank(rank: int, size: int, port: int, queue: Any, function: Callable[..., Any], arguments: Any) -> None:
+def _rank(rank: int, size: int, port: int, tensor_parallel: int, queue: Any, function: Callable[..., Any],
+          arguments: Any) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
                       MASTER_PORT=str(port))
     from pretraining.parallel.launch import read_launch, start_world, stop_world
 
     try:
-        world = start_world(read_launch())
+        world = start_world(read_launch(), tensor_parallel)
         value = function(world, *arguments)
         stop_world(world)
         queue.put((rank, value, None))
@@ -112,6 +115,21 @@ def train_alone(*overrides: str) -> None:
     from pretraining.parallel.launch import Launch, start_world
 
     train_in_world(start_world(Launch()), *overrides)
+
+
+def finished_weights(run_dir: Path) -> dict[str, Any]:
+    """Every tensor of the newest checkpoint, whole."""
+    import torch
+
+    from pretraining.checkpoint import load_tensors, newest_checkpoint
+    from pretraining.optim.shards import Fragment
+
+    checkpoint = newest_checkpoint(run_dir / "checkpoints")
+    assert checkpoint is not None
+    shapes = {n: tuple(e["shape"]) for n, e in checkpoint.manifest["tensors"].items()}
+    tensors = {n: torch.zeros(s) for n, s in shapes.items()}
+    load_tensors(checkpoint, [(Fragment.whole(n, shapes[n]), t) for n, t in tensors.items()])
+    return tensors
 
 
 def metrics(run_dir: Path | str) -> dict[int, dict[str, Any]]:

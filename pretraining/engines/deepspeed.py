@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pretraining.engines.config import EngineConfig
-from pretraining.engines.protocol import Batch, LossModule, Places, frozen_tensors, trainable
+from pretraining.engines.protocol import Batch, Frozen, LossModule, Places, trainable
 from pretraining.optim.base import Optimizer, Piece, Rule, settings_by_name
 from pretraining.optim.shards import Fragment, Layout
 from pretraining.parallel.launch import World
@@ -37,7 +37,8 @@ class DeepSpeedEngine:
         self.world, self.stage = world, config.zero_stage
         self.module = module.to(world.device)
         self.parameters = trainable(self.module)
-        self.places = Places(self.parameters, world)  # before ZeRO 3 empties the tensors
+        # before ZeRO 3 empties the tensors
+        self.places, self.frozen = Places(self.parameters, world), Frozen(self.module, world)
         self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
         self.engine = _initialize(self.module, self.optimizer, train, world, config)
         named_shapes = zip(self.places.names, self.places.shapes, strict=True)
@@ -70,7 +71,7 @@ class DeepSpeedEngine:
 
     def tensors(self) -> list[tuple[Fragment, Tensor]]:
         weights = [(p.fragment.renamed(f"weights.{p.fragment.name}"), p.value) for p in self.optimizer.pieces]
-        return weights + frozen_tensors(self.module, self.world) + self.optimizer.state_tensors()
+        return weights + self.frozen.tensors() + self.optimizer.state_tensors()
 
     @torch.no_grad()
     def after_load(self) -> None:
@@ -173,6 +174,8 @@ def _initialize(module: LossModule, optimizer: Optimizer, train: Any, world: Wor
         warnings.simplefilter("ignore")
         import deepspeed
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # it calls collectives by names that newer torch versions deprecate, at every step
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if world.device.type == "cpu":  # else it compiles an extension at the first use
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _require_process_group(world)

@@ -94,7 +94,21 @@ class Places:
         return Fragment(name, shape, box, 0, box.numel)
 
 
-def frozen_tensors(module: nn.Module, world: World) -> list[tuple[Fragment, Tensor]]:
-    frozen = {parameter_name(n): p for n, p in module.named_parameters() if not p.requires_grad}
-    places = Places(frozen, world)
-    return [(places.whole(name).renamed(f"weights.{name}"), p.data) for name, p in frozen.items()]
+class Frozen:
+    """Parameters that are not trained: saved as well, so that a checkpoint holds the whole model."""
+
+    def __init__(self, module: nn.Module, world: World) -> None:
+        self.parameters = {parameter_name(n): p for n, p in module.named_parameters() if not p.requires_grad}
+        self.places, self.world = Places(self.parameters, world), world
+
+    def tensors(self) -> list[tuple[Fragment, Tensor]]:
+        return [self._place(name, p) for name, p in self.parameters.items()]
+
+    def _place(self, name: str, parameter: Any) -> tuple[Fragment, Tensor]:
+        whole = self.places.whole(name).renamed(f"weights.{name}")
+        if not hasattr(parameter, "ds_tensor"):
+            return whole, parameter.data
+        part = parameter.ds_tensor.data.view(-1)  # ZeRO 3: a flat range each, padded at the end
+        start = min(self.world.data_rank * part.numel(), whole.stop)
+        stop = min(start + part.numel(), whole.stop)
+        return Fragment(whole.name, whole.shape, whole.box, start, stop), part[: stop - start]

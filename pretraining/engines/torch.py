@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pretraining.engines.config import EngineConfig
-from pretraining.engines.protocol import Batch, LossModule, Places, frozen_tensors, trainable
+from pretraining.engines.protocol import Batch, Frozen, LossModule, Places, trainable
 from pretraining.optim.base import Optimizer, Piece, Rule, settings_by_name
 from pretraining.optim.shards import Fragment, Layout
 from pretraining.parallel.launch import World
@@ -26,7 +26,7 @@ class TorchEngine:
         self.world, self.rule = world, rule
         self.module = module.to(world.device)
         self.parameters = trainable(self.module)
-        self.places = Places(self.parameters, world)
+        self.places, self.frozen = Places(self.parameters, world), Frozen(self.module, world)
         self.owners = self._owners() if config.shard_optimizer and world.data_size > 1 else None
         self.partial = [p for p in self.parameters.values() if getattr(p, "sequence_parallel", False)]
         self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
@@ -96,7 +96,7 @@ class TorchEngine:
 
     def tensors(self) -> list[tuple[Fragment, Tensor]]:
         weights = [(self.places.whole(n).renamed(f"weights.{n}"), p.data) for n, p in self.parameters.items()]
-        return weights + frozen_tensors(self.module, self.world) + self.optimizer.state_tensors()
+        return weights + self.frozen.tensors() + self.optimizer.state_tensors()
 
     def after_load(self) -> None:
         """Nothing is derived: the pieces are the parameters."""

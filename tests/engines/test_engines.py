@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretraining.checkpoint import load_tensors, newest_checkpoint
-from pretraining.optim.shards import Fragment
-from tests.helpers import TINY, metrics, run_world, train_alone, train_in_world
+from pretraining.checkpoint import newest_checkpoint
+from tests.helpers import TINY, finished_weights, metrics, run_world, train_alone, train_in_world
 
 LAYOUTS = {"ddp": [], **{f"zero{s}": ["engine=deepspeed", f"engine.zero_stage={s}"] for s in range(4)}}
 STEPS = 6
@@ -38,14 +37,6 @@ def runs(corpus, tmp_path_factory) -> Path:
     return folder
 
 
-def weights(run_dir):
-    checkpoint = newest_checkpoint(run_dir / "checkpoints")
-    shapes = {n: tuple(e["shape"]) for n, e in checkpoint.manifest["tensors"].items()}
-    tensors = {n: torch.zeros(s) for n, s in shapes.items()}
-    load_tensors(checkpoint, [(Fragment.whole(n, shapes[n]), t) for n, t in tensors.items()])
-    return tensors
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_equals_one_process(runs, layout):
     one, other = metrics(runs / "one"), metrics(runs / layout)
@@ -55,8 +46,8 @@ def test_equals_one_process(runs, layout):
         assert (line["samples"], line["tokens"], line["lr"]) == tuple(one[step][k] for k in ("samples", "tokens", "lr"))
         assert abs(line["loss"] - one[step]["loss"]) < 2e-6
         assert abs(line["grad_norm"] - one[step]["grad_norm"]) < 2e-5
-    expected = weights(runs / "one")
-    for name, tensor in weights(runs / layout).items():
+    expected = finished_weights(runs / "one")
+    for name, tensor in finished_weights(runs / layout).items():
         assert (tensor - expected[name]).norm() <= 1e-4 * expected[name].norm() + 1e-9, name
 
 
@@ -64,8 +55,9 @@ def test_equals_one_process(runs, layout):
 def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(runs, layout):
     whole, resumed = metrics(runs / layout), metrics(runs / f"{layout}-half")
     assert [resumed[s]["loss"] for s in resumed] == [whole[s]["loss"] for s in whole]
-    expected = weights(runs / layout)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(runs / f"{layout}-half").items())
+    expected = finished_weights(runs / layout)
+    found = finished_weights(runs / f"{layout}-half")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
 @pytest.mark.parametrize("layout, precision", [("zero2", "bf16"), ("zero3", "fp16")])
