@@ -8,12 +8,20 @@ TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib')
 
 .PHONY: quickstart test check parity bench setup
 
-quickstart: setup
+quickstart: setup $(OUT)/data/manifest.json
+	$(BIN)/pretrain experiment=quickstart_$(FAMILY) data.path=$(OUT)/data run_dir=$(OUT)/run
+	$(BIN)/python -m pretraining.commands.show run_dir=$(OUT)/run
+
+ifneq ($(filter $(FAMILY),vit mae),)
+$(OUT)/data/manifest.json: | setup
+	$(BIN)/python -m data_pipeline.digits $(OUT)/digits
+	$(BIN)/pretrain-data corpus=images "corpus.inputs=[$(OUT)/digits]" output=$(OUT)/data valid_fraction=0.15
+else
+$(OUT)/data/manifest.json: | setup
 	$(BIN)/pretrain-data corpus=text "corpus.inputs=[$(TEXT)]" \
 		"corpus.exclude=['*/test/*','*/tests/*','*/site-packages/*','*/lib2to3/*']" \
 		output=$(OUT)/data tokenizer.vocab_size=512 valid_fraction=0.02
-	$(BIN)/pretrain experiment=quickstart_$(FAMILY) data.path=$(OUT)/data run_dir=$(OUT)/run
-	$(BIN)/python -m pretraining.commands.show run_dir=$(OUT)/run
+endif
 
 test: setup check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=5

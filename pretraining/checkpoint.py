@@ -13,14 +13,16 @@ import json
 import os
 import shutil
 import sys
+import threading
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_pipeline.config import InputError
 from pretraining.optim.shards import Box, Fragment
-from pretraining.parallel.launch import World, barrier
+from pretraining.parallel.launch import World
 
 FORMAT = 1
 
@@ -74,18 +76,60 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def save_checkpoint(tensors: list[tuple[Fragment, Any]], state: dict[str, Any], folder: Path, world: World) -> None:
+class Saver:
+    """Saves in the background: training waits for the copy of the tensors only.
+
+    A save that fails is told and does not end the run: the checkpoint before it stays the newest.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.thread: threading.Thread | None = None
+
+    def save(self, tensors: list[tuple[Fragment, Any]], state: dict[str, Any], folder: Path,
+             afterwards: Callable[[], None] = lambda: None) -> None:
+        """Begins to write `folder`; rank 0 calls `afterwards` once it is whole."""
+        self.wait()
+        share = _share(tensors, self.world)
+        self.thread = threading.Thread(target=_save, args=(share, state, folder, self.world, afterwards))
+        self.thread.start()
+
+    def wait(self) -> None:
+        """Until the last save has ended."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+
+
+def _save(share: list[Entry], state: dict[str, Any], folder: Path, world: World,
+          afterwards: Callable[[], None]) -> None:
     """Every rank writes its share of the boxes; rank 0 then the manifest. A job that is killed meanwhile
     leaves a folder without a manifest."""
-    if world.is_main:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    barrier(world)
-    entries = _write_share(_share(tensors, world), folder, f"rank_{world.rank:05d}")
-    gathered = _gather(entries, world)
-    if world.is_main:
-        _write_manifest(folder, gathered, state)
-    barrier(world)
+    made = _agree(world, folder, lambda: _new_folder(folder) if world.is_main else None)
+    written = made and _agree(world, folder, lambda: _write_share(share, folder, f"rank_{world.rank:05d}"))
+    if written and world.is_main:
+        _write_manifest(folder, written, state)
+        afterwards()
+
+
+def _agree(world: World, folder: Path, work: Callable[[], Any]) -> list[Any] | None:
+    """-> what `work` gave on every rank; None, and the reason told, where it failed on one of them."""
+    from safetensors import SafetensorError
+
+    try:
+        outcome = {"value": work()}
+    except (OSError, SafetensorError) as error:
+        outcome = {"error": str(error)}
+    outcomes = _gather(outcome, world, world.save_group)
+    errors = [o["error"] for o in outcomes if "error" in o]
+    if errors and world.is_main:
+        print(f"warning: {folder.name} could not be saved, the run goes on: {errors[0]}", file=sys.stderr)
+    return None if errors else [o["value"] for o in outcomes]
+
+
+def _new_folder(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def load_tensors(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Any]]) -> None:
@@ -119,39 +163,48 @@ def checkpoint_folder(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step_{step:08d}"
 
 
-def _share(tensors: list[tuple[Fragment, Any]], world: World) -> list[tuple[str, Fragment, Box, Any]]:
+class Entry(NamedTuple):
+    """A box that this rank writes, and a copy of its values on the host."""
+
+    key: str
+    fragment: Fragment
+    box: Box
+    values: Any
+
+
+def _share(tensors: list[tuple[Fragment, Any]], world: World) -> list[Entry]:
     """The boxes that this rank writes: of those that several ranks hold, each falls to the rank with the least."""
     mine = [(f"{fragment.name}@{','.join(map(str, box.offset))}", fragment, box, tensor.view(-1)[begin:][: box.numel])
             for fragment, tensor in tensors for box, begin in fragment.boxes()]
     holders: dict[str, list[int]] = {}
     sizes = {}
-    for rank, keys in enumerate(_gather([(key, box.numel) for key, _, box, _ in mine], world)):
+    for rank, keys in enumerate(_gather([(key, box.numel) for key, _, box, _ in mine], world, world.host_group)):
         for key, size in keys:
             holders.setdefault(key, []).append(rank)
             sizes[key] = size
     load = [0] * world.size
+    writers = {}
     for key, ranks in holders.items():
-        writer = min(ranks, key=lambda r: load[r])
-        load[writer] += sizes[key]
-        holders[key] = [writer]
-    return [entry for entry in mine if holders[entry[0]] == [world.rank]]
+        writers[key] = min(ranks, key=lambda r: load[r])
+        load[writers[key]] += sizes[key]
+    return [Entry(key, fragment, box, flat.detach().reshape(box.size).to("cpu", copy=True))
+            for key, fragment, box, flat in mine if writers[key] == world.rank]
 
 
-def _write_share(share: list[tuple[str, Fragment, Box, Any]], folder: Path, name: str) -> dict[str, Any]:
+def _write_share(share: list[Entry], folder: Path, name: str) -> dict[str, Any]:
     """-> {"files": {name: bytes}, "tensors": {name: {"shape", "boxes"}}}."""
     from safetensors.torch import save_file
 
     if not share:
         return {"files": {}, "tensors": {}}
-    data = {key: flat.detach().reshape(box.size).contiguous().cpu() for key, _, box, flat in share}
     file = f"{name}.safetensors"
-    save_file(data, folder / file)
+    save_file({entry.key: entry.values for entry in share}, folder / file)
     _sync(folder / file)
     tensors: dict[str, Any] = {}
-    for key, fragment, box, _ in share:
-        entry = tensors.setdefault(fragment.name, {"shape": list(fragment.shape), "boxes": []})
-        entry["boxes"].append({"offset": list(box.offset), "size": list(box.size), "file": file, "key": key,
-                               "crc32": _crc32(data[key])})
+    for key, fragment, box, values in share:
+        described = tensors.setdefault(fragment.name, {"shape": list(fragment.shape), "boxes": []})
+        described["boxes"].append({"offset": list(box.offset), "size": list(box.size), "file": file, "key": key,
+                                   "crc32": _crc32(values)})
     return {"files": {file: (folder / file).stat().st_size}, "tensors": tensors}
 
 
@@ -169,14 +222,14 @@ def _write_manifest(folder: Path, gathered: list[dict[str, Any]], state: dict[st
     _sync(folder)
 
 
-def _gather(value: Any, world: World) -> list[Any]:
-    """Everyone's value, on every rank, as JSON text would carry it."""
-    if world.host_group is None:
+def _gather(value: Any, world: World, group: Any) -> list[Any]:
+    """Everyone's value, on every rank."""
+    if group is None:
         return [value]
     import torch.distributed as dist
 
     gathered: list[Any] = [None] * world.size
-    dist.all_gather_object(gathered, value, group=world.host_group)
+    dist.all_gather_object(gathered, value, group=group)
     return gathered
 
 

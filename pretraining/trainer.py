@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from data_pipeline.config import InputError
 from data_pipeline.loader import Fault, MicroBatch
 from data_pipeline.stream import Position, generator
-from pretraining.checkpoint import Checkpoint, checkpoint_folder, load_tensors, prune_checkpoints, save_checkpoint
+from pretraining.checkpoint import Checkpoint, Saver, checkpoint_folder, load_tensors, prune_checkpoints
 from pretraining.engines.protocol import Engine
 from pretraining.faults import NonFiniteWatch, Stopped, StopRequest
 from pretraining.parallel.launch import World, host_sum
@@ -59,7 +60,7 @@ class Trainer:
         self.unit = "images" if config.data_kind == "images" else "tokens"
         self.step, self.tokens, self.position = 0, 0, Position()
         self.saved_step = self.evaluated_step = -1
-        self.watch = NonFiniteWatch()
+        self.watch, self.saver = NonFiniteWatch(), Saver(world)
         name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
         self.peak = device_peak(name)
 
@@ -115,9 +116,8 @@ class Trainer:
 
     def save(self) -> None:
         state = {"step": self.step, "tokens": self.tokens, "position": self.position.as_json()}
-        save_checkpoint(self.engine.tensors(), state, checkpoint_folder(self.run_dir, self.step), self.world)
-        if self.world.is_main:
-            prune_checkpoints(self.run_dir / "checkpoints", self.train.keep_last, self.train.keep_every)
+        prune = partial(prune_checkpoints, self.run_dir / "checkpoints", self.train.keep_last, self.train.keep_every)
+        self.saver.save(self.engine.tensors(), state, checkpoint_folder(self.run_dir, self.step), prune)
         self.saved_step = self.step
 
     def _steps(self, feed: Feed) -> Iterator[StepData]:
@@ -197,6 +197,7 @@ class Trainer:
             self.evaluate()
         if self.saved_step != self.step:
             self.save()
+        self.saver.wait()
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0

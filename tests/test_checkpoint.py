@@ -1,18 +1,23 @@
 import json
+import multiprocessing
+import random
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from data_pipeline.config import InputError
+from pretraining import checkpoint as checkpoint_module
 from pretraining.checkpoint import (
+    Saver,
     checkpoint_folder,
     load_tensors,
     newest_checkpoint,
     open_checkpoint,
     prune_checkpoints,
-    save_checkpoint,
 )
 from pretraining.optim.shards import Box, Fragment
 from pretraining.parallel.launch import Launch, start_world
@@ -53,7 +58,9 @@ def test_a_flat_range_is_its_boxes(shape):
 def save_world(world, folder, parts):
     tensors = cut(SHAPES, world.rank, parts) if parts > 1 else [
         (Fragment.whole(n, s), value(n).clone()) for n, s in SHAPES.items()]
-    save_checkpoint(tensors, {"step": 3}, folder, world)
+    saver = Saver(world)
+    saver.save(tensors, {"step": 3}, folder)
+    saver.wait()
 
 
 @pytest.mark.parametrize("writers, parts", [(1, 1), (2, 1), (2, 2), (3, 3)])
@@ -128,3 +135,64 @@ def test_pruning_keeps_the_last_and_every_nth(tmp_path):
         save_world(start_world(Launch()), checkpoint_folder(tmp_path, step), 1)
     prune_checkpoints(tmp_path / "checkpoints", keep_last=2, keep_every=3)
     assert sorted(int(f.name[5:]) for f in (tmp_path / "checkpoints").iterdir()) == [3, 6, 7]
+
+
+def save_for_ever(folder):
+    """Saves step 1, 2, 3, ...: every value of a checkpoint is its step."""
+    saver, step = Saver(start_world(Launch())), 0
+    while True:
+        step += 1
+        tensors = [(Fragment.whole(f"t{i}", (64, 1024)), torch.full((64, 1024), float(step))) for i in range(8)]
+        saver.save(tensors, {"step": step}, checkpoint_folder(folder, step),
+                   lambda: prune_checkpoints(folder / "checkpoints", 2, 0))
+
+
+def test_sigkill_at_random_moments_leaves_a_whole_checkpoint(tmp_path, capsys):
+    """20 of 20."""
+    rng = random.Random(0)
+    for turn in range(20):
+        folder = tmp_path / str(turn)
+        process = multiprocessing.get_context("fork").Process(target=save_for_ever, args=(folder,))
+        process.start()
+        while not (folder / "checkpoints" / "step_00000002" / "manifest.json").exists():
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        newest = newest_checkpoint(folder / "checkpoints")
+        step = newest.state["step"]
+        folders = sorted(int(f.name[5:]) for f in (folder / "checkpoints").iterdir())
+        assert step in folders[-2:]
+        tensors = [(Fragment.whole(f"t{i}", (64, 1024)), torch.zeros(64, 1024)) for i in range(8)]
+        load_tensors(newest, tensors)
+        assert all((tensor == step).all() for _, tensor in tensors)
+        shutil.rmtree(folder)
+
+
+def test_a_save_that_fails_is_told_and_the_next_one_works(tmp_path, capsys):
+    (tmp_path / "checkpoints").write_text("in the way")
+    save_world(start_world(Launch()), checkpoint_folder(tmp_path, 1), 1)
+    assert "could not be saved" in capsys.readouterr().err
+    (tmp_path / "checkpoints").unlink()
+    save_world(start_world(Launch()), checkpoint_folder(tmp_path, 2), 1)
+    assert newest_checkpoint(tmp_path / "checkpoints").folder.name == "step_00000002"
+
+
+def test_training_waits_for_the_copy_alone(tmp_path, monkeypatch):
+    """What is trained on after save() returned does not reach the checkpoint."""
+    writing = threading.Event()
+    original = checkpoint_module._write_share
+
+    def slow(*arguments):
+        writing.wait(10)
+        return original(*arguments)
+
+    monkeypatch.setattr(checkpoint_module, "_write_share", slow)
+    saver, tensor = Saver(start_world(Launch())), torch.ones(4)
+    saver.save([(Fragment.whole("a", (4,)), tensor)], {"step": 1}, tmp_path / "c")
+    tensor += 1
+    writing.set()
+    saver.wait()
+    loaded = torch.zeros(4)
+    load_tensors(open_checkpoint(tmp_path / "c"), [(Fragment.whole("a", (4,)), loaded)])
+    assert (loaded == 1).all()

@@ -26,7 +26,8 @@ class World:
     """Ranks and groups of a running job.
 
     Micro-batches are dealt over the data-parallel ranks; the tensor-parallel ranks of one of them share its work.
-    `host_group` (gloo, all ranks) reduces numbers that live on the host, without touching the device.
+    `host_group` (gloo, all ranks) reduces numbers that live on the host, without touching the device; `save_group`
+    is another such, for the thread that writes checkpoints.
     """
 
     rank: int
@@ -37,6 +38,7 @@ class World:
     tensor_rank: int = 0
     tensor_size: int = 1
     host_group: Any = None
+    save_group: Any = None
     data_group: Any = None
     tensor_group: Any = None
 
@@ -84,7 +86,7 @@ def start_world(launch: Launch, tensor_parallel: int = 1, timeout_seconds: float
     if tensor_parallel > 1:
         data_group, tensor_group = _megatron_groups(tensor_parallel)
     return World(launch.rank, launch.size, device, data_rank, data_size, tensor_rank, tensor_parallel, host_group,
-                 data_group if data_size > 1 else None, tensor_group)
+                 dist.new_group(backend="gloo"), data_group if data_size > 1 else None, tensor_group)
 
 
 def _megatron_groups(tensor_parallel: int) -> tuple[Any, Any]:
@@ -134,13 +136,6 @@ def broadcast_text(world: World, text: str) -> str:
         data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
     dist.broadcast(data, 0, group=world.host_group)
     return bytes(data.tolist()).decode()
-
-
-def barrier(world: World) -> None:
-    if world.host_group is not None:
-        import torch.distributed as dist
-
-        dist.barrier(group=world.host_group)
 
 
 def _thread_budget(launch: Launch) -> None:

@@ -1,13 +1,16 @@
 """The README's first command, shrunk: the same three commands as `make quickstart`."""
 
-import re
 import sys
 import sysconfig
 from pathlib import Path
 
-from tests.helpers import ROOT, metrics, run_process, valid_losses
+import pytest
+
+from tests.helpers import ROOT, command, metrics, run_process, train_alone, valid_losses
 
 BIN = Path(sys.executable).parent
+SHORT = ("train.steps=4", "scheduler.warmup_steps=2", "train.eval_every=0", "train.checkpoint_every=0",
+         "train.global_batch_size=4", "train.micro_batch_size=4", "data.num_workers=0", "tracking.wandb=disabled")
 
 
 def test_quickstart_shrunk(tmp_path):
@@ -28,6 +31,30 @@ def test_quickstart_shrunk(tmp_path):
 
 
 def test_the_makefile_runs_what_is_tested_here():
-    quickstart = re.search(r"^quickstart:.*?\n\n", (ROOT / "Makefile").read_text(), re.S | re.M).group()
+    makefile = (ROOT / "Makefile").read_text()
     for part in ("pretrain-data", "experiment=quickstart_", "pretraining.commands.show"):
-        assert part in quickstart
+        assert part in makefile
+
+
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_other_families_show_what_they_learned(family, corpus, tmp_path, capsys):
+    train_alone(f"experiment=quickstart_{family}", f"data.path={corpus}", f"run_dir={tmp_path / 'run'}", *SHORT)
+    assert command("pretraining.commands.show", f"run_dir={tmp_path / 'run'}") == 0
+    assert len(capsys.readouterr().out.splitlines()) > 3
+
+
+@pytest.mark.parametrize("family, picture", [("vit", "predictions.png"), ("mae", "reconstruction.png")])
+def test_vision_families_show_pictures(family, picture, digits, tmp_path):
+    train_alone(f"experiment=quickstart_{family}", f"data.path={digits}", f"run_dir={tmp_path / 'run'}", *SHORT)
+    assert command("pretraining.commands.show", f"run_dir={tmp_path / 'run'}") == 0
+    assert (tmp_path / "run" / picture).read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("experiment, data", [("quickstart_gpt", "corpus"), ("quickstart_bert", "corpus"),
+                                              ("quickstart_t5", "corpus"), ("quickstart_mae", "digits")])
+def test_inspect_shows_what_the_model_is_fed(experiment, data, request, tmp_path, capsys, monkeypatch):
+    path = request.getfixturevalue(data)
+    monkeypatch.chdir(tmp_path)
+    assert command("pretraining.train", f"experiment={experiment}", f"data.path={path}", "inspect=3") == 0
+    assert capsys.readouterr().out.count("--- example") == 3
+    assert len(list(tmp_path.glob("example_*.png"))) == (3 if data == "digits" else 0)
