@@ -6,7 +6,7 @@ FAMILY ?= gpt
 OUT ?= quickstart/$(FAMILY)
 TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
 
-.PHONY: quickstart test check parity bench setup
+.PHONY: quickstart test check parity gpu-check bench setup
 
 quickstart: setup $(OUT)/data/manifest.json
 	$(BIN)/pretrain experiment=quickstart_$(FAMILY) data.path=$(OUT)/data run_dir=$(OUT)/run
@@ -33,8 +33,13 @@ check: setup
 parity: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.distributed.parity
 
+gpu-check: setup
+	$(BIN)/python -m tests.distributed.gpu_check
+
 bench: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trainer
+	$(BIN)/python -m benchmarks.trainer
+	$(BIN)/python -m benchmarks.checkpoint
+	$(BIN)/python -m benchmarks.loss_memory
 
 setup: $(VENV)/installed
 

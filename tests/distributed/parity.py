@@ -27,7 +27,7 @@ COMMON = [f"train.steps={STEPS}", "train.global_batch_size=8", "train.micro_batc
 OPTIMIZERS = {
     "adamw": ["optimizer=adamw", "optimizer.lr=2e-3", "optimizer.eps=1e-6"],
     "lamb": ["optimizer=lamb", "optimizer.lr=5e-3"],
-    "adafactor": ["optimizer=adafactor", "optimizer.lr=1e-2"],
+    "adafactor": ["optimizer=adafactor", "optimizer.lr=1e-2", "optimizer.eps=[1e-12,1e-3]"],  # of squares
 }
 TEXT = ["model.max_seq_len=32"]
 FAMILIES = {
