@@ -63,10 +63,18 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def clean_processes() -> Any:
+    """Processes forked from a server that has imported torch and runs no thread: a fork of the test process could
+    inherit a lock that one of its threads holds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "pretraining.trainer", "tests.helpers"])
+    return context
+
+
 def run_world(size: int, function: Callable[..., Any], *arguments: Any, tensor_parallel: int = 1,
               timeout: float = 240) -> list[Any]:
     """function(world, *arguments) on `size` gloo ranks, one process each -> their results, by rank."""
-    context = multiprocessing.get_context("fork")
+    context = clean_processes()
     queue = context.Queue()
     port = free_port()
     ranks = [context.Process(target=_rank, args=(rank, size, port, tensor_parallel, queue, function, arguments))

@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import random
 import shutil
 import threading
@@ -21,7 +20,7 @@ from pretraining.checkpoint import (
 )
 from pretraining.optim.shards import Box, Fragment
 from pretraining.parallel.launch import Launch, start_world
-from tests.helpers import run_world
+from tests.helpers import clean_processes, run_world
 
 SHAPES = {"a": (5, 7), "b": (13,), "c": (2, 3, 4), "scalar": ()}
 
@@ -152,7 +151,7 @@ def test_sigkill_at_random_moments_leaves_a_whole_checkpoint(tmp_path, capsys):
     rng = random.Random(0)
     for turn in range(20):
         folder = tmp_path / str(turn)
-        process = multiprocessing.get_context("fork").Process(target=save_for_ever, args=(folder,))
+        process = clean_processes().Process(target=save_for_ever, args=(folder,))
         process.start()
         while not (folder / "checkpoints" / "step_00000002" / "manifest.json").exists():
             time.sleep(0.001)
