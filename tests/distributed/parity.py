@@ -68,8 +68,10 @@ class Difference(NamedTuple):
 
 LEFT_OUT = """Left out of the second figure, and nothing else: the bias of attention keys (`attention.key.bias`, the
 key rows of GPT's `attention.qkv.bias`). Softmax does not change when all scores of a query grow alike, so its exact
-gradient is zero and optimizers that normalise it amplify rounding. ViT is pooled by the mean, since 17 tokens do not
-divide by 2 under sequence parallelism."""
+gradient is zero and optimizers that normalise it amplify rounding. For the same reason
+epsilon is 1e-6 in AdamW and LAMB, and 1e-12, its square, in Adafactor: with the published 1e-30 the noise of those key
+rows reaches the clipping of GPT's whole `attention.qkv.bias`. ViT is pooled by the mean, since 17 tokens do not divide
+by 2 under sequence parallelism."""
 Case = tuple[str, str, str]  # optimizer, family, layout
 
 
