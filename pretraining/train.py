@@ -22,7 +22,7 @@ from data_pipeline.config import (
 from data_pipeline.stream import Position, Stream
 from pretraining.config import RunConfig, load_config
 from pretraining.faults import Stopped, StopRequest
-from pretraining.parallel.launch import World, broadcast_text, read_launch, start_world, stop_world
+from pretraining.parallel.launch import World, broadcast_text, end_process, read_launch, start_world
 from pretraining.run_dir import check_identity, default_run_dir, find_checkpoint, write_config, write_text
 
 EXAMPLE = """pretrain: trains a model on data that pretrain-data prepared.
@@ -34,7 +34,9 @@ Example:
 
 
 def main() -> int:
-    return run_command(pretrain, lambda: EXAMPLE + "\n" + groups_help("pretrain"))
+    code = run_command(pretrain, lambda: EXAMPLE + "\n" + groups_help("pretrain"))
+    end_process(code)
+    return code
 
 
 def pretrain(overrides: list[str]) -> int:
@@ -58,7 +60,6 @@ def pretrain(overrides: list[str]) -> int:
         verdict.write(EXIT_REQUEUE, stop.reason or "another rank was asked to stop")
         return EXIT_REQUEUE
     verdict.write(EXIT_DONE, "done")
-    stop_world(world)
     return EXIT_DONE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -46,13 +47,14 @@ def pretrain_process(*overrides: str, **environment: str) -> subprocess.Complete
     return run_process(sys.executable, "-m", "pretraining.train", *overrides, **environment)
 
 
-def start_ranks(size: int, *overrides: str, cwd: Path = ROOT) -> list[subprocess.Popen[str]]:
-    """`pretrain` as `size` tasks of one srun."""
+def start_ranks(size: int, *overrides: str, cwd: Path = ROOT,
+                program: tuple[str, ...] = ("-m", "pretraining.train")) -> list[subprocess.Popen[str]]:
+    """`pretrain`, or another Python program, as `size` tasks of one srun."""
     port, ranks = str(free_port()), []
     for rank in range(size):
         slurm = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": str(size), "SLURM_LOCALID": str(rank),
                  "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        ranks.append(subprocess.Popen([sys.executable, "-m", "pretraining.train", *overrides], cwd=cwd, text=True,
+        ranks.append(subprocess.Popen([sys.executable, *program, *overrides], cwd=cwd, text=True,
                                       env={**os.environ, **slurm}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
     return ranks
 
@@ -73,7 +75,10 @@ def clean_processes() -> Any:
 
 def run_world(size: int, function: Callable[..., Any], *arguments: Any, tensor_parallel: int = 1,
               timeout: float = 240) -> list[Any]:
-    """function(world, *arguments) on `size` gloo ranks, one process each -> their results, by rank."""
+    """function(world, *arguments) on `size` gloo ranks, one process each -> their results (tensors, plain
+    containers), by rank."""
+    import torch
+
     context = clean_processes()
     queue = context.Queue()
     port = free_port()
@@ -88,7 +93,7 @@ def run_world(size: int, function: Callable[..., Any], *arguments: Any, tensor_p
             for process in ranks:
                 process.kill()
             raise AssertionError(f"rank {rank} failed:\n{error}")
-        results[rank] = value
+        results[rank] = torch.load(io.BytesIO(value))
     for process in ranks:
         process.join()
     return [results[rank] for rank in range(size)]
@@ -98,13 +103,16 @@ def _rank(rank: int, size: int, port: int, tensor_parallel: int, queue: Any, fun
           arguments: Any) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
                       MASTER_PORT=str(port))
+    import torch
+
     from pretraining.parallel.launch import read_launch, start_world, stop_world
 
     try:
-        world = start_world(read_launch(), tensor_parallel)
-        value = function(world, *arguments)
-        stop_world(world)
-        queue.put((rank, value, None))
+        torch.set_num_threads(1)
+        result = io.BytesIO()  # a tensor in a queue would need its sender alive
+        torch.save(function(start_world(read_launch(), tensor_parallel), *arguments), result)
+        stop_world()
+        queue.put((rank, result.getvalue(), None))
     except BaseException:
         queue.put((rank, None, traceback.format_exc()))
 

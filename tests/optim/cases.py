@@ -16,7 +16,8 @@ from torch import Tensor
 from pretraining.optim.base import Optimizer, Piece, Rule, Step, settings_by_name
 from pretraining.optim.configs import AdafactorConfig, AdamWConfig, LambConfig
 from pretraining.optim.shards import Box, Fragment, Layout
-from tests.optim.worlds import run_world
+from pretraining.parallel.launch import World
+from tests.helpers import run_world
 
 # Name -> shape and the dimension that tensor parallelism splits.
 SPLIT = {"token_embedding.weight": ((14, 5), 0), "blocks.0.up.weight": ((8, 7), 0), "blocks.0.up.bias": ((8,), 0),
@@ -121,7 +122,7 @@ def sharded_runs(grid: Grid, steps: int, local: bool = False) -> dict[str, dict[
     return ranks[0]
 
 
-def _sharded_rank(grid: Grid, steps: int, local: bool) -> dict[str, dict[str, Tensor]]:
+def _sharded_rank(world: World, grid: Grid, steps: int, local: bool) -> dict[str, dict[str, Tensor]]:
     layout, fragments = cut(grid)
     found = {}
     for name, config in CONFIGS.items():
