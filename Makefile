@@ -6,7 +6,7 @@ FAMILY ?= gpt
 OUT ?= quickstart/$(FAMILY)
 TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
 
-.PHONY: quickstart test check parity gpu-check bench setup
+.PHONY: quickstart test check parity any-checkpoint gpu-check bench setup
 
 quickstart: setup $(OUT)/data/manifest.json
 	$(BIN)/pretrain experiment=quickstart_$(FAMILY) data.path=$(OUT)/data run_dir=$(OUT)/run
@@ -32,6 +32,9 @@ check: setup
 
 parity: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.distributed.parity
+
+any-checkpoint: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.distributed.any_checkpoint
 
 gpu-check: setup
 	$(BIN)/python -m tests.distributed.gpu_check

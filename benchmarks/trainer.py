@@ -2,7 +2,8 @@
 
     python -m benchmarks.trainer        (or make bench)
 
-Both loops run in turn within one process, some steps at a time, so that the machine's noise meets both alike.
+Step by step in turn, each step of both on the same batch and the same number of threads, one core being left to the
+loader's worker: so the machine's noise meets both alike.
 """
 
 from __future__ import annotations
@@ -11,34 +12,33 @@ import statistics
 import sysconfig
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-STEPS, ROUNDS = 8, 10
-MODEL = ["model=gpt_debug", "model.hidden_size=128", "model.num_layers=4", "model.max_seq_len=128",
-         "train.global_batch_size=8", "train.micro_batch_size=8"]
+STEPS, WARM_UP = 200, 10
+MODEL = ["model=gpt_debug", "model.hidden_size=256", "model.num_layers=4", "model.num_heads=4",
+         "model.max_seq_len=128", "train.global_batch_size=8", "train.micro_batch_size=8", "data.num_workers=1"]
 
 
 def main() -> None:
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        trainer, batch = _trainer(Path(folder))
-        bare = _bare_loop(trainer, batch)
-        ratios, times = [], []
-        for turn in range(ROUNDS + 1):
-            ours, theirs = _time(lambda: _train(trainer)), _time(bare)
-            if turn:  # the first warms up
-                ratios.append(ours / theirs)
-                times.append((ours, theirs))
-        tokens = STEPS * batch["tokens"].numel()
-        trainer_rate, bare_rate = (tokens / statistics.median(column) for column in zip(*times, strict=True))
-        print(f"trainer {trainer_rate:,.0f} tokens/s, bare loop {bare_rate:,.0f} tokens/s; time trainer / bare: median "
-              f"{statistics.median(ratios):.3f}, min {min(ratios):.3f}, max {max(ratios):.3f} of {ROUNDS} rounds")
+        trainer = _trainer(Path(folder))
+        ours, theirs = zip(*_times(trainer), strict=True)
+    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    tokens = trainer.tokens / trainer.step
+    print(f"trainer {tokens / statistics.median(ours):,.0f} tokens/s, "
+          f"bare loop {tokens / statistics.median(theirs):,.0f} tokens/s; "
+          f"time of all steps, trainer / bare: {sum(ours) / sum(theirs):.3f}; "
+          f"step by step: median {statistics.median(ratios):.3f}, "
+          f"quartiles {ratios[STEPS // 4]:.3f} and {ratios[3 * STEPS // 4]:.3f} of {STEPS} steps")
 
 
-def _trainer(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """A whole trainer on prepared text, as `pretrain` builds it, and one batch of it."""
+def _trainer(folder: Path) -> Any:
+    """A whole trainer on prepared text, as `pretrain` builds it."""
     from data_pipeline.config import compose_config
     from data_pipeline.prepare import PrepareConfig, prepare
     from pretraining.config import load_config
@@ -51,40 +51,55 @@ def _trainer(folder: Path) -> tuple[Any, dict[str, Any]]:
     config = load_config([*MODEL, f"data.path={folder / 'data'}", "train.steps=1000000", "train.eval_every=0",
                           "train.checkpoint_every=0", "tracking.wandb=offline", "scheduler=constant"])
     (folder / "run").mkdir()
-    trainer = build(config, Inputs(config), start_world(Launch()), folder / "run", StopRequest())
-    trainer.steps = trainer._steps(trainer.feed(trainer.position))
-    return trainer, next(trainer.steps).micro_batches[0].arrays
+    return build(config, Inputs(config), start_world(Launch()), folder / "run", StopRequest())
 
 
-def _train(trainer: Any) -> None:
-    """The body of Trainer.fit."""
-    pending = None
-    for _ in range(STEPS):
+def _times(trainer: Any) -> Iterator[tuple[float, float]]:
+    """-> seconds of each step, by the trainer and bare; which of them goes first alternates."""
+    batches: list[Any] = []
+    steps = _kept(trainer._steps(trainer.feed(trainer.position)), batches)
+    bare, pending = _bare_step(trainer.engine.module.model), None
+    next(steps)
+    for number in range(WARM_UP + STEPS):
+        if number % 2:
+            theirs = _seconds(lambda: bare(batches[-1]))
         began = time.perf_counter()
-        data = next(trainer.steps)
-        numbers, lr = trainer._train_step(data)
-        trainer._report(pending)
-        pending = trainer._pending(data, numbers, lr, time.perf_counter() - began)
+        pending = _train(trainer, steps, pending, began)
+        ours = time.perf_counter() - began
+        if not number % 2:
+            theirs = _seconds(lambda: bare(batches[-1]))
+        if number >= WARM_UP:
+            yield ours, theirs
+
+
+def _kept(steps: Iterator[Any], batches: list[Any]) -> Iterator[Any]:
+    for data in steps:
+        batches.append(data.micro_batches[0].arrays)
+        yield data
+
+
+def _train(trainer: Any, steps: Iterator[Any], pending: Any, began: float) -> Any:
+    """The body of Trainer.fit."""
+    data = next(steps)
+    numbers, lr = trainer._train_step(data)
     trainer._report(pending)
+    return trainer._pending(data, numbers, lr, time.perf_counter() - began)
 
 
-def _bare_loop(trainer: Any, batch: dict[str, Any]) -> Any:
-    model = trainer.engine.module.model
+def _bare_step(model: Any) -> Any:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
-    count = int((batch["labels"] != -100).sum())
 
-    def loop() -> None:
-        for _ in range(STEPS):
-            hidden = model(batch["tokens"], batch["positions"], batch["documents"])
-            (model.head(hidden, batch["labels"]) / count).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+    def step(batch: dict[str, torch.Tensor]) -> None:
+        hidden = model(batch["tokens"], batch["positions"], batch["documents"])
+        (model.head(hidden, batch["labels"]) / (batch["labels"] != -100).sum()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
-    return loop
+    return step
 
 
-def _time(function: Any) -> float:
+def _seconds(function: Callable[[], None]) -> float:
     began = time.perf_counter()
     function()
     return time.perf_counter() - began

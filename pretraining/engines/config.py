@@ -29,7 +29,7 @@ class EngineConfig:
             faults.append(f"engine.tensor_parallel={self.tensor_parallel} is not proven with engine={self.name}; "
                           f"proven are {', '.join(map(str, PROVEN_TENSOR_PARALLEL[self.name]))}")
         if self.sequence_parallel and (self.name != "megatron" or self.tensor_parallel == 1):
-            faults.append("engine.sequence_parallel=true needs engine=megatron engine.tensor_parallel=2")
+            faults.append("engine.sequence_parallel=true needs engine=megatron and engine.tensor_parallel=2 or 4")
         if self.shard_optimizer and self.name == "deepspeed":
             faults.append("engine.shard_optimizer=true: with engine=deepspeed that is engine.zero_stage=1")
         return faults
@@ -59,4 +59,4 @@ class EngineConfig:
         return TorchEngine(self, *args)
 
 
-PROVEN_TENSOR_PARALLEL = {"torch": (1,), "deepspeed": (1, 2), "megatron": (1, 2)}
+PROVEN_TENSOR_PARALLEL = {"torch": (1,), "deepspeed": (1, 2), "megatron": (1, 2, 4)}

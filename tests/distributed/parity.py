@@ -19,11 +19,11 @@ from tests.helpers import ROOT, finished_weights, metrics, prepare, run_world, t
 from tests.images import prepare_images, write_digits
 
 LOSS_BOUND, WEIGHT_BOUND = 1e-5, 1e-4
-STEPS = 20
+STEPS, HEADS = 20, 4
 COMMON = [f"train.steps={STEPS}", "train.global_batch_size=8", "train.micro_batch_size=2", "train.grad_clip=0.5",
           "train.log_every=1", "train.eval_every=0", "train.checkpoint_every=0", "scheduler.warmup_steps=3",
           "tracking.wandb=disabled", "data.num_workers=0", "model.num_layers=2", "model.hidden_size=36",
-          "model.num_heads=2", "model.intermediate_size=52", "model.dropout=0.0"]
+          f"model.num_heads={HEADS}", "model.intermediate_size=52", "model.dropout=0.0"]
 OPTIMIZERS = {
     "adamw": ["optimizer=adamw", "optimizer.lr=2e-3", "optimizer.eps=1e-6"],
     "lamb": ["optimizer=lamb", "optimizer.lr=5e-3"],
@@ -45,6 +45,8 @@ LAYOUTS = {  # name -> (ranks, overrides)
     "ZeRO-3 x2": (2, ["engine=deepspeed", "engine.zero_stage=3"]),
     "TP2": (2, ["engine=megatron", "engine.tensor_parallel=2"]),
     "TP2 + SP": (2, ["engine=megatron", "engine.tensor_parallel=2", "engine.sequence_parallel=true"]),
+    "TP4": (4, ["engine=megatron", "engine.tensor_parallel=4"]),
+    "TP4 + SP": (4, ["engine=megatron", "engine.tensor_parallel=4", "engine.sequence_parallel=true"]),
     "TP2 x DP2": (4, ["engine=megatron", "engine.tensor_parallel=2", "engine.shard_optimizer=true"]),
     "TP2 x ZeRO-1": (4, ["engine=deepspeed", "engine.tensor_parallel=2", "engine.zero_stage=1"]),
     "TP2 x ZeRO-2": (4, ["engine=deepspeed", "engine.tensor_parallel=2", "engine.zero_stage=2"]),
@@ -106,15 +108,19 @@ def compare(cases: Sequence[Case], data: Path, folder: Path) -> dict[Case, Diffe
     """Runs one process for each optimizer and family, and every case, layouts of equal size in one world each."""
     for optimizer, family in sorted({case[:2] for case in cases}):
         train_alone(*overrides(data, folder, (optimizer, family, "one")))
-    for (ranks, tensor_parallel, _), group in itertools.groupby(sorted(cases, key=_world), key=_world):
-        run_world(ranks, run_cases, data, folder, list(group), tensor_parallel=tensor_parallel, timeout=1200)
+    for (ranks, split, _), group in itertools.groupby(sorted(cases, key=_world), key=_world):
+        run_world(ranks, run_cases, data, folder, list(group), tensor_parallel=split, timeout=1200)
     return {case: difference(data, folder, case) for case in cases}
 
 
 def _world(case: Case) -> tuple[int, int, str]:
     """Ranks, tensor-parallel size and engine: cases that agree in them can follow one another in one world."""
     ranks, engine = LAYOUTS[case[2]]
-    return ranks, 2 if "engine.tensor_parallel=2" in engine else 1, engine[0]
+    return ranks, tensor_parallel(engine), engine[0]
+
+
+def tensor_parallel(engine: Sequence[str]) -> int:
+    return next((int(o.split("=")[1]) for o in engine if o.startswith("engine.tensor_parallel=")), 1)
 
 
 def difference(data: Path, folder: Path, case: Case) -> Difference:
@@ -132,7 +138,9 @@ def _tensor_differences(expected: dict[str, torch.Tensor], found: dict[str, torc
     for name, tensor in expected.items():
         if not name.startswith("weights.") or name.endswith(KEY_BIAS):
             continue
-        a, b = (t.unflatten(0, (2, 3, -1))[:, ::2] if name.endswith(FUSED_BIAS) else t for t in (tensor, found[name]))
+        a, b = tensor, found[name]
+        if name.endswith(FUSED_BIAS):
+            a, b = (t.unflatten(0, (HEADS, 3, -1))[:, ::2] for t in (a, b))
         differences.append((float((a - b).norm() / a.norm().clamp(min=1e-12)), name.removeprefix("weights.")))
     return differences
 
