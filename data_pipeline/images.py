@@ -23,7 +23,8 @@ from PIL import Image
 
 from data_pipeline.config import InputError
 from data_pipeline.files import flush, open_file, sha256, write_atomically
-from data_pipeline.shards import Manifest, Shard, Split, index_path, shard_path
+from data_pipeline.manifest import Manifest, Shard, Split
+from data_pipeline.shards import index_path, shard_path
 
 MAX_PIXELS = 2**26
 MAX_IMAGE_BYTES = 2**26

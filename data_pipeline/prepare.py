@@ -30,8 +30,8 @@ from data_pipeline.sources import CorpusConfig, TextSource
 from data_pipeline.tokenizer import Tokenizer, TokenizerConfig
 
 if TYPE_CHECKING:
+    from data_pipeline.manifest import Manifest
     from data_pipeline.scan import Scan, Scanner
-    from data_pipeline.shards import Manifest
 
 _CHECK_BYTES = 1_000_000  # of text, on which a ready tokenizer is tried
 _HELP = """pretrain-data: turns raw text into a tokenizer, shards and a manifest, and images into shards and a manifest.
@@ -134,7 +134,7 @@ def _settings(config: PrepareConfig, ready: Tokenizer | None) -> dict[str, Any]:
 
 
 def _is_complete(root: Path) -> bool:
-    from data_pipeline.shards import check_files, load_manifest
+    from data_pipeline.manifest import check_files, load_manifest
 
     if not (root / "manifest.json").is_file():
         return False
@@ -210,7 +210,8 @@ def _warn_if_inexact(tokenizer: Tokenizer, texts: list[str]) -> None:
 def _write_shards(config: PrepareConfig, source: TextSource, scan: Scan) -> None:
     """The second pass: every document is read; those in finished shards are skipped, the others encoded."""
     from data_pipeline.encoding import encode_documents
-    from data_pipeline.shards import SPLITS, ShardWriter, finished_shards, remove_temporaries
+    from data_pipeline.manifest import SPLITS
+    from data_pipeline.shards import ShardWriter, finished_shards, remove_temporaries
 
     root = Path(config.output)
     finished = {split: finished_shards(root, split) for split in SPLITS}
@@ -255,7 +256,8 @@ def _unfinished(
 
 
 def _write_manifest(config: PrepareConfig, tokenizer: Tokenizer) -> Manifest:
-    from data_pipeline.shards import SPLITS, Manifest, TokenizerInfo, describe_split, save_manifest
+    from data_pipeline.manifest import SPLITS, Manifest, TokenizerInfo, save_manifest
+    from data_pipeline.shards import describe_split
 
     root = Path(config.output)
     info = TokenizerInfo(tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.total_size)

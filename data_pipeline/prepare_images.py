@@ -23,10 +23,11 @@ from data_pipeline.images import (
     finished_image_shards,
     suffix_of,
 )
+from data_pipeline.manifest import SPLITS, Manifest, check_files, load_manifest, save_manifest
 from data_pipeline.plan import Plan, check_corpus, check_settings, listing_hash, load_plan, locked
 from data_pipeline.progress import Progress
 from data_pipeline.scan import Scan, split_of
-from data_pipeline.shards import SPLITS, Manifest, check_files, load_manifest, remove_temporaries, save_manifest
+from data_pipeline.shards import remove_temporaries
 
 if TYPE_CHECKING:
     from data_pipeline.prepare import PrepareConfig

@@ -19,7 +19,7 @@ from data_pipeline.config import (
     groups_help,
     run_command,
 )
-from data_pipeline.shards import load_manifest
+from data_pipeline.manifest import load_manifest
 from data_pipeline.tokenizer import Tokenizer
 from pretraining.checkpoint import open_checkpoint
 from pretraining.run_dir import load_plain_model, read_run_config

@@ -7,7 +7,8 @@ from typing import Any
 
 from data_pipeline.config import InputError
 from data_pipeline.images import ImageReader
-from data_pipeline.shards import ShardReader, check_files, load_manifest
+from data_pipeline.manifest import check_files, load_manifest
+from data_pipeline.shards import ShardReader
 from data_pipeline.stream import Reader
 from data_pipeline.tokenizer import Tokenizer
 from pretraining.config import RunConfig

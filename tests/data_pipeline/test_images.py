@@ -16,8 +16,8 @@ from PIL import Image
 from data_pipeline.config import InputError
 from data_pipeline.image_sources import classes_of
 from data_pipeline.images import BrokenImage, EncodedImage, ImageReader, decode, decode_rgb
+from data_pipeline.manifest import load_manifest
 from data_pipeline.packing import Single
-from data_pipeline.shards import load_manifest
 from data_pipeline.stream import Position, Stream
 from tests.helpers import SHARED, prepare
 from tests.images import png, prepare_images, write_digits

@@ -5,7 +5,8 @@ import pytest
 
 from data_pipeline.config import InputError
 from data_pipeline.loader import Fault, Share, load, micro_batches, sample_hash
-from data_pipeline.shards import ShardReader, load_manifest
+from data_pipeline.manifest import load_manifest
+from data_pipeline.shards import ShardReader
 from data_pipeline.stream import Position, Stream
 from data_pipeline.tokenizer import Tokenizer
 from pretraining.objectives.causal_lm import CausalLMConfig

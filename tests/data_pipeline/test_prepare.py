@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from data_pipeline import prepare
-from data_pipeline.shards import ShardReader, check_files, load_manifest
+from data_pipeline.manifest import check_files, load_manifest
+from data_pipeline.shards import ShardReader
 from data_pipeline.tokenizer import Tokenizer
 
 SMALL = ["tokenizer.vocab_size=400", "valid_fraction=0.1", "block_tokens=2000", "shard_bytes=30000"]

@@ -10,19 +10,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.config import InputError
-from data_pipeline.shards import (
-    Document,
-    Manifest,
-    ShardReader,
-    ShardWriter,
-    TokenizerInfo,
-    check_files,
-    describe_split,
-    finished_shards,
-    load_manifest,
-    save_manifest,
-    token_dtype,
-)
+from data_pipeline.manifest import Manifest, TokenizerInfo, check_files, load_manifest, save_manifest
+from data_pipeline.shards import Document, ShardReader, ShardWriter, describe_split, finished_shards, token_dtype
 
 
 def documents(count: int, longest: int = 40) -> list[Document]:

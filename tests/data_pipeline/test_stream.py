@@ -3,8 +3,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from data_pipeline.manifest import load_manifest
 from data_pipeline.packing import Concatenation
-from data_pipeline.shards import ShardReader, load_manifest
+from data_pipeline.shards import ShardReader
 from data_pipeline.stream import Position, Stream
 
 PACKING = Concatenation(33, 32, before=(1,), after=(2,))

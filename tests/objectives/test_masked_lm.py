@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.shards import Document, ShardReader, load_manifest
+from data_pipeline.manifest import load_manifest
+from data_pipeline.shards import Document, ShardReader
 from data_pipeline.stream import Position, Stream, generator
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.words import WordPieces

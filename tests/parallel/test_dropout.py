@@ -50,9 +50,7 @@ def train(world, runs):
     weights = {}
     for number, run in enumerate(runs):
         config = load_config(run)
-        run_dir = Path(config.run_dir) / f"rank{world.rank}"
-        run_dir.mkdir(parents=True)
-        trainer = build(config, Inputs(config), world, run_dir, StopRequest())
+        trainer = build(config, Inputs(config), world, Path(config.run_dir), StopRequest())
         trainer.fit()
         weights |= {f"{number} {name}": p.detach() for name, p in trainer.engine.module.named_parameters()
                     if not getattr(p, "tensor_model_parallel", False)}
