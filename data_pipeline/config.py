@@ -23,17 +23,21 @@ Probability = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
 NonNegativeFloat = Annotated[float, pydantic.Field(ge=0.0)]
 PositiveFloat = Annotated[float, pydantic.Field(gt=0.0)]
 
-EXIT_DONE, EXIT_INPUT_ERROR, EXIT_REQUEUE = 0, 2, 75
+EXIT_DONE, EXIT_FAILED, EXIT_INPUT_ERROR, EXIT_REQUEUE = 0, 1, 2, 75
 
 
 class InputError(ValueError):
     """A fault in the configuration or the input: told to the user, exit code 2."""
 
 
+class Failure(Exception):
+    """What ends a run and no restart mends, divergence say: told to the user, exit code 1."""
+
+
 @dataclass_transform(frozen_default=True)
 def configclass(cls: type[T]) -> type[T]:
     """A frozen dataclass whose fields are checked on construction and that takes no unknown field."""
-    config = pydantic.ConfigDict(extra="forbid", strict=True)
+    config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     return pydantic.dataclasses.dataclass(frozen=True, config=config)(cls)  # type: ignore[return-value]
 
 
@@ -70,16 +74,16 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def run_command(function: Callable[[list[str]], int | None], help_text: Callable[[], str]) -> int:
-    """Runs `function(overrides)` as a command: `--help`, and InputError as a message and exit code 2."""
+    """Runs `function(overrides)` as a command: `--help`; InputError and Failure as a message and an exit code."""
     arguments = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]  # the deepspeed launcher's
     if any(a in ("--help", "-h") for a in arguments):
         print(help_text())
         return EXIT_DONE
     try:
         return function(arguments) or EXIT_DONE
-    except InputError as error:
+    except (InputError, Failure) as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_INPUT_ERROR
+        return EXIT_INPUT_ERROR if isinstance(error, InputError) else EXIT_FAILED
 
 
 def groups_help(config_name: str) -> str:
@@ -161,6 +165,12 @@ def _parse(text: str, faults: list[str]) -> _Override | None:
     except HydraException as error:
         faults.append(f"{text!r} is not an override of the form key=value: {str(error).splitlines()[0]}")
         return None
+    if "${" in text:
+        faults.append(f"{text!r}: interpolations are not offered: they could bring secrets into config.yaml")
+        return None
+    if "@" in text.split("=")[0]:
+        faults.append(f"{text!r}: a group's package cannot be changed")
+        return None
     if override.is_delete() or override.is_sweep_override():
         faults.append(f"{text!r}: neither deleting a key nor a sweep is offered; quote a value that has commas")
         return None
@@ -216,7 +226,7 @@ def _nearest(key: str, names: Sequence[str]) -> str:
     if not close:
         last = {name.split(".")[-1]: name for name in reversed(names)}
         close = [last[m] for m in difflib.get_close_matches(key.split(".")[-1], list(last), n=1, cutoff=0.6)]
-    close = close or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    close = close or difflib.get_close_matches(key, names, n=1, cutoff=0.0)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 

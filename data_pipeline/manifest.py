@@ -94,6 +94,8 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
 
 
 def _parse_manifest(root: Path, values: dict[str, Any]) -> Manifest:
+    if sorted(values["splits"]) != sorted(SPLITS):
+        raise KeyError(f"splits {', '.join(SPLITS)}")
     splits = {
         name: Split(
             samples=s["samples"],

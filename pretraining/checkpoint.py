@@ -43,14 +43,19 @@ class Checkpoint:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Reads the manifest and checks that every file is there in its full size. Raises InputError."""
     path = folder / "manifest.json"
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such checkpoint (train.resume takes auto, never, or the folder of one)")
     if not path.is_file():
         raise InputError(f"{folder}: not a whole checkpoint, its manifest.json is missing (cut short while saving?)")
     try:
         manifest = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from error
-    if manifest["format"] > FORMAT:
-        raise InputError(f"{path}: format {manifest['format']} is newer than this version reads ({FORMAT})")
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise InputError(f"{path}: format {found} is newer than this version reads ({FORMAT})")
+    if found != FORMAT or not {"state", "files", "tensors"} <= manifest.keys():
+        raise InputError(f"{path}: not the manifest of a checkpoint")
     for name, size in manifest["files"].items():
         file = folder / name
         found = file.stat().st_size if file.is_file() else None
@@ -61,18 +66,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint below `folder`; says which newer ones it skips and why.
-
-    None where nothing was ever saved. Raises InputError where something was, but nothing is whole.
-    """
+    """The newest whole checkpoint below `folder`; says which newer ones it skips and why. None where none is whole."""
     found = sorted(folder.glob("step_*"), reverse=True)
     for candidate in found:
         try:
             return open_checkpoint(candidate)
         except InputError as error:
             print(f"skipped {candidate.name}: {error}", file=sys.stderr)
-    if any((f / "manifest.json").exists() for f in found):
-        raise InputError(f"{folder}: no whole checkpoint is left among {len(found)}")
     return None
 
 
@@ -157,6 +157,15 @@ def prune_checkpoints(folder: Path, keep_last: int, keep_every: int) -> None:
         if not keep_every or step % keep_every:
             (old / "manifest.json").unlink()  # from here on it is no checkpoint, whatever interrupts us
             shutil.rmtree(old)
+
+
+def set_aside_newer(folder: Path, step: int | None) -> None:
+    """Renames checkpoints beyond `step` (None: all), which the run that goes on from there does not come from."""
+    for newer in folder.glob("step_*"):
+        if step is None or int(newer.name.removeprefix("step_")) > step:
+            aside = newer.with_name(f"abandoned_{newer.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            newer.rename(aside)
 
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:
@@ -262,13 +271,16 @@ class _BoxReader:
         self.tensor: Any = None
 
     def read(self, entry: dict[str, Any]) -> Any:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         place = (entry["file"], entry["key"])
         if place != self.last:
-            if entry["file"] not in self.files:
-                self.files[entry["file"]] = safe_open(str(self.folder / entry["file"]), framework="pt")
-            self.tensor, self.last = self.files[entry["file"]].get_tensor(entry["key"]), place
+            try:
+                if entry["file"] not in self.files:
+                    self.files[entry["file"]] = safe_open(str(self.folder / entry["file"]), framework="pt")
+                self.tensor, self.last = self.files[entry["file"]].get_tensor(entry["key"]), place
+            except SafetensorError as error:
+                raise InputError(f"{self.folder / entry['file']} is damaged: {error}") from error
             if _crc32(self.tensor) != entry["crc32"]:
                 raise InputError(f"{self.folder / entry['file']}: {entry['key']} is damaged (checksum differs)")
         return self.tensor

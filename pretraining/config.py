@@ -104,7 +104,7 @@ class RunConfig:
 
     def faults(self) -> list[str]:
         """Contradictions between keys, each told with its values."""
-        faults = self.model.faults() + self.engine.faults() + self.scheduler.faults(self.train.steps)
+        faults = self.model.faults() + self.engine.faults()
         if self.objective.name not in (fitting := TRAINED_BY[self.model.name]):
             faults.append(f"objective={self.objective.name} does not fit model.name={self.model.name}: "
                           f"objective={' or '.join(fitting)} does")
@@ -142,14 +142,15 @@ def load_config(overrides: Sequence[str]) -> RunConfig:
 
 
 IDENTITY = {"model": ("activation_checkpointing",), "objective": (), "optimizer": (), "scheduler": None,
-            "data": ("num_workers",), "engine": None, "tracking": None}
+            "data": ("num_workers", "path"), "engine": None, "tracking": None}
 IDENTITY_OF_TRAIN = ("seed", "global_batch_size", "freeze")
 
 
-def identity(config: RunConfig | dict[str, Any]) -> dict[str, Any]:
-    """The keys that must stay as they are when a run is continued, flat: {"model.num_layers": 12, ...}."""
-    values = config if isinstance(config, dict) else to_dict(config)
+def identity(config: RunConfig, data_fingerprint: str) -> dict[str, Any]:
+    """What must stay as it is when a run is continued, flat and plain: {"model.num_layers": 12, ...}."""
+    values = to_dict(config)
     flat: dict[str, Any] = {f"train.{key}": values["train"][key] for key in IDENTITY_OF_TRAIN}
+    flat["data.content"] = data_fingerprint
     for group, free in IDENTITY.items():
         if free is not None:
             flat.update({f"{group}.{k}": v for k, v in values[group].items() if k not in free})

@@ -31,13 +31,23 @@ class Prepared:
             raise InputError(f"data.path={config.data.path} holds {self.manifest.kind}, objective="
                              f"{config.objective.name} needs {config.data_kind}")
         check_files(self.manifest)
-        self.tokenizer = Tokenizer.load(self.root / "tokenizer") if self.manifest.kind == "text" else None
+        self.tokenizer = self._load_tokenizer()
         self.vocabulary: Any = self.tokenizer or self.manifest.classes
         self.outputs = self.tokenizer.total_size if self.tokenizer else len(self.manifest.classes)
         key = PREDICTED[self.manifest.kind]
         wanted = getattr(config.model, key, None)  # a masked autoencoder has no classes
         if wanted not in (None, self.outputs):
             raise InputError(f"model.{key}={wanted}, data.path={config.data.path} was prepared with {self.outputs}")
+
+    def _load_tokenizer(self) -> Tokenizer | None:
+        described = self.manifest.tokenizer
+        if described is None:
+            return None
+        tokenizer = Tokenizer.load(self.root / "tokenizer")
+        if tokenizer.fingerprint != described.fingerprint:
+            raise InputError(f"{self.root / 'tokenizer'} is not the tokenizer that the shards were written with: its "
+                             f"fingerprint differs from {self.root / 'manifest.json'}")
+        return tokenizer
 
     def reader(self, split: str) -> Reader:
         return (ShardReader if self.tokenizer else ImageReader)(self.manifest, split)

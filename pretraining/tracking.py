@@ -20,12 +20,13 @@ Line = dict[str, Any]
 class Tracker:
     """`log(line)` takes a training line or an evaluation line (see the README for their keys)."""
 
-    def __init__(self, config: Any, run_dir: Path, start_step: int, total_steps: int, settings: Line) -> None:
+    def __init__(self, config: Any, run_dir: Path, start_step: int | None, total_steps: int, settings: Line) -> None:
+        """start_step: of the checkpoint that the run goes on from; None: from the beginning."""
         self.path = run_dir / "metrics.jsonl"
         cut_metrics(self.path, start_step)
         self.file = self.path.open("a")
         self.wandb = start_wandb(config, run_dir, settings)
-        self.progress = Progress(start_step, total_steps)
+        self.progress = Progress(start_step or 0, total_steps)
 
     def log(self, line: Line) -> None:
         self.file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -82,7 +83,8 @@ class Progress:
 def _shown(line: Line, total: int | None) -> list[str]:
     if "valid_loss" in line:
         accuracy = [f"accuracy {line['valid_accuracy']:.1%}"] if "valid_accuracy" in line else []
-        return [f"valid_loss {line['valid_loss']:.4f}", *accuracy]
+        loss = "not finite" if line["valid_loss"] is None else f"{line['valid_loss']:.4f}"
+        return [f"valid_loss {loss}", *accuracy]
     loss = "not finite, skipped" if line["loss"] is None else f"{line['loss']:.4f}"
     shown = [f"loss {loss}", f"lr {line['lr']:.2e}", f"{_rate(line)}"]
     if total is not None:
@@ -102,20 +104,23 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def cut_metrics(path: Path, step: int) -> None:
-    """Drops torn lines and those beyond `step`, the checkpoint that the run continues from."""
+def cut_metrics(path: Path, step: int | None) -> None:
+    """Drops torn lines and those beyond `step`, the checkpoint that the run continues from (None: all)."""
     if path.exists():
-        write_text(path, "".join(json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step))
+        kept = [line for line in read_metrics(path) if step is not None and line["step"] <= step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_metrics(path: Path) -> list[Line]:
     """All whole lines."""
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:  # torn: the process was killed while writing it
             continue
+        if isinstance(line, dict) and "step" in line:
+            lines.append(line)
     return lines
 
 
@@ -146,10 +151,10 @@ def _init_wandb(mode: Any, options: Line) -> Any:
     if error is None:
         try:
             return wandb.init(mode=mode, settings=wandb.Settings(**limits), **options)
-        except wandb.errors.CommError as failure:
+        except wandb.errors.Error as failure:  # no answer, no key, a wrong key
             error = failure
             wandb.teardown()
-    print(f"warning: W&B cannot be reached ({error}); logging offline: `wandb sync` uploads it later", file=sys.stderr)
+    print(f"warning: W&B cannot be used ({error}); logging offline: `wandb sync` uploads it later", file=sys.stderr)
     return wandb.init(mode="offline", settings=wandb.Settings(**limits), **options)
 
 
@@ -175,14 +180,15 @@ def draw_losses(run_dir: Path) -> Path:
 
     lines = read_metrics(run_dir / "metrics.jsonl")
     train = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
-    valid = [(line["step"], line["valid_loss"]) for line in lines if "valid_loss" in line]
+    valid = [(line["step"], line["valid_loss"]) for line in lines if line.get("valid_loss") is not None]
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for points, label, style in ((train, "training", "-"), (valid, "validation", "o-")):
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.2)
     axes.set(xlabel="step", ylabel="loss", title=run_dir.name)
     axes.grid(alpha=0.3)
-    axes.legend()
+    if train or valid:
+        axes.legend()
     figure.savefig(run_dir / "loss.png", dpi=120)
     pyplot.close(figure)
     return run_dir / "loss.png"

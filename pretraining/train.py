@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 
 from data_pipeline.config import (
     EXIT_DONE,
+    EXIT_FAILED,
     EXIT_INPUT_ERROR,
     EXIT_REQUEUE,
     InputError,
@@ -20,10 +22,18 @@ from data_pipeline.config import (
     to_dict,
 )
 from data_pipeline.stream import Position, Stream
-from pretraining.config import RunConfig, load_config
+from pretraining.config import RunConfig, identity, load_config
 from pretraining.faults import Stopped, StopRequest
-from pretraining.parallel.launch import World, broadcast_text, end_process, read_launch, start_world
-from pretraining.run_dir import check_identity, default_run_dir, find_checkpoint, write_config, write_text
+from pretraining.parallel.launch import World, broadcast_text, end_process, read_launch, start_world, together
+from pretraining.run_dir import (
+    VERDICT,
+    check_run_dir,
+    default_run_dir,
+    find_checkpoint,
+    named_run_dir,
+    write_config,
+    write_text,
+)
 
 EXAMPLE = """pretrain: trains a model on data that pretrain-data prepared.
 
@@ -43,36 +53,51 @@ def pretrain(overrides: list[str]) -> int:
     """Trains as these Hydra overrides say -> exit code."""
     stop = StopRequest().install()  # before torch is imported
     launch = read_launch()
-    config = load_config(overrides)
-    verdict = Verdict(launch.rank, config.run_dir)
-    try:
+    verdict = Verdict(launch.rank, named_run_dir(overrides))
+    with verdict:
+        config = load_config(overrides)
         inputs = Inputs(config)
         if config.inspect:
             print(examples(config, inputs))
             return EXIT_DONE
         world = start_world(launch, config.engine.tensor_parallel)
         verdict.run_dir = config.run_dir or broadcast_text(world, default_run_dir(config))
-        run(config, inputs, world, Path(verdict.run_dir), stop)
-    except InputError as error:
-        verdict.write(EXIT_INPUT_ERROR, str(error))
-        raise
-    except Stopped:
-        verdict.write(EXIT_REQUEUE, stop.reason or "another rank was asked to stop")
-        return EXIT_REQUEUE
-    verdict.write(EXIT_DONE, "done")
-    return EXIT_DONE
+        verdict.remove()
+        try:
+            run(config, inputs, world, Path(verdict.run_dir), stop)
+        except Stopped:
+            return verdict.write(EXIT_REQUEUE, stop.reason or "another rank was asked to stop")
+        return verdict.write(EXIT_DONE, "done")
 
 
 @dataclass
 class Verdict:
-    """run_dir/verdict.json: the exit code, since launchers hide codes. Rank 0 writes it, where the folder exists."""
+    """run_dir/verdict.json: the exit code, since launchers hide codes. Rank 0 writes it, of exceptions as well."""
 
     rank: int
     run_dir: str | None
 
-    def write(self, code: int, reason: str) -> None:
-        if self.rank == 0 and self.run_dir is not None and Path(self.run_dir).is_dir():
-            write_text(Path(self.run_dir) / "verdict.json", json.dumps({"exit_code": code, "reason": reason}))
+    def write(self, code: int, reason: str) -> int:
+        """-> code."""
+        if self.rank == 0 and self.run_dir is not None:
+            with suppress(OSError):  # no folder can be made of that name: the message tells it
+                Path(self.run_dir).mkdir(parents=True, exist_ok=True)
+                write_text(Path(self.run_dir) / VERDICT, json.dumps({"exit_code": code, "reason": reason}))
+        return code
+
+    def remove(self) -> None:
+        """What the run before said is not true while this one lasts."""
+        if self.rank == 0 and self.run_dir is not None:
+            (Path(self.run_dir) / VERDICT).unlink(missing_ok=True)
+
+    def __enter__(self) -> Verdict:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        if isinstance(error, InputError):
+            self.write(EXIT_INPUT_ERROR, str(error))
+        elif error is not None:
+            self.write(EXIT_FAILED, str(error) or repr(error))
 
 
 class Inputs:
@@ -83,8 +108,9 @@ class Inputs:
 
         self.data = Prepared(config)
         self.objective: Any = config.objective.build(self.data.vocabulary, config.sample_shape)
-        check_identity(config, self.data.manifest.fingerprint)
-        self.checkpoint = find_checkpoint(config)
+        self.identity = identity(config, self.data.manifest.fingerprint)
+        check_run_dir(config, self.identity)
+        self.checkpoint = find_checkpoint(config, self.identity)
         self.pretrained = self._pretrained(config)
 
     def _pretrained(self, config: RunConfig) -> Any:
@@ -97,9 +123,10 @@ class Inputs:
 
 
 def run(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: StopRequest) -> None:
-    """Builds everything and trains. Raises InputError, or Stopped once a signal was obeyed."""
-    if world.is_main:
-        write_config(config, run_dir, inputs.data.manifest.fingerprint)
+    """Builds everything and trains. Raises InputError, Failure, or Stopped once a signal was obeyed."""
+    if world.is_main and config.scheduler.warmup_steps >= config.train.steps:
+        print(f"warning: the learning rate warms up over all of train.steps={config.train.steps}: "
+              f"scheduler.warmup_steps={config.scheduler.warmup_steps}", file=sys.stderr)
     trainer = build(config, inputs, world, run_dir, stop)
     with trainer.tracker:
         trainer.fit()
@@ -111,6 +138,7 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     """The trainer, at the checkpoint that the inputs name."""
     import torch
 
+    from pretraining.checkpoint import load_tensors
     from pretraining.engines.protocol import LossModule
     from pretraining.trainer import Trainer
 
@@ -126,11 +154,14 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
         parameter.requires_grad_(not any(fnmatch(name, pattern) for pattern in config.train.freeze))
     module = LossModule(model, objective, config.train.precision)
     engine = config.engine.build(module, config.optimizer.build(), config.train, world)
-    feeds = _feeds(config, inputs, world)
-    tracker = _tracker(config, inputs, world, run_dir)
-    trainer = Trainer(config, engine, objective, *feeds, tracker, world, run_dir, stop, flops)
     if inputs.checkpoint is not None:
-        trainer.resume(inputs.checkpoint)
+        together(world, partial(load_tensors, inputs.checkpoint, engine.tensors()))
+        engine.after_load()
+    tracker = _open_run_dir(config, inputs, world, run_dir)  # no file of a run changes before all inputs proved good
+    trainer = Trainer(config, inputs.identity, engine, objective, *_feeds(config, inputs, world), tracker, world,
+                      run_dir, stop, flops)
+    if inputs.checkpoint is not None:
+        trainer.resume(inputs.checkpoint.state)
     return trainer
 
 
@@ -150,12 +181,16 @@ def examples(config: RunConfig, inputs: Inputs) -> str:
     return "\n".join(shown)
 
 
-def _tracker(config: RunConfig, inputs: Inputs, world: World, run_dir: Path) -> Any:
+def _open_run_dir(config: RunConfig, inputs: Inputs, world: World, run_dir: Path) -> Any:
+    """-> the tracker. What an earlier run wrote beyond the checkpoint is cut off or set aside."""
+    from pretraining.checkpoint import set_aside_newer
     from pretraining.tracking import NoTracker, Tracker
 
     if not world.is_main:
         return NoTracker()
-    start = 0 if inputs.checkpoint is None else inputs.checkpoint.state["step"]
+    start = None if inputs.checkpoint is None else inputs.checkpoint.state["step"]
+    write_config(config, run_dir, inputs.identity)
+    set_aside_newer(run_dir / "checkpoints", start)
     return Tracker(config.tracking, run_dir, start, config.train.steps, to_dict(config))
 
 
@@ -182,7 +217,7 @@ def _tell_result(run_dir: Path) -> None:
 
     picture = draw_losses(run_dir)
     valid = [line["valid_loss"] for line in read_metrics(run_dir / "metrics.jsonl") if "valid_loss" in line]
-    if valid:
+    if valid and None not in (valid[0], valid[-1]):
         change = 100 * (valid[-1] / valid[0] - 1)
         print(f"validation loss {valid[0]:.4f} -> {valid[-1]:.4f} ({change:+.1f}%)")
     print(f"loss curve: {picture}\nrun folder: {run_dir}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from data_pipeline.config import InputError
 from data_pipeline.loader import Fault, MicroBatch
 from data_pipeline.stream import Position, generator
-from pretraining.checkpoint import Checkpoint, Saver, checkpoint_folder, load_tensors, prune_checkpoints
+from pretraining.checkpoint import Saver, checkpoint_folder, prune_checkpoints
 from pretraining.engines.protocol import Engine
 from pretraining.faults import NonFiniteWatch, Stopped, StopRequest
 from pretraining.parallel.launch import World, host_sum
@@ -49,12 +49,14 @@ class Pending:
 
 
 class Trainer:
-    """config: the RunConfig. feed and valid_feed make loaders: feed(position), valid_feed(). flops_per_unit: of a token
-    or an image, whichever the objective's `tokens` counts."""
+    """config: the RunConfig; identity: what of it a checkpoint is bound to. feed and valid_feed make loaders:
+    feed(position), valid_feed(). flops_per_unit: of a token or an image, whichever the objective's `tokens` counts."""
 
-    def __init__(self, config: Any, engine: Engine, objective: Any, feed: Any, valid_feed: Any, tracker: Any,
-                 world: World, run_dir: Path, stop: StopRequest, flops_per_unit: float) -> None:
+    def __init__(self, config: Any, identity: dict[str, Any], engine: Engine, objective: Any, feed: Any,
+                 valid_feed: Any, tracker: Any, world: World, run_dir: Path, stop: StopRequest,
+                 flops_per_unit: float) -> None:
         self.config, self.train, self.engine, self.objective = config, config.train, engine, objective
+        self.identity = identity
         self.feed, self.valid_feed, self.tracker, self.world = feed, valid_feed, tracker, world
         self.run_dir, self.stop, self.flops_per_unit = run_dir, stop, flops_per_unit
         self.unit = "images" if config.data_kind == "images" else "tokens"
@@ -64,16 +66,15 @@ class Trainer:
         name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
         self.peak = device_peak(name)
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        load_tensors(checkpoint, self.engine.tensors())
-        self.engine.after_load()
-        self.step, self.tokens = checkpoint.state["step"], checkpoint.state["tokens"]
-        self.position = Position.from_json(checkpoint.state["position"])
+    def resume(self, state: dict[str, Any]) -> None:
+        """Goes on where `save` was called; the engine's tensors are loaded already."""
+        self.step, self.tokens, self.evaluated_step = (state[key] for key in ("step", "tokens", "evaluated_step"))
+        self.position = Position.from_json(state["position"])
         self.saved_step = self.step
 
     def fit(self) -> None:
         """Trains up to train.steps. Raises Stopped once a signal was obeyed and the checkpoint saved."""
-        if self.train.eval_every and self.step == 0:
+        if self.train.eval_every and self.step == 0 and self.evaluated_step != 0:
             self.evaluate()
         steps, pending = self._steps(self.feed(self.position)), None
         began = time.perf_counter()
@@ -110,12 +111,14 @@ class Trainer:
         terms = {term: totals[term] / max(1.0, counts[term]) for term in totals}
         loss = sum(self.objective.terms[term] * value for term, value in terms.items())
         each = {f"valid_{term}": value for term, value in terms.items()} if len(terms) > 1 else {}
-        self.tracker.log({"step": self.step, "valid_loss": loss, **each})
+        line = {"valid_loss": loss, **each}
+        self.tracker.log({"step": self.step, **{k: v if math.isfinite(v) else None for k, v in line.items()}})
         self.evaluated_step = self.step
         return loss
 
     def save(self) -> None:
-        state = {"step": self.step, "tokens": self.tokens, "position": self.position.as_json()}
+        state = {"step": self.step, "tokens": self.tokens, "evaluated_step": self.evaluated_step,
+                 "position": self.position.as_json(), "identity": self.identity}
         prune = partial(prune_checkpoints, self.run_dir / "checkpoints", self.train.keep_last, self.train.keep_every)
         self.saver.save(self.engine.tensors(), state, checkpoint_folder(self.run_dir, self.step), prune)
         self.saved_step = self.step

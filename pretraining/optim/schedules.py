@@ -26,11 +26,6 @@ class ScheduleConfig:
     decay_fraction: Fraction = 0.2
     power: PositiveFloat = 1.0
 
-    def faults(self, steps: int) -> list[str]:
-        if self.warmup_steps <= steps:
-            return []
-        return [f"scheduler.warmup_steps={self.warmup_steps} is more than train.steps={steps}"]
-
     def ratio(self, step: int, steps: int) -> float:
         """The learning rate of update `step` (from 1) as a fraction of the peak."""
         if step <= self.warmup_steps:

@@ -6,7 +6,7 @@ import atexit
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -56,7 +56,10 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     if names[0] not in environment:
         return Launch()
-    launch = Launch(*(int(environment.get(name, default)) for name, default in zip(names, "010", strict=True)))
+    try:
+        launch = Launch(*(int(environment.get(name, default)) for name, default in zip(names, "010", strict=True)))
+    except ValueError as error:
+        raise InputError(f"{', '.join(names)} must be whole numbers: {error}") from error
     missing = [n for n in ("MASTER_ADDR", "MASTER_PORT") if n not in environment]
     if launch.size > 1 and missing:
         raise InputError(f"{launch.size} ranks, but {' and '.join(missing)} not set: they could not find each other")
@@ -126,6 +129,17 @@ def end_process(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def together(world: World, work: Callable[[], None]) -> None:
+    """Does `work` on every rank. An InputError on one of them becomes one on all, so that they end alike."""
+    failure = None
+    try:
+        work()
+    except InputError as error:
+        failure = error
+    if host_sum(world, [float(failure is not None)])[0]:
+        raise failure or InputError("another rank met bad input, see its message")
 
 
 def host_sum(world: World, values: list[float]) -> list[float]:
