@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -99,6 +100,7 @@ def prepare(config: PrepareConfig) -> None:
 
 def _command(overrides: list[str]) -> int:
     config = compose_config("prepare", overrides, PrepareConfig)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does
     try:
         if isinstance(config.corpus, ImagesConfig):
             from data_pipeline.prepare_images import prepare_images

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import socket
 import sys
@@ -143,6 +144,7 @@ def start_wandb(config: Any, run_dir: Path, settings: Line) -> Any:
 
 def _init_wandb(mode: Any, options: Line) -> Any:
     """Falls back to offline within 30 s where the server cannot be reached."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own telemetry waits for a silent server at exit
     import wandb
 
     limits: dict[str, Any] = {"init_timeout": 15, "finish_timeout": 20, "x_transaction_log_flush_interval": 2,

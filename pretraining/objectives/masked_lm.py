@@ -19,12 +19,7 @@ from pretraining.objectives.sentence_pairs import IN_ORDER, UNLABELLED, Pair, ne
 
 LONGEST_NGRAM = {"token": 1, "whole_word": 1, "ngram": 3}
 SHORTEST_SEQUENCE = 8
-DEMONSTRATION = (
-    "The best of all is that they have come home again, and that nobody was hurt.",
-    "It was a cold morning, and there was nothing to be seen from the window but snow.",
-    "    if name is None:\n        raise ValueError('a name is needed')\n    return self.values[name]\n",
-    "def add(self, other):\n    for key, value in other.items():\n        self[key] = value\n",
-)
+READABLE = 2  # samples that a demonstration spells out
 
 
 @configclass
@@ -115,10 +110,16 @@ class MaskedLM:
         return {"masked_lm": masked, self.config.pairing: pair_loss}
 
     def demonstrate(self, model: Any, context: Demonstration) -> str:
-        """Sentences with masks, and the three likeliest fillings of each."""
+        """Validation text with masks, the three likeliest fillings of each, and how many of them are right."""
         assert context.tokenizer is not None
-        rng = np.random.default_rng(context.seed)
-        return "\n\n".join(self._fill(model, context.tokenizer, text, rng) for text in DEMONSTRATION)
+        batch = self.collate(context.samples)
+        best, labels = best_fillings(model, batch, 3), batch["labels"]
+        right = (best == labels[..., None])[labels != IGNORED]
+        shown = [self._filled(sample, fillings, context.tokenizer)
+                 for sample, fillings in zip(context.samples[:READABLE], best, strict=False)]
+        score = (f"of {len(right)} masked tokens in {len(context.samples)} samples the first choice is right "
+                 f"for {right[:, 0].mean():.1%}, one of three for {right.any(1).mean():.1%}")
+        return "\n\n".join([*shown, score])
 
     def describe(self, sample: Sample, tokenizer: Tokenizer) -> str:
         """One sample as text: what the model sees, what it has to say."""
@@ -166,29 +167,25 @@ class MaskedLM:
         return {"tokens": replace(tokens, positions, self.mask, self.ordinary_ids, rng),
                 "masked_positions": positions, "labels": tokens[positions]}
 
-    def _fill(self, model: Any, tokenizer: Tokenizer, text: str, rng: np.random.Generator) -> str:
-        tokens = np.array([self.cls, *tokenizer.encode(text)[: self.length - 2], self.sep])
-        words = find_words(self.ordinary[tokens], np.ones(len(tokens), bool))
-        positions = choose(words, self._predictions(len(tokens)), 1, rng)
-        masked = tokens.copy()
-        masked[positions] = self.mask
-        lines = [spell(tokenizer, masked)]
-        for position, ids in zip(positions, best_fillings(model, masked, positions, 3), strict=True):
+    def _filled(self, sample: Sample, fillings: np.ndarray, tokenizer: Tokenizer) -> str:
+        lines = [spell(tokenizer, sample["tokens"])]
+        for label, ids in zip(sample["labels"], fillings, strict=False):
             guesses = ", ".join(repr(spell(tokenizer, [i])) for i in ids)
-            lines.append(f"  {spell(tokenizer, tokens[position : position + 1])!r}: {guesses}")
+            lines.append(f"  {spell(tokenizer, [label])!r}: {guesses}")
         return "\n".join(lines)
 
 
-def best_fillings(model: Any, tokens: np.ndarray, positions: np.ndarray, count: int) -> list[list[int]]:
-    """tokens: int [length] -> for each of `positions` the `count` likeliest ids, best first."""
+def best_fillings(model: Any, batch: Sample, count: int) -> np.ndarray:
+    """-> the `count` likeliest ids at each of the masked positions, best first, int [samples, predictions, count]."""
     import torch
 
     device = next(model.parameters()).device
+    tensors = {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
     model.eval()
     with torch.no_grad():
-        hidden = model(torch.from_numpy(tokens)[None].to(device))
-        logits = model.head.logits(hidden, torch.from_numpy(positions)[None].to(device))[0]
-    return logits.topk(count).indices.tolist()
+        hidden = model(*(tensors[name] for name in ("tokens", "segments", "positions", "documents")))
+        logits = model.head.logits(hidden, tensors["masked_positions"])
+    return logits.topk(count).indices.cpu().numpy()
 
 
 def _pair_name(label: int, pairing: str) -> str:

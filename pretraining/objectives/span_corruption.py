@@ -23,7 +23,7 @@ from pretraining.objectives.noise import Denoiser, Prefix, Spans, solve_lengths
 
 SHORTEST_CUT = 8  # tokens: rather than cut a document to fewer, a sequence ends
 UL2_MODES = 3  # the last sentinels stand for UL2's mode tokens [R], [X] and [S]
-EXAMPLE = "The quick brown fox jumps over the lazy dog, and then it sleeps in the sun until the evening comes."
+READABLE = 3  # samples that a demonstration shows
 
 
 @configclass
@@ -179,13 +179,33 @@ class SpanCorruption:
         return "\n".join(lines)
 
     def demonstrate(self, model: Any, context: Demonstration) -> str:
-        """A sentence with spans taken out, and what the model writes for them."""
-        tokenizer, seed = context.tokenizer, context.seed
-        assert tokenizer is not None
-        tokens = np.array(tokenizer.encode(EXAMPLE)[: self.longest])
-        sample = self.corrupt([tokens], np.random.default_rng(seed))
-        written = greedy(model, sample["inputs"].tolist(), self.pad, self.eos, self.targets_length)
-        return f"{self.describe(sample, tokenizer)}\nwritten: {self.spell(written, tokenizer)}"
+        """Validation text with spans taken out, what stood there, and what the model writes for them."""
+        assert context.tokenizer is not None
+        shown = []
+        for sample in context.samples[:READABLE]:
+            first = {name: array[sample["target_documents" if name in ("labels", "decoder_inputs") else
+                                        "input_documents"] == 0] for name, array in sample.items()
+                     if not name.endswith("documents")}
+            written = greedy(model, first["inputs"].tolist(), self.pad, self.eos, self.targets_length,
+                             set(self.all_sentinels))
+            lines = [f"inputs: {self.spell(first['inputs'].tolist(), context.tokenizer)}"]
+            truth, guess = (self._spans(ids, context.tokenizer) for ids in (first["labels"].tolist(), written))
+            lines += [f"  {name}: {text!r}, written {guess.get(name, '')!r}" for name, text in truth.items()]
+            shown.append("\n".join(lines))
+        return "\n\n".join(shown)
+
+    def _spans(self, ids: list[int], tokenizer: Tokenizer) -> dict[str, str]:
+        """-> {"<extra_id_0>": the text after it, ...}."""
+        spans: dict[str, list[int]] = {}
+        numbers = {token: n for n, token in enumerate(self.all_sentinels)}
+        name = ""
+        for token in ids:
+            if token in numbers:
+                name = f"<extra_id_{numbers[token]}>"
+                spans[name] = []
+            elif token != self.eos:
+                spans.setdefault(name, []).append(token)
+        return {name: tokenizer.decode(tokens) for name, tokens in spans.items()}
 
     def spell(self, ids: list[int], tokenizer: Tokenizer) -> str:
         """Text, with <extra_id_n> for sentinels and </s> at an end."""
@@ -217,17 +237,21 @@ class SpanCorruption:
                              f"more than {fits} tokens of a document: at least {SHORTEST_CUT} are needed")
 
 
-def greedy(model: Any, inputs: list[int], start: int, stop: int, length: int) -> list[int]:
-    """The likeliest token at each step, up to `stop` or `length` tokens."""
+def greedy(model: Any, inputs: list[int], start: int, stop: int, length: int, marks: set[int]) -> list[int]:
+    """The likeliest token at each step, up to `stop` or `length` tokens. No span is empty: behind one of the `marks`
+    that begin them neither another nor the end is allowed."""
     import torch
 
     model.eval()
     device = next(model.parameters()).device
-    read, written = torch.tensor([inputs], device=device), [start]
+    read, written, ends = torch.tensor([inputs], device=device), [start], [stop, *marks]
     with torch.no_grad():
         while len(written) <= length:
             hidden = model(read, torch.tensor([written], device=device))
-            choice = int(model.head.logits(hidden[0, -1]).argmax())
+            logits = model.head.logits(hidden[0, -1])
+            if written[-1] in marks:
+                logits[ends] = -torch.inf
+            choice = int(logits.argmax())
             if choice == stop:
                 break
             written.append(choice)

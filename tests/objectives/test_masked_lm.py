@@ -302,6 +302,7 @@ def test_described_and_demonstrated(corpus, tokenizer):
     assert text.count("[CLS]") == 1 and text.count("[SEP]") == 2 and "[MASK]" in text and "next_sentence" in text
     model = BertConfig("bert", 1, 16, 2, 64).build(tokenizer.total_size, PlainLayers())
     model.initialise(1)
-    context = Demonstration(tokenizer, [], Path(), 1)
+    context = Demonstration(tokenizer, samples(corpus, task, 4), Path(), 1)
     shown = task.demonstrate(model, context)
     assert "[MASK]" in shown and shown == task.demonstrate(model, context)
+    assert "first choice is right for" in shown
