@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 FAMILY ?= gpt
+VOCABULARY := $(if $(filter gpt,$(FAMILY)),512,384)
 OUT ?= quickstart/$(FAMILY)
 TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
 
@@ -11,6 +12,10 @@ TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib')
 quickstart: setup $(OUT)/data/manifest.json
 	$(BIN)/pretrain experiment=quickstart_$(FAMILY) data.path=$(OUT)/data run_dir=$(OUT)/run
 	$(BIN)/python -m pretraining.commands.show run_dir=$(OUT)/run
+ifeq ($(FAMILY),vit)
+	$(BIN)/pretrain experiment=quickstart_mae data.path=$(OUT)/data run_dir=$(OUT)/mae
+	$(BIN)/python -m pretraining.commands.show run_dir=$(OUT)/mae
+endif
 
 ifneq ($(filter $(FAMILY),vit mae),)
 $(OUT)/data/manifest.json: | setup
@@ -20,7 +25,7 @@ else
 $(OUT)/data/manifest.json: | setup
 	$(BIN)/pretrain-data corpus=text "corpus.inputs=[$(TEXT)]" \
 		"corpus.exclude=['*/test/*','*/tests/*','*/site-packages/*','*/lib2to3/*']" \
-		output=$(OUT)/data tokenizer.vocab_size=512 valid_fraction=0.02
+		output=$(OUT)/data tokenizer.vocab_size=$(VOCABULARY) valid_fraction=0.02
 endif
 
 test: setup check

@@ -99,7 +99,8 @@ class MegatronLayers:
             yield
             return
         seed = int(torch.randint(2**62, ()))  # the same on all tensor-parallel ranks
-        with torch.random.fork_rng():
+        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices):
             torch.manual_seed(seed + self.rank)
             yield
 
