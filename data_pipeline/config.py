@@ -93,7 +93,7 @@ def groups_help(config_name: str) -> str:
     composer = _Composer(config_name)
     used = [name for name in composer.groups if name in composer.group_names]
     lines = [f"  {name}={'|'.join(composer.groups[name])}" for name in used]
-    return "Groups:\n" + "\n".join(lines) + "\n\nKeys and defaults:\n" + OmegaConf.to_yaml(composer.base)
+    return "Groups:\n" + "\n".join(lines) + "\n\nKeys and defaults:\n" + OmegaConf.to_yaml(composer.compose([]))
 
 
 class _Composer:
@@ -104,8 +104,7 @@ class _Composer:
         folders = sorted(p for p in conf_dir().iterdir() if p.is_dir())
         self.groups = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
         self.group_names = self._groups_of_config()
-        self.base = self.compose([])
-        self.keys = _flat_keys(self.base)
+        self.keys: list[str] = []
 
     def compose(self, overrides: Sequence[str]) -> Any:
         from hydra import compose, initialize_config_dir
@@ -119,8 +118,7 @@ class _Composer:
         parsed = [_parse(o, faults) for o in overrides]
         choices = [p for p in parsed if p is not None and p.key in self.group_names]
         good = [p.text for p in choices if self._check_choice(p, faults)]
-        self.base = self.compose(good)
-        self.keys = _flat_keys(self.base)
+        self.keys = _flat_keys(self.compose(good))
         values = [p for p in parsed if p is not None and p.key not in self.group_names]
         good += [p.text for p in values if self._check_key(p, faults)]
         return faults, good
