@@ -8,7 +8,7 @@ from typing import Any
 
 from data_pipeline.config import InputError, compose_config, configclass, groups_help, run_command
 
-SHOWN = 16  # validation samples
+SHOWN = 64  # validation samples
 
 
 @configclass

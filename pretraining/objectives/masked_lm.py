@@ -19,7 +19,7 @@ from pretraining.objectives.sentence_pairs import IN_ORDER, UNLABELLED, Pair, ne
 
 LONGEST_NGRAM = {"token": 1, "whole_word": 1, "ngram": 3}
 SHORTEST_SEQUENCE = 8
-READABLE = 2  # samples that a demonstration spells out
+READABLE = 4  # samples that a demonstration spells out
 
 
 @configclass
