@@ -24,7 +24,8 @@ def default_run_dir(config: RunConfig) -> str:
 
 def named_run_dir(overrides: Sequence[str]) -> str | None:
     """The run_dir that these overrides name, before anything is known to be right."""
-    return next((o.removeprefix("run_dir=").strip("'\"") for o in overrides if o.startswith("run_dir=")), None)
+    names = [o.removeprefix("run_dir=").strip("'\"") for o in overrides if o.startswith("run_dir=")]
+    return names[-1] if names and names[-1] not in ("", "null") and "$" not in names[-1] else None
 
 
 def find_checkpoint(config: RunConfig, run: Identity) -> Checkpoint | None:
@@ -76,7 +77,9 @@ def check_run_dir(config: RunConfig, run: Identity) -> None:
 
 def _refuse_changes(what: str, before: Identity, now: Identity) -> None:
     changed = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in sorted(before.keys() | now.keys())
-               if before.get(key) != now.get(key)]
+               if before.get(key) != now.get(key) and key != "data.content"]
+    if before["data.content"] != now["data.content"]:
+        changed.append("data.path holds other data, or was prepared anew: its content differs")
     if changed:
         raise InputError(f"{what}. Different are: {'; '.join(changed)}")
 
@@ -85,6 +88,7 @@ def write_config(config: RunConfig, run_dir: Path, run: Identity) -> None:
     """config.yaml and run.json; an earlier, different config.yaml is kept as config.1.yaml, config.2.yaml, ..."""
     from omegaconf import OmegaConf
 
+    run_dir.mkdir(parents=True, exist_ok=True)
     path, text = run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
     values = read_json(run_dir / "run.json")
     if path.exists() and path.read_bytes() != text.encode():

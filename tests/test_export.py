@@ -220,7 +220,7 @@ def test_faults_of_a_folder_are_listed_before_anything_starts(train, data, tmp_p
     shape = ["model.num_layers=3", "model.hidden_size=64", f"model.init_from={tmp_path}/out"]
     with pytest.raises(InputError, match=r"num_layers is 3, the folder's is 2.*hidden_size is 64, the folder's is 32"):
         pretrain(["model=gpt_debug", *SMALL, *shape, *TRAIN, f"data.path={data}", f"run_dir={tmp_path}/r"])
-    assert not (tmp_path / "r").exists()
+    assert [f.name for f in (tmp_path / "r").iterdir()] == ["verdict.json"]
     config = GPTConfig(name="gpt", **SHAPE)
     vocabulary = json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"]
     with pytest.raises(InputError, match="its vocabulary has"):

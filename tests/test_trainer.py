@@ -2,6 +2,7 @@
 
 import pytest
 
+from data_pipeline.config import Failure
 from pretraining.faults import NonFiniteWatch
 from tests.helpers import TINY, metrics, train_alone, valid_losses
 
@@ -43,5 +44,5 @@ def test_divergence_ends_the_run():
     watch = NonFiniteWatch()
     for step in range(NonFiniteWatch.LIMIT - 1):
         watch.see(step, finite=False)
-    with pytest.raises(FloatingPointError, match="diverged"):
+    with pytest.raises(Failure, match="diverged"):
         watch.see(99, finite=False)
