@@ -113,7 +113,7 @@ def stop_world() -> None:
 
 
 def end_process(code: int) -> None:
-    """Ends a rank of a world at once, with this exit code; returns where there is no world.
+    """Ends a rank of a world at once, with this exit code; returns where there is no other rank.
 
     DeepSpeed and megatron-core keep groups in their globals. A thread of theirs that drops the last reference to a
     tensor while the interpreter winds up aborts the process ("terminate called without an active exception") after
@@ -123,7 +123,7 @@ def end_process(code: int) -> None:
         return
     import torch.distributed as dist
 
-    if dist.is_initialized():
+    if dist.is_initialized() and dist.get_world_size() > 1:
         stop_world()
         atexit._run_exitfuncs()
         sys.stdout.flush()
