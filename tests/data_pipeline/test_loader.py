@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.config import InputError
-from data_pipeline.loader import Fault, Share, load, micro_batches, sample_hash
+from data_pipeline.loader import Fault, MicroBatch, Share, _Boxed, load, micro_batches, sample_hash
 from data_pipeline.manifest import load_manifest
 from data_pipeline.shards import ShardReader
 from data_pipeline.stream import Position, Stream
@@ -55,6 +55,16 @@ def test_loading_in_processes_gives_the_same(corpus, maker, workers):
     for (batch, after), (expected, position) in itertools.islice(zip(feed, plain, strict=False), 9):
         assert after == position and batch.content_hash == expected.content_hash
         assert np.array_equal(batch.arrays["labels"].numpy(), expected.arrays["labels"])
+
+
+def test_arrays_of_any_type_and_size_leave_a_worker_in_one_tensor():
+    arrays = {"a": np.array([[True, False, True]]), "b": np.arange(6).reshape(2, 3)[:, ::2], "c": np.float32([1.5]),
+              "d": np.zeros((2, 0), np.int64), "e": np.uint8([1, 2, 255])}
+    out = _Boxed.of(MicroBatch(arrays, {}, 2, 3, 4)).batch_of_views()
+    assert (out.samples, out.tokens, out.content_hash) == (2, 3, 4)
+    for name, array in arrays.items():
+        assert out.arrays[name].numpy().dtype == array.dtype
+        np.testing.assert_array_equal(out.arrays[name].numpy(), array)
 
 
 def test_a_fault_in_a_worker_arrives_as_an_item(corpus, maker):
