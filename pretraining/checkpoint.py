@@ -65,10 +65,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, manifest)
 
 
-def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint below `folder`; says which newer ones it skips and why. None where none is whole."""
-    found = sorted(folder.glob("step_*"), reverse=True)
-    for candidate in found:
+def newest_checkpoint(folder: Path, before: Checkpoint | None = None) -> Checkpoint | None:
+    """The newest whole checkpoint below `folder`, of those older than `before`; says which newer ones it skips and
+    why. None where none is whole."""
+    for candidate in sorted(folder.glob("step_*"), reverse=True):
+        if before is not None and candidate.name >= before.folder.name:
+            continue
         try:
             return open_checkpoint(candidate)
         except InputError as error:
@@ -132,15 +134,19 @@ def _new_folder(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def load_tensors(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Any]]) -> None:
-    """Overwrites `tensors` in place. Raises InputError for tensors that are missing, of another shape or damaged."""
-    import torch
-
-    saved = checkpoint.manifest["tensors"]
-    faults = [_mismatch(saved, fragment) for fragment, _ in tensors]
+def check_fits(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Any]]) -> None:
+    """Raises InputError where the checkpoint lacks one of the tensors, or has it in another shape."""
+    faults = [_mismatch(checkpoint.manifest["tensors"], fragment) for fragment, _ in tensors]
     if any(faults):
         raise InputError(f"{checkpoint.folder} does not fit: " + "; ".join(f for f in faults if f))
-    reader = _BoxReader(checkpoint.folder)
+
+
+def load_tensors(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Any]]) -> None:
+    """Overwrites `tensors` in place. Raises InputError for tensors that do not fit and for files that are damaged."""
+    import torch
+
+    check_fits(checkpoint, tensors)
+    saved, reader = checkpoint.manifest["tensors"], _BoxReader(checkpoint.folder)
     with torch.no_grad():
         for fragment, tensor in tensors:
             flat = tensor.view(-1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from data_pipeline.config import (
     EXIT_DONE,
@@ -43,10 +43,13 @@ Example:
 """
 
 
+def console() -> NoReturn:
+    """The command itself."""
+    end_process(main())
+
+
 def main() -> int:
-    code = run_command(pretrain, lambda: EXAMPLE + "\n" + groups_help("pretrain"))
-    end_process(code)
-    return code
+    return run_command(pretrain, lambda: EXAMPLE + "\n" + groups_help("pretrain"))
 
 
 def pretrain(overrides: list[str]) -> int:
@@ -138,7 +141,6 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     """The trainer, at the checkpoint that the inputs name."""
     import torch
 
-    from pretraining.checkpoint import load_tensors
     from pretraining.engines.protocol import LossModule
     from pretraining.trainer import Trainer
 
@@ -155,14 +157,30 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     module = LossModule(model, objective, config.train.precision)
     engine = config.engine.build(module, config.optimizer.build(), config.train, world)
     if inputs.checkpoint is not None:
-        together(world, partial(load_tensors, inputs.checkpoint, engine.tensors()))
-        engine.after_load()
+        inputs.checkpoint = _load_into(engine, inputs.checkpoint, config, world)
     tracker = _open_run_dir(config, inputs, world, run_dir)  # no file of a run changes before all inputs proved good
     trainer = Trainer(config, inputs.identity, engine, objective, *_feeds(config, inputs, world), tracker, world,
                       run_dir, stop, flops)
     if inputs.checkpoint is not None:
         trainer.resume(inputs.checkpoint.state)
     return trainer
+
+
+def _load_into(engine: Any, checkpoint: Any, config: RunConfig, world: World) -> Any:
+    """-> the checkpoint that the engine is at now: with train.resume=auto the newest whose bytes are undamaged."""
+    from pretraining.checkpoint import check_fits, load_tensors, newest_checkpoint
+
+    together(world, partial(check_fits, checkpoint, engine.tensors()))
+    try:
+        together(world, partial(load_tensors, checkpoint, engine.tensors()))
+    except InputError as error:
+        older = newest_checkpoint(checkpoint.folder.parent, before=checkpoint)
+        if config.train.resume != "auto" or older is None:
+            raise
+        print(f"skipped {checkpoint.folder.name}: {error}", file=sys.stderr)
+        return _load_into(engine, older, config, world)
+    engine.after_load()
+    return checkpoint
 
 
 def examples(config: RunConfig, inputs: Inputs) -> str:
@@ -224,4 +242,4 @@ def _tell_result(run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

@@ -78,6 +78,19 @@ def test_a_damaged_checkpoint_changes_no_file_of_the_run(corpus, run_dir, capsys
     assert read_json(run_dir / "verdict.json")["exit_code"] == 2
 
 
+def test_auto_goes_back_beyond_damaged_checkpoints(corpus, run_dir, capsys):
+    expected = metrics(run_dir)
+    flip_a_bit(run_dir / "checkpoints" / "step_00000008" / "rank_00000.safetensors")
+    assert pretrain(corpus, run_dir) == 0
+    said = capsys.readouterr().err
+    assert "skipped step_00000008" in said and "checksum differs" in said
+    assert [line["loss"] for line in metrics(run_dir).values()] == [line["loss"] for line in expected.values()]
+    for folder in (run_dir / "checkpoints").glob("step_*"):
+        flip_a_bit(folder / "rank_00000.safetensors")
+    assert pretrain(corpus, run_dir) == 2
+    assert (run_dir / "checkpoints" / "step_00000004").is_dir()
+
+
 def test_a_checkpoint_of_another_run_is_refused(corpus, finished, tmp_path, capsys):
     assert pretrain(corpus, tmp_path / "new", f"train.resume={finished}/checkpoints/step_00000004",
                     "train.seed=5") == 2

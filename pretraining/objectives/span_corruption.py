@@ -166,8 +166,7 @@ class SpanCorruption:
 
     def loss(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
         """-> {term: sum over the batch}, fp32 scalars with a gradient."""
-        hidden = model(batch["inputs"], batch["decoder_inputs"], batch["input_documents"], batch["target_documents"])
-        return {"span_corruption": model.head(hidden, batch["labels"])}
+        return {"span_corruption": model.head(_hidden(model, batch), batch["labels"])}
 
     def describe(self, sample: Sample, tokenizer: Tokenizer) -> str:
         """What the encoder reads and the decoder writes, document by document."""
@@ -181,18 +180,33 @@ class SpanCorruption:
     def demonstrate(self, model: Any, context: Demonstration) -> str:
         """Validation text with spans taken out, what stood there, and what the model writes for them."""
         assert context.tokenizer is not None
-        shown = []
-        for sample in context.samples[:READABLE]:
-            first = {name: array[sample["target_documents" if name in ("labels", "decoder_inputs") else
-                                        "input_documents"] == 0] for name, array in sample.items()
-                     if not name.endswith("documents")}
-            written = greedy(model, first["inputs"].tolist(), self.pad, self.eos, self.targets_length,
-                             set(self.all_sentinels))
-            lines = [f"inputs: {self.spell(first['inputs'].tolist(), context.tokenizer)}"]
-            truth, guess = (self._spans(ids, context.tokenizer) for ids in (first["labels"].tolist(), written))
-            lines += [f"  {name}: {text!r}, written {guess.get(name, '')!r}" for name, text in truth.items()]
-            shown.append("\n".join(lines))
-        return "\n\n".join(shown)
+        shown = [self._filled(model, sample, context.tokenizer) for sample in context.samples[:READABLE]]
+        right = self._right(model, context.samples)
+        score = (f"of {len(right)} tokens of the spans of {len(context.samples)} samples, the likeliest one after "
+                 f"those that stood before it is right for {right.mean():.1%}")
+        return "\n\n".join([*shown, score])
+
+    def _filled(self, model: Any, sample: Sample, tokenizer: Tokenizer) -> str:
+        """The first document of a sample."""
+        inputs, labels = (sample[name][sample[documents] == 0].tolist()
+                          for name, documents in (("inputs", "input_documents"), ("labels", "target_documents")))
+        written = greedy(model, inputs, self.pad, self.eos, self.targets_length, set(self.all_sentinels))
+        truth, guess = self._spans(labels, tokenizer), self._spans(written, tokenizer)
+        lines = [f"  {name}: {text!r}, written {guess.get(name, '')!r}" for name, text in truth.items()]
+        return "\n".join([f"inputs: {self.spell(inputs, tokenizer)}", *lines])
+
+    def _right(self, model: Any, samples: list[Sample]) -> np.ndarray:
+        """-> bool [tokens of all spans], whether the likeliest token after the true ones is the true one."""
+        import torch
+
+        device = next(model.parameters()).device
+        batch = {name: torch.from_numpy(array).to(device) for name, array in self.collate(samples).items()}
+        model.eval()
+        with torch.no_grad():
+            best = model.head.logits(_hidden(model, batch)).argmax(-1).cpu().numpy()
+        labels = batch["labels"].cpu().numpy()
+        in_span = ~np.isin(labels, [IGNORED, self.eos, *self.all_sentinels])
+        return (best == labels)[in_span]
 
     def _spans(self, ids: list[int], tokenizer: Tokenizer) -> dict[str, str]:
         """-> {"<extra_id_0>": the text after it, ...}."""
@@ -235,6 +249,11 @@ class SpanCorruption:
         if fits < SHORTEST_CUT:
             raise InputError(f"data.seq_len={max_seq_len} with objective.targets_length={self.targets_length} hold no "
                              f"more than {fits} tokens of a document: at least {SHORTEST_CUT} are needed")
+
+
+def _hidden(model: Any, batch: dict[str, Any]) -> Any:
+    """-> [batch, written, hidden_size]."""
+    return model(batch["inputs"], batch["decoder_inputs"], batch["input_documents"], batch["target_documents"])
 
 
 def greedy(model: Any, inputs: list[int], start: int, stop: int, length: int, marks: set[int]) -> list[int]:

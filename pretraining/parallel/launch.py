@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 from data_pipeline.config import InputError
 
@@ -112,23 +112,19 @@ def stop_world() -> None:
         dist.destroy_process_group()
 
 
-def end_process(code: int) -> None:
-    """Ends a rank of a world at once, with this exit code; returns where there is no other rank.
+def end_process(code: int) -> NoReturn:
+    """Ends this process at once, with this exit code.
 
-    DeepSpeed and megatron-core keep groups in their globals. A thread of theirs that drops the last reference to a
-    tensor while the interpreter winds up aborts the process ("terminate called without an active exception") after
-    a perfect run: so it is not wound up.
+    torch, DeepSpeed and megatron-core keep process groups in their globals. A thread of theirs that drops the last
+    reference to a tensor while the interpreter winds up aborts the process ("terminate called without an active
+    exception") after a perfect run: so it is not wound up.
     """
-    if "torch.distributed" not in sys.modules:
-        return
-    import torch.distributed as dist
-
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if "torch.distributed" in sys.modules:
         stop_world()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def together(world: World, work: Callable[[], None]) -> None:

@@ -57,24 +57,26 @@ def test_srun_environment_and_a_run_dir_that_rank_0_names(corpus, tmp_path, plai
     assert read_json(run_dir / "verdict.json") == {"exit_code": 0, "reason": "done"}
 
 
-@pytest.mark.parametrize("engine", [("engine=torch",), ("engine=deepspeed", "engine.zero_stage=2"),
-                                    ("engine=megatron", "engine.tensor_parallel=2")], ids=["ddp", "zero2", "tp2"])
-def test_a_rank_ends_without_winding_up_the_interpreter(corpus, tmp_path, engine):
+@pytest.mark.parametrize("size, engine", [
+    (2, ("engine=torch",)), (2, ("engine=deepspeed", "engine.zero_stage=2")),
+    (2, ("engine=megatron", "engine.tensor_parallel=2")), (1, ("engine=deepspeed",)),
+], ids=["ddp", "zero2", "tp2", "deepspeed alone"])
+def test_the_command_ends_without_winding_up_the_interpreter(corpus, tmp_path, size, engine):
     """Threads of process groups are alive by then: one that dropped a tensor meanwhile would abort a perfect run."""
-    ranks = start_ranks(2, *overrides(corpus, tmp_path / "run", *engine), program=("-c", WOUND_UP))
+    ranks = start_ranks(size, *overrides(corpus, tmp_path / "run", *engine), program=("-c", WOUND_UP))
     outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    assert [rank.returncode for rank in ranks] == [0] * size, outputs
     assert "exit functions ran" in outputs[0]
     assert "interpreter wound up" not in "".join(outputs)
 
 
 WOUND_UP = """
-import atexit, sys
-from pretraining.train import main
+import atexit
+from pretraining.train import console
 class Witness:
     def __del__(self):
         print("interpreter wound up", flush=True)
 witness = Witness()
 atexit.register(print, "exit functions ran")
-sys.exit(main())
+console()
 """

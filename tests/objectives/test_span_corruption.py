@@ -1,10 +1,16 @@
 """Span corruption against the published algorithm's counts; masks by their distribution and by hand."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
+from torch.nn.functional import one_hot
 
 from data_pipeline.config import InputError
 from data_pipeline.tokenizer import Tokenizer
+from pretraining.objectives.demonstration import Demonstration
 from pretraining.objectives.noise import Prefix, Spans, segments, solve_lengths
 from pretraining.objectives.span_corruption import IGNORED, SpanCorruptionConfig
 
@@ -183,3 +189,28 @@ def test_a_description_reads_as_text(tokenizer):
     inputs, targets = objective.describe(sample, tokenizer).splitlines()
     assert inputs.startswith("inputs: the") and "<extra_id_0>" in inputs and inputs.endswith("</s>")
     assert targets.startswith("targets: <extra_id_0>")
+
+
+class Oracle(torch.nn.Module):
+    """Knows the true next token of a given target; behind the last one it says `wrong`."""
+
+    def __init__(self, tokenizer, wrong):
+        super().__init__()
+        self.weight, self.wrong = torch.nn.Parameter(torch.zeros(1)), wrong
+        self.head = SimpleNamespace(logits=lambda hidden: one_hot(hidden, tokenizer.total_size).float())
+
+    def forward(self, inputs, decoder_inputs, *documents):
+        return torch.nn.functional.pad(decoder_inputs[:, 1:], (0, 1), value=self.wrong)
+
+def test_a_demonstration_counts_the_tokens_of_spans_alone(tokenizer):
+    objective = build(tokenizer, 128)
+    text = np.array(tokenizer.encode("the quick brown fox jumps over"))
+    sample = objective.corrupt([text], np.random.default_rng(0))
+    context = Demonstration(tokenizer, [sample], Path(), 1)
+    oracle = Oracle(tokenizer, tokenizer.encode("z")[-1])
+    noise, _ = T5.counts(len(text))
+    shown = objective.demonstrate(oracle, context)
+    assert "inputs: the" in shown
+    assert f"of {noise} tokens of the spans of 1 samples" in shown and "is right for 100.0%" in shown
+    oracle.forward = lambda inputs, decoder_inputs, *documents: torch.full_like(decoder_inputs, objective.eos)
+    assert "is right for 0.0%" in objective.demonstrate(oracle, context)
