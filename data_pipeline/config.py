@@ -58,7 +58,8 @@ def compose_config(config_name: str, overrides: Sequence[str], schema: type[T]) 
     config, type_faults = _validate(composer.compose(accepted), schema)
     if type_faults:  # go on without the faulty values, so that contradictions elsewhere are told as well
         faults += [f"{key}: {message}" for key, message in type_faults]
-        accepted = [o for o in accepted if not _concerns(o.split("=", 1)[0], [key for key, _ in type_faults])]
+        faulty = [key for key, _ in type_faults]
+        accepted = [o for o in accepted if not _concerns(o.split("=", 1)[0], faulty, composer.group_names)]
         config, _ = _validate(composer.compose(accepted), schema)
     if config is not None and hasattr(config, "faults"):
         faults += config.faults()
@@ -169,9 +170,11 @@ def _parse(text: str, faults: list[str]) -> _Override | None:
     if "@" in text.split("=")[0]:
         faults.append(f"{text!r}: a group's package cannot be changed")
         return None
-    if override.is_delete() or override.is_sweep_override():
-        faults.append(f"{text!r}: neither deleting a key nor a sweep is offered; quote a value that has commas")
+    if override.is_sweep_override():
+        faults.append(f"{text!r}: a sweep is not offered; quote a value that has commas")
         return None
+    if override.is_delete():
+        return _Override(f"~{override.key_or_group}", override.key_or_group, None)
     return _Override(text.lstrip("+"), override.key_or_group, override.value())
 
 
@@ -202,6 +205,8 @@ def _describe(error: Any, values: Any) -> tuple[str, str]:
             path.append(part)
             node = node.get(part)
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "unexpected_keyword_argument":
+        message = f"no such key in this choice; if an experiment sets it, ~{'.'.join(path)} removes it"
     shown = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
     return ".".join(path), message + shown
 
@@ -228,6 +233,7 @@ def _nearest(key: str, names: Sequence[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
-def _concerns(key: str, faulty: Sequence[str]) -> bool:
-    key = key.lstrip("+")
-    return any(f == key or f.startswith(key + ".") or key.startswith(f + ".") for f in faulty)
+def _concerns(key: str, faulty: Sequence[str], groups: Sequence[str]) -> bool:
+    """Whether an override of this key made one of the faulty ones. The choice of a group decides which keys there
+    are: it stays."""
+    return key not in groups and any(f == key or f.startswith(key + ".") or key.startswith(f + ".") for f in faulty)

@@ -20,7 +20,8 @@ def faults(*overrides):
     ("modle=gpt2_small", "did you mean 'model'"),
     ("+typo=1", "unknown key 'typo'"),
     ("++train.typo=1", "unknown key 'train.typo'"),
-    ("~train.steps", "neither deleting"),
+    ("~optimizer.lr", "optimizer.lr: Field required"),
+    ("~train.stepz", "did you mean 'train.steps'"),
     ("train.steps=1,2", "sweep"),
     ("model=gpt2_smal", "did you mean 'gpt2_small'"),
     ("train.steps=many", "train.steps: Input should be a valid integer (got 'many')"),
@@ -44,6 +45,12 @@ def test_all_faults_are_told_in_one_message():
     said = faults("train.stepz=3", "model=gpt2_smal", "train.log_every=no", "model.num_heads=7", "+typo=1")
     for part in ("train.stepz", "gpt2_smal", "train.log_every", "num_heads=7", "typo", "data.path is missing"):
         assert part in said
+
+
+def test_a_key_that_an_experiment_sets_for_another_choice_of_a_group_can_be_removed():
+    changed = ["data.path=x", "experiment=quickstart_t5", "optimizer=adamw", "optimizer.betas=[0.9,0.98]"]
+    assert "~optimizer.relative_step removes it" in faults(*changed)
+    assert load_config([*changed, "~optimizer.relative_step"]).optimizer.name == "adamw"
 
 
 def test_ranks_take_part_in_the_check(monkeypatch):
