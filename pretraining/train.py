@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -44,8 +45,13 @@ Example:
 
 
 def console() -> NoReturn:
-    """The command itself."""
-    end_process(main())
+    """The command itself: an exception ends this process too, whatever workers and threads it leaves behind."""
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = EXIT_FAILED
+    end_process(code)
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import sys
 import warnings
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
 
-from data_pipeline.config import InputError
+from data_pipeline.config import EXIT_FAILED, InputError
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,12 @@ def end_process(code: int) -> NoReturn:
 
     torch, DeepSpeed and megatron-core keep process groups in their globals. A thread of theirs that drops the last
     reference to a tensor while the interpreter winds up aborts the process ("terminate called without an active
-    exception") after a perfect run: so it is not wound up.
+    exception") after a perfect run: so it is not wound up. Nor are loader workers waited for, which an exception
+    can leave behind and which ignore SIGTERM.
     """
-    if "torch.distributed" in sys.modules:
+    for child in multiprocessing.active_children():
+        child.kill()
+    if "torch.distributed" in sys.modules and code != EXIT_FAILED:  # else other ranks may wait in a collective
         stop_world()
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -80,3 +80,23 @@ witness = Witness()
 atexit.register(print, "exit functions ran")
 console()
 """
+
+
+def test_an_exception_ends_the_process_though_workers_ignore_sigterm(corpus, tmp_path):
+    (rank,) = start_ranks(1, *overrides(corpus, tmp_path / "run", "data.num_workers=2"), program=("-c", FAILING))
+    output = rank.communicate(timeout=100)[0]
+    assert rank.returncode == 1 and "RuntimeError: out of memory" in output
+    assert read_json(tmp_path / "run" / "verdict.json") == {"exit_code": 1, "reason": "out of memory"}
+
+
+FAILING = """
+from pretraining import train, trainer
+whole = trainer.Trainer._train_step
+def fail(self, data):
+    if self.step == 2:
+        raise RuntimeError("out of memory")
+    return whole(self, data)
+trainer.Trainer._train_step = fail
+if __name__ == "__main__":
+    train.console()
+"""
