@@ -1,9 +1,10 @@
 """Pairs of segments from spans of sentences: pure functions of documents and generator.
 
 The procedure is that of google-research/bert, create_pretraining_data.py (and google-research/albert for the swapped
-order), with two differences. Where the second segment is random, the sentences that it replaces are not put back for
-another pair: which spans lose theirs is drawn anew each epoch. And it is as long as the continuation would be, where
-BERT's fills the sequence: the length tells nothing of the label.
+order), with three differences. Where the second segment is random, the sentences that it replaces are not put back for
+another pair: which spans lose theirs is drawn anew each epoch. It is as long as the continuation would be, where BERT's
+fills the sequence: the length tells nothing of the label. And a span of a single sentence makes no pair, where BERT
+gives it a random one, which makes more than half of the pairs random (57% of novels at 128 tokens).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ IN_ORDER, OTHERWISE, UNLABELLED = 0, 1, -100
 
 
 class Pair(NamedTuple):
-    """second is empty and label UNLABELLED where no pair could be made."""
+    """label is UNLABELLED where no pair could be made; where there is a single sentence, second is empty."""
 
     first: np.ndarray
     second: np.ndarray
@@ -27,13 +28,15 @@ class Pair(NamedTuple):
 
 def next_sentence(own: Document, partner: Document | None, length: int, rng: np.random.Generator) -> Pair:
     """The second segment continues the first, or half of the time comes from `partner` (Devlin et al. 2018,
-    section 3.1); always from there where `own` is a single sentence. Both have at most `length` tokens together."""
+    section 3.1). No pair is made of a single sentence, nor without a partner: one label would be all that there is.
+    Both have at most `length` tokens together."""
     first, second = split(own, rng)
-    if partner is not None and (not len(second) or rng.random() < 0.5):
-        second = excerpt(partner, len(second) or max(1, length - len(first)), rng)
-        return Pair(*truncate(first, second, length, rng), OTHERWISE)
-    first, second = truncate(first, second, length, rng)
-    return Pair(first, second, IN_ORDER if len(second) else UNLABELLED)
+    if partner is None or not len(second):
+        return Pair(*truncate(first, second, length, rng), UNLABELLED)
+    label = int(rng.random() < 0.5)
+    if label == OTHERWISE:
+        second = excerpt(partner, len(second), rng)
+    return Pair(*truncate(first, second, length, rng), label)
 
 
 def sentence_order(own: Document, length: int, rng: np.random.Generator) -> Pair:
