@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -20,11 +21,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pydantic
+
 from data_pipeline.config import InputError
 from pretraining.optim.shards import Box, Fragment
 from pretraining.parallel.launch import World
 
 FORMAT = 1
+
+
+@dataclass
+class _SavedBox:
+    offset: list[int]
+    size: list[int]
+    file: str
+    key: str
+    crc32: int
+
+
+@dataclass
+class _SavedTensor:
+    shape: list[int]
+    boxes: list[_SavedBox]
+
+
+@dataclass
+class _Manifest:
+    """The form of manifest.json; it is used as it was read."""
+
+    format: int
+    state: dict[str, Any]
+    files: dict[str, int]  # bytes of each
+    tensors: dict[str, _SavedTensor]
+
+
+class NewerFormat(InputError):
+    """A checkpoint of a later version of this code."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +79,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise InputError(f"{folder}: no such checkpoint (train.resume takes auto, never, or the folder of one)")
     if not path.is_file():
         raise InputError(f"{folder}: not a whole checkpoint, its manifest.json is missing (cut short while saving?)")
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if isinstance(found, int) and found > FORMAT:
-        raise InputError(f"{path}: format {found} is newer than this version reads ({FORMAT})")
-    if found != FORMAT or not {"state", "files", "tensors"} <= manifest.keys():
-        raise InputError(f"{path}: not the manifest of a checkpoint")
+    manifest = _read_manifest(path)
     for name, size in manifest["files"].items():
         file = folder / name
         found = file.stat().st_size if file.is_file() else None
@@ -65,14 +89,37 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, manifest)
 
 
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text())
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        if isinstance(found, int) and found > FORMAT:
+            raise NewerFormat(f"{path}: format {found} is newer than this version reads ({FORMAT})")
+        pydantic.TypeAdapter(_Manifest).validate_python(manifest)
+    except pydantic.ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise InputError(f"{path}: not the manifest of a checkpoint ({where}: {fault['msg']})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    return manifest
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Those below `folder` that are named as a checkpoint, whole or not, the oldest first."""
+    return sorted(f for f in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", f.name))
+
+
 def newest_checkpoint(folder: Path, before: Checkpoint | None = None) -> Checkpoint | None:
     """The newest whole checkpoint below `folder`, of those older than `before`; says which newer ones it skips and
-    why. None where none is whole."""
-    for candidate in sorted(folder.glob("step_*"), reverse=True):
+    why. None where none is whole. Raises NewerFormat: older ones would lose what a later version trained."""
+    for candidate in reversed(checkpoint_folders(folder)):
         if before is not None and candidate.name >= before.folder.name:
             continue
         try:
             return open_checkpoint(candidate)
+        except NewerFormat:
+            raise
         except InputError as error:
             print(f"skipped {candidate.name}: {error}", file=sys.stderr)
     return None
@@ -87,45 +134,55 @@ class Saver:
     def __init__(self, world: World) -> None:
         self.world = world
         self.thread: threading.Thread | None = None
+        self.succeeded = True
 
     def save(self, tensors: list[tuple[Fragment, Any]], state: dict[str, Any], folder: Path,
              afterwards: Callable[[], None] = lambda: None) -> None:
         """Begins to write `folder`; rank 0 calls `afterwards` once it is whole."""
         self.wait()
         share = _share(tensors, self.world)
-        self.thread = threading.Thread(target=_save, args=(share, state, folder, self.world, afterwards))
+        self.thread = threading.Thread(target=self._run, args=(share, state, folder, afterwards))
         self.thread.start()
 
-    def wait(self) -> None:
-        """Until the last save has ended."""
+    def wait(self) -> bool:
+        """Until the last save has ended -> whether it succeeded, the same on all ranks."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
+        return self.succeeded
+
+    def _run(self, share: list[Entry], state: dict[str, Any], folder: Path, afterwards: Callable[[], None]) -> None:
+        self.succeeded = _save(share, state, folder, self.world)
+        if self.succeeded and self.world.is_main:
+            try:
+                afterwards()
+            except OSError as error:
+                print(f"warning: after {folder.name} was saved: {error}", file=sys.stderr)
 
 
-def _save(share: list[Entry], state: dict[str, Any], folder: Path, world: World,
-          afterwards: Callable[[], None]) -> None:
+def _save(share: list[Entry], state: dict[str, Any], folder: Path, world: World) -> bool:
     """Every rank writes its share of the boxes; rank 0 then the manifest. A job that is killed meanwhile
-    leaves a folder without a manifest."""
-    made = _agree(world, folder, lambda: _new_folder(folder) if world.is_main else None)
+    leaves a folder without a manifest, a save that fails none. -> whether it succeeded."""
+    main = world.is_main
+    made = _agree(world, folder, lambda: _new_folder(folder) if main else None)
     written = made and _agree(world, folder, lambda: _write_share(share, folder, f"rank_{world.rank:05d}"))
-    if written and world.is_main:
-        _write_manifest(folder, written, state)
-        afterwards()
+    whole = written and _agree(world, folder, lambda: _write_manifest(folder, written, state) if main else None)
+    if not whole and main:
+        shutil.rmtree(folder, ignore_errors=True)
+    return bool(whole)
 
 
 def _agree(world: World, folder: Path, work: Callable[[], Any]) -> list[Any] | None:
-    """-> what `work` gave on every rank; None, and the reason told, where it failed on one of them."""
-    from safetensors import SafetensorError
-
+    """-> what `work` gave on every rank; None, and the reasons told, where it failed on some. Whatever it is that
+    fails in this thread: the other ranks wait to hear of it."""
     try:
         outcome = {"value": work()}
-    except (OSError, SafetensorError) as error:
-        outcome = {"error": str(error)}
+    except Exception as error:
+        outcome = {"error": f"rank {world.rank}: {error}"}
     outcomes = _gather(outcome, world, world.save_group)
     errors = [o["error"] for o in outcomes if "error" in o]
     if errors and world.is_main:
-        print(f"warning: {folder.name} could not be saved, the run goes on: {errors[0]}", file=sys.stderr)
+        print(f"warning: {folder.name} could not be saved: {'; '.join(errors)}", file=sys.stderr)
     return None if errors else [o["value"] for o in outcomes]
 
 
@@ -157,7 +214,7 @@ def load_tensors(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Any]]) ->
 
 def prune_checkpoints(folder: Path, keep_last: int, keep_every: int) -> None:
     """Removes whole checkpoints but the newest `keep_last` and those of every `keep_every`-th step (0: none)."""
-    whole = sorted(f for f in folder.glob("step_*") if (f / "manifest.json").exists())
+    whole = [f for f in checkpoint_folders(folder) if (f / "manifest.json").exists()]
     for old in whole[:-keep_last]:
         step = int(old.name.removeprefix("step_"))
         if not keep_every or step % keep_every:
@@ -167,7 +224,7 @@ def prune_checkpoints(folder: Path, keep_last: int, keep_every: int) -> None:
 
 def set_aside_newer(folder: Path, step: int | None) -> None:
     """Renames checkpoints beyond `step` (None: all), which the run that goes on from there does not come from."""
-    for newer in folder.glob("step_*"):
+    for newer in checkpoint_folders(folder):
         if step is None or int(newer.name.removeprefix("step_")) > step:
             aside = newer.with_name(f"abandoned_{newer.name}")
             shutil.rmtree(aside, ignore_errors=True)
@@ -264,7 +321,8 @@ def _fill(target: Any, box: Box, saved: list[dict[str, Any]], reader: _BoxReader
         if common is not None:
             target[common.slices_of(box)] = reader.read(entry)[common.slices_of(held)]
             covered += common.numel
-    assert covered == box.numel, f"the saved boxes cover {covered} of {box.numel} elements"
+    if covered != box.numel:
+        raise InputError(f"{reader.folder}: the saved boxes cover {covered} of {box.numel} elements of a tensor")
 
 
 class _BoxReader:

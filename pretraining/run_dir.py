@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.config import EXIT_DONE, EXIT_REQUEUE, InputError, to_dict
-from pretraining.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
+from pretraining.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
 from pretraining.config import RunConfig
 
 VERDICT = "verdict.json"
 Identity = dict[str, Any]  # see pretraining.config.identity
+STATE = {"step", "tokens", "evaluated_step", "position", "identity"}  # what Trainer.save adds to the tensors
 
 
 def default_run_dir(config: RunConfig) -> str:
@@ -42,6 +43,9 @@ def find_checkpoint(config: RunConfig, run: Identity) -> Checkpoint | None:
         if checkpoint is None:
             _require_never_saved(Path(config.run_dir))
     if checkpoint is not None:
+        missing = STATE - checkpoint.state.keys()
+        if missing:
+            raise InputError(f"{checkpoint.folder}: the state in its manifest lacks {', '.join(sorted(missing))}")
         _refuse_changes(f"{checkpoint.folder} is of another run", checkpoint.state["identity"], run)
     return checkpoint
 
@@ -54,7 +58,7 @@ def _require_no_run(folder: Path) -> None:
 
 def _require_never_saved(folder: Path) -> None:
     """A run may begin anew before its first checkpoint was whole, never after that."""
-    found = sorted((folder / "checkpoints").glob("step_*"))
+    found = checkpoint_folders(folder / "checkpoints")
     ended_in_order = read_json(folder / VERDICT).get("exit_code") in (EXIT_DONE, EXIT_REQUEUE)
     if found and (len(found) > 1 or ended_in_order or (found[0] / "manifest.json").exists()):
         raise InputError(f"{folder / 'checkpoints'}: no whole checkpoint is left among {len(found)}; "

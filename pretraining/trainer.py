@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipeline.config import InputError
+from data_pipeline.config import Failure, InputError
 from data_pipeline.loader import Fault, MicroBatch
 from data_pipeline.stream import Position, generator
 from pretraining.checkpoint import Saver, checkpoint_folder, prune_checkpoints
@@ -108,8 +108,7 @@ class Trainer:
             for term, count in data.counts.items():
                 counts[term] += count
         totals = dict(zip(sums, host_sum(self.world, list(sums.values())), strict=True))
-        terms = {term: totals[term] / max(1.0, counts[term]) for term in totals}
-        loss = sum(self.objective.terms[term] * value for term, value in terms.items())
+        terms, loss = self._means(totals, counts)
         each = {f"valid_{term}": value for term, value in terms.items()} if len(terms) > 1 else {}
         line = {"valid_loss": loss, **each}
         self.tracker.log({"step": self.step, **{k: v if math.isfinite(v) else None for k, v in line.items()}})
@@ -150,7 +149,7 @@ class Trainer:
             sums += torch.stack([losses[term].detach() for term in self.objective.terms])
         lr = self.config.optimizer.lr * self.config.scheduler.ratio(step, self.train.steps)
         self.engine.step(lr)
-        if self.world.data_group is not None:
+        if self.world.data_size > 1:
             dist.all_reduce(sums, group=self.world.data_group)
         self.step, self.position = step, data.position
         self.tokens += data.tokens
@@ -161,6 +160,11 @@ class Trainer:
         """Each term is divided by its own count over the whole global batch."""
         terms = self.objective.terms
         return torch.stack([losses[t] * (terms[t] / max(1.0, counts[t])) for t in terms]).sum()
+
+    def _means(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[dict[str, float], float]:
+        """-> (each term by its own count, NaN where nothing was counted; the loss, to which those add nothing)."""
+        means = {term: value / counts[term] if counts[term] else math.nan for term, value in sums.items()}
+        return means, sum(weight * means[term] for term, weight in self.objective.terms.items() if counts[term])
 
     def _pending(self, data: StepData, numbers: Tensor, lr: float, seconds: float) -> Pending:
         line = {"step": self.step, "lr": lr, "samples": self.position.number, self.unit: self.tokens,
@@ -174,8 +178,7 @@ class Trainer:
             return
         *sums, grad_norm, finite, loss_scale = pending.numbers.tolist()
         self.watch.see(pending.line["step"], bool(finite))
-        terms = {t: s / max(1.0, pending.counts[t]) for t, s in zip(self.objective.terms, sums, strict=True)}
-        loss = sum(self.objective.terms[t] * value for t, value in terms.items())
+        terms, loss = self._means(dict(zip(self.objective.terms, sums, strict=True)), pending.counts)
         line = {"step": pending.line["step"], "loss": loss if math.isfinite(loss) else None,
                 "grad_norm": grad_norm if math.isfinite(grad_norm) else 1e308, **pending.line}
         if len(terms) > 1:
@@ -200,7 +203,10 @@ class Trainer:
             self.evaluate()
         if self.saved_step != self.step:
             self.save()
-        self.saver.wait()
+        if not self.saver.wait():
+            self.save()  # a disk that was full may have room by now
+            if not self.saver.wait():
+                raise Failure(f"the last checkpoint, of step {self.step}, could not be saved, see the warnings")
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0

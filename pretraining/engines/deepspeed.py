@@ -44,7 +44,7 @@ class DeepSpeedEngine:
         named_shapes = zip(self.places.names, self.places.shapes, strict=True)
         settings = settings_by_name(named_shapes, rule.weight_decay, rule.layer_decay)
         layout = Layout(self.places.names, self.places.shapes, self.places.split,
-                        world.data_group if self.stage else None, world.tensor_group)
+                        world.data_group if self.stage and world.data_size > 1 else None, world.tensor_group)
         self.optimizer.attach(list(self._pieces(settings)), layout, self._read_gradients)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -92,7 +92,7 @@ def start_world(launch: Launch, tensor_parallel: int = 1, timeout_seconds: float
     if tensor_parallel > 1:
         data_group, tensor_group = _megatron_groups(tensor_parallel)
     return World(launch.rank, launch.size, device, data_rank, data_size, tensor_rank, tensor_parallel, host_group,
-                 dist.new_group(backend="gloo"), data_group if data_size > 1 else None, tensor_group)
+                 dist.new_group(backend="gloo"), data_group, tensor_group)
 
 
 def _megatron_groups(tensor_parallel: int) -> tuple[Any, Any]:
