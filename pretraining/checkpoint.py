@@ -92,16 +92,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text())
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        if isinstance(found, int) and found > FORMAT:
-            raise NewerFormat(f"{path}: format {found} is newer than this version reads ({FORMAT})")
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise NewerFormat(f"{path}: format {found} is newer than this version reads ({FORMAT})")
+    try:
         pydantic.TypeAdapter(_Manifest).validate_python(manifest)
     except pydantic.ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
         raise InputError(f"{path}: not the manifest of a checkpoint ({where}: {fault['msg']})") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
     return manifest
 
 

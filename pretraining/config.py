@@ -110,7 +110,7 @@ class RunConfig:
                           f"objective={' or '.join(fitting)} does")
         if self.data.path is None:
             faults.append("data.path is missing: the folder that pretrain-data wrote")
-        return faults + self._sample_faults() + self._batch_faults()
+        return faults + self._sample_faults() + self._layout_faults() + self._batch_faults()
 
     def _sample_faults(self) -> list[str]:
         faults, length = [], self.data.seq_len
@@ -119,6 +119,17 @@ class RunConfig:
                 faults.append(f"data.seq_len={length} is for text; images are sized by model.image_size")
         elif length is not None and length > self.model.max_seq_len:
             faults.append(f"data.seq_len={length} is longer than model.max_seq_len={self.model.max_seq_len}")
+        return faults
+
+    def _layout_faults(self) -> list[str]:
+        parts = self.engine.tensor_parallel
+        faults = [f"{key}={size} does not divide by engine.tensor_parallel={parts}"
+                  for key, size in self.model.split_over_ranks().items() if size % parts]
+        length = self.model.length if isinstance(self.model, VisionConfig) else self.seq_len
+        if self.engine.sequence_parallel and length % parts:
+            cure = "choose another data.seq_len" if self.data_kind == "text" else "a ViT with model.pooling=mean does"
+            faults.append(f"engine.sequence_parallel=true: sequences of {length} tokens do not divide by "
+                          f"engine.tensor_parallel={parts}; {cure}")
         return faults
 
     def _batch_faults(self) -> list[str]:

@@ -117,6 +117,7 @@ class Inputs:
 
         self.data = Prepared(config)
         self.objective: Any = config.objective.build(self.data.vocabulary, config.sample_shape)
+        check_targets(config, getattr(self.objective, "targets_length", 0))
         self.identity = identity(config, self.data.manifest.fingerprint)
         check_run_dir(config, self.identity)
         self.checkpoint = find_checkpoint(config, self.identity)
@@ -129,6 +130,15 @@ class Inputs:
         from pretraining.init_from import HuggingFaceFolder
 
         return HuggingFaceFolder(config.model.init_from, config.model, self.data.outputs, self.data.tokenizer)
+
+
+def check_targets(config: RunConfig, length: int) -> None:
+    """Sequence parallelism splits what a decoder writes as well; its length is the objective's."""
+    parts = config.engine.tensor_parallel
+    if config.engine.sequence_parallel and length % parts:
+        raise InputError(f"engine.sequence_parallel=true: targets of {length} tokens do not divide by "
+                         f"engine.tensor_parallel={parts}; objective.targets_length={length + parts - length % parts} "
+                         "does")
 
 
 def run(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: StopRequest) -> None:
@@ -158,8 +168,7 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     model.initialise(config.train.seed)
     if inputs.pretrained is not None:
         inputs.pretrained.load_into(model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not any(fnmatch(name, pattern) for pattern in config.train.freeze))
+    _freeze(model, config.train.freeze)
     module = LossModule(model, objective, config.train.precision)
     engine = config.engine.build(module, config.optimizer.build(), config.train, world)
     if inputs.checkpoint is not None:
@@ -170,6 +179,18 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     if inputs.checkpoint is not None:
         trainer.resume(inputs.checkpoint.state)
     return trainer
+
+
+def _freeze(model: Any, patterns: list[str]) -> None:
+    parameters = dict(model.named_parameters())
+    unmatched = [p for p in patterns if not any(fnmatch(name, p) for name in parameters)]
+    if unmatched:
+        raise InputError(f"train.freeze: no parameter is named {' or '.join(unmatched)}; there are "
+                         f"{', '.join(list(parameters)[:5])}, ...")
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(not any(fnmatch(name, pattern) for pattern in patterns))
+    if not any(p.requires_grad for p in parameters.values()):
+        raise InputError(f"train.freeze={patterns} leaves nothing to train")
 
 
 def _load_into(engine: Any, checkpoint: Any, config: RunConfig, world: World) -> Any:

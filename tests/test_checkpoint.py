@@ -3,6 +3,7 @@ import random
 import shutil
 import threading
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from pretraining.checkpoint import (
     newest_checkpoint,
     open_checkpoint,
     prune_checkpoints,
+    set_aside_newer,
 )
 from pretraining.optim.shards import Box, Fragment
 from pretraining.parallel.launch import Launch, start_world
@@ -99,10 +101,22 @@ def test_newest_skips_what_is_not_whole_and_says_so(saved, capsys):
     assert "step_00000002" in said and "cut short" in said
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"format": 1}', "\x00"])
+FORM = '"format": 1, "state": {}, "files": {}'
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"format": 1}', "\x00", '{"format": 1, "state": {}, "files": []}',
+                                  f'{{{FORM}, "tensors": {{"a": {{"shape": [1], "boxes": [{{"key": "a"}}]}}}}}}'])
 def test_newest_skips_a_broken_manifest(saved, text):
     (saved / "step_00000003" / "manifest.json").write_text(text)
     assert newest_checkpoint(saved).folder.name == "step_00000002"
+
+
+def test_folders_of_other_names_are_left_alone(saved):
+    shutil.copytree(saved / "step_00000003", saved / "step_00000003_backup")
+    assert newest_checkpoint(saved).folder.name == "step_00000003"
+    prune_checkpoints(saved, 1, 0)
+    set_aside_newer(saved, None)
+    assert sorted(f.name for f in saved.iterdir()) == ["abandoned_step_00000003", "step_00000003_backup"]
 
 
 def test_none_where_nothing_is_whole(saved):
@@ -125,9 +139,21 @@ def test_damage_and_mismatch_are_told(saved):
         load_tensors(checkpoint, [(Fragment.whole(n, s), torch.zeros(s)) for n, s in SHAPES.items()])
 
 
+def test_boxes_that_leave_a_hole_are_told(saved):
+    path = saved / "step_00000003" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["tensors"]["b"]["boxes"] = []
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="cover 0 of 13"):
+        load_tensors(open_checkpoint(path.parent), [(Fragment.whole("b", (13,)), torch.zeros(13))])
+
+
 def test_a_newer_format_is_refused(saved):
+    """Nor is it skipped for an older checkpoint: what the later version trained would be lost."""
     path = saved / "step_00000003" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    with pytest.raises(InputError, match="newer than this version"):
+        newest_checkpoint(saved)
     with pytest.raises(InputError, match="format 99 is newer"):
         open_checkpoint(path.parent)
 
@@ -178,6 +204,40 @@ def test_a_save_that_fails_is_told_and_the_next_one_works(tmp_path, capsys):
     (tmp_path / "checkpoints").unlink()
     save_world(start_world(Launch()), checkpoint_folder(tmp_path, 2), 1)
     assert newest_checkpoint(tmp_path / "checkpoints").folder.name == "step_00000002"
+
+
+@pytest.mark.parametrize("part", ["_write_share", "_write_manifest"])
+def test_a_save_that_fails_leaves_nothing_on_a_full_disk(tmp_path, capsys, monkeypatch, part):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    saver = Saver(start_world(Launch()))
+    monkeypatch.setattr(checkpoint_module, part, full)
+    saver.save([(Fragment.whole("a", (4,)), torch.ones(4))], {}, checkpoint_folder(tmp_path, 1))
+    assert not saver.wait() and list((tmp_path / "checkpoints").iterdir()) == []
+    assert "step_00000001 could not be saved: rank 0: No space left" in capsys.readouterr().err
+    monkeypatch.undo()
+    saver.save([(Fragment.whole("a", (4,)), torch.ones(4))], {}, checkpoint_folder(tmp_path, 2))
+    assert saver.wait()
+
+
+def one_rank_fails(world, folder):
+    whole = checkpoint_module._write_share
+
+    def write(*arguments):
+        if world.rank == 1:
+            raise OSError("No space left on device")
+        return whole(*arguments)
+
+    saver = Saver(world)
+    with mock.patch.object(checkpoint_module, "_write_share", write):
+        saver.save([(Fragment.whole("a", (4,)), torch.ones(4))], {}, checkpoint_folder(folder, 1))
+        assert not saver.wait()
+    assert not checkpoint_folder(folder, 1).exists() or world.rank
+
+
+def test_what_one_rank_cannot_save_no_rank_calls_saved(tmp_path):
+    run_world(2, one_rank_fails, tmp_path)
 
 
 def test_training_waits_for_the_copy_alone(tmp_path, monkeypatch):

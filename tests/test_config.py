@@ -53,6 +53,20 @@ def test_a_key_that_an_experiment_sets_for_another_choice_of_a_group_can_be_remo
     assert load_config([*changed, "~optimizer.relative_step"]).optimizer.name == "adamw"
 
 
+@pytest.mark.parametrize("overrides, told", [
+    (["model.num_heads=6", "model.hidden_size=96"], "model.num_heads=6 does not divide by engine.tensor_parallel=4"),
+    (["model.num_kv_heads=2"], "model.num_kv_heads=2 does not divide by engine.tensor_parallel=4"),
+    (["model.intermediate_size=54"], "model.intermediate_size=54 does not divide by"),
+    (["data.seq_len=30", "engine.sequence_parallel=true"], "sequences of 30 tokens do not divide by"),
+    (["model=vit_debug", "objective=image_classification", "engine.sequence_parallel=true"],
+     "a ViT with model.pooling=mean does"),
+])
+def test_what_tensor_parallelism_cannot_divide_is_told(overrides, told, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "0")
+    assert told in faults("data.path=x", "engine=megatron", "engine.tensor_parallel=4", *overrides)
+
+
 def test_ranks_take_part_in_the_check(monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)

@@ -91,6 +91,36 @@ def test_auto_goes_back_beyond_damaged_checkpoints(corpus, run_dir, capsys):
     assert (run_dir / "checkpoints" / "step_00000004").is_dir()
 
 
+def test_a_run_whose_last_save_fails_has_failed_and_can_begin_anew(corpus, tmp_path, capsys, monkeypatch):
+    from pretraining import checkpoint
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_share", full)
+    assert pretrain(corpus, tmp_path / "run") == 1
+    assert "the last checkpoint, of step 8, could not be saved" in capsys.readouterr().err
+    assert read_json(tmp_path / "run" / "verdict.json")["exit_code"] == 1
+    monkeypatch.undo()
+    assert pretrain(corpus, tmp_path / "run") == 0
+
+
+@pytest.mark.parametrize("pattern, told", [("blocks.0.mlpp.*", "no parameter is named blocks.0.mlpp.*"),
+                                           ("*", "leaves nothing to train")])
+def test_patterns_of_frozen_parameters_that_cannot_be_meant(corpus, tmp_path, capsys, pattern, told):
+    assert pretrain(corpus, tmp_path / "run", f"train.freeze=['{pattern}']") == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_state_that_lacks_something_is_told(corpus, run_dir, capsys):
+    path = run_dir / "checkpoints" / "step_00000008" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["state"]["position"]
+    path.write_text(json.dumps(manifest))
+    assert pretrain(corpus, run_dir) == 2
+    assert "the state in its manifest lacks position" in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_another_run_is_refused(corpus, finished, tmp_path, capsys):
     assert pretrain(corpus, tmp_path / "new", f"train.resume={finished}/checkpoints/step_00000004",
                     "train.seed=5") == 2

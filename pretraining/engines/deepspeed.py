@@ -174,8 +174,6 @@ def _initialize(module: LossModule, optimizer: Optimizer, train: Any, world: Wor
         warnings.simplefilter("ignore")
         import deepspeed
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # it calls collectives by names that newer torch versions deprecate, at every step
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if world.device.type == "cpu":  # else it compiles an extension at the first use
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _require_process_group(world)

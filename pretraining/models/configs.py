@@ -65,6 +65,11 @@ class GPTConfig:
             faults.append(f"model.positions=rotary needs an even head size, not {self.hidden_size // self.num_heads}")
         return faults
 
+    def split_over_ranks(self) -> dict[str, int]:
+        """What tensor parallelism divides."""
+        return {"model.num_heads": self.num_heads, "model.num_kv_heads": self.kv_heads,
+                "model.intermediate_size": self.mlp_size}
+
     def build(self, vocab_size: int, layers: Any) -> Any:
         """The torch module, its weights still empty."""
         from pretraining.models.gpt import GPT
@@ -100,6 +105,10 @@ class BertConfig:
 
     def faults(self) -> list[str]:
         return head_faults(self.hidden_size, self.num_heads)
+
+    def split_over_ranks(self) -> dict[str, int]:
+        """What tensor parallelism divides."""
+        return {"model.num_heads": self.num_heads, "model.intermediate_size": self.mlp_size}
 
     def build(self, vocab_size: int, layers: Any) -> Any:
         """The torch module, its weights still empty."""
@@ -154,6 +163,10 @@ class T5Config:
                           f"less than model.relative_max_distance={self.relative_max_distance}")
         return faults
 
+    def split_over_ranks(self) -> dict[str, int]:
+        """What tensor parallelism divides."""
+        return {"model.num_heads": self.num_heads, "model.intermediate_size": self.mlp_size}
+
     def build(self, vocab_size: int, layers: Any) -> Any:
         """The torch module, its weights still empty."""
         from pretraining.models.t5 import T5
@@ -202,6 +215,15 @@ class VisionConfig:
     def grid(self) -> PatchGrid:
         return PatchGrid(self.image_size, self.patch_size)
 
+    def split_over_ranks(self) -> dict[str, int]:
+        """What tensor parallelism divides."""
+        return {"model.num_heads": self.num_heads, "model.intermediate_size": self.mlp_size}
+
+    @property
+    def length(self) -> int:
+        """Of the sequence that the first block sees."""
+        return self.grid.patches + 1
+
     def faults(self) -> list[str]:
         faults = head_faults(self.hidden_size, self.num_heads)
         if self.image_size % self.patch_size:
@@ -220,6 +242,10 @@ class ViTConfig(VisionConfig):
     name: Literal["vit"]
     num_classes: Positive | None = None
     pooling: Literal["cls", "mean"] = "cls"
+
+    @property
+    def length(self) -> int:
+        return self.grid.patches + (self.pooling == "cls")
 
     def build(self, num_classes: int, layers: Any) -> Any:
         """The torch module, its weights still empty."""
@@ -245,6 +271,9 @@ class MAEConfig(VisionConfig):
         if self.decoder_hidden_size % 4:
             faults.append(f"model.decoder_hidden_size={self.decoder_hidden_size} does not divide by 4")
         return faults
+
+    def split_over_ranks(self) -> dict[str, int]:
+        return VisionConfig.split_over_ranks(self) | {"model.decoder_num_heads": self.decoder_num_heads}
 
     def build(self, num_classes: int, layers: Any) -> Any:
         """The torch module, its weights still empty. num_classes is not used: no label takes part."""

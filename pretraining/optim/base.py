@@ -106,7 +106,8 @@ class Optimizer(torch.optim.Optimizer):
     its param_groups are what DeepSpeed puts there and say nothing about decay or learning rate.
 
     grad_norm: global norm of the unscaled gradients before clipping, after each step, fp32 scalar.
-    loss_scale: what losses are to be multiplied by (fp16; else 1).
+    dynamic_scale: what losses are multiplied by under fp16; it is saved under any precision, so that a run can
+    change to fp16.
     """
 
     GROWTH_INTERVAL = 2000  # finite steps after which the loss scale doubles (Micikevicius et al. 2018, section 3.2)
@@ -119,10 +120,15 @@ class Optimizer(torch.optim.Optimizer):
         self.read_gradients: Callable[[], None] = lambda: None
         device = parameters[0].device
         self.updates = torch.zeros((), device=device)
-        self.loss_scale = torch.tensor(2.0**16 if dynamic_loss_scale else 1.0, device=device)
+        self.dynamic_scale, self.no_scale = torch.tensor(2.0**16, device=device), torch.ones((), device=device)
         self.good_steps = torch.zeros((), device=device)
         self.grad_norm = torch.zeros((), device=device)
         self.finite = torch.ones((), device=device)
+
+    @property
+    def loss_scale(self) -> Tensor:
+        """What losses are to be multiplied by."""
+        return self.dynamic_scale if self.dynamic else self.no_scale
 
     def attach(self, pieces: list[Piece], layout: Layout, read_gradients: Callable[[], None] = lambda: None) -> None:
         """Tells which fragments this rank updates; their state begins anew.
@@ -158,7 +164,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def state_tensors(self) -> list[tuple[Fragment, Tensor]]:
         """Everything that a resumed run needs, as live tensors."""
-        scalars = {"updates": self.updates, "loss_scale": self.loss_scale, "good_steps": self.good_steps}
+        scalars = {"updates": self.updates, "loss_scale": self.dynamic_scale, "good_steps": self.good_steps}
         found = [(Fragment.whole(f"optimizer.{name}", ()), tensor) for name, tensor in scalars.items()]
         for piece in self.pieces:
             for name, tensor in piece.state.items():
@@ -173,7 +179,7 @@ class Optimizer(torch.optim.Optimizer):
     def _adjust_loss_scale(self) -> None:
         self.good_steps.copy_((self.good_steps + 1) * self.finite)
         grow = (self.good_steps >= self.GROWTH_INTERVAL).float()
-        self.loss_scale *= torch.where(self.finite > 0, 1.0 + grow, 0.5)
+        self.dynamic_scale *= torch.where(self.finite > 0, 1.0 + grow, 0.5)
         self.good_steps *= 1.0 - grow
 
 

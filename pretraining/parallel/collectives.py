@@ -29,10 +29,12 @@ def _gather(x: Tensor, group: Any) -> Tensor:
 
 def _slice(x: Tensor, group: Any) -> Tensor:
     """[batch, length, hidden] -> this rank's [batch, length / ranks, hidden]."""
+    assert x.shape[1] % group.size() == 0, f"{x.shape[1]} positions do not divide by {group.size()} ranks"
     return x.chunk(group.size(), dim=1)[group.rank()].contiguous()
 
 
 def _sum_and_slice(x: Tensor, group: Any) -> Tensor:
+    assert x.shape[1] % group.size() == 0, f"{x.shape[1]} positions do not divide by {group.size()} ranks"
     out = torch.empty_like(x[:, : x.shape[1] // group.size()].movedim(1, 0), memory_format=torch.contiguous_format)
     dist.reduce_scatter_tensor(out, x.movedim(1, 0).contiguous(), group=group)
     return out.movedim(0, 1)

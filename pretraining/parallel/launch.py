@@ -82,6 +82,8 @@ def start_world(launch: Launch, tensor_parallel: int = 1, timeout_seconds: float
     if launch.size == 1:
         return World(0, 1, device)
     _thread_budget(launch)
+    # we and DeepSpeed call collectives by names that newer torch versions deprecate, at every step
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo", rank=launch.rank, world_size=launch.size,
                                 timeout=timedelta(seconds=timeout_seconds))

@@ -8,7 +8,8 @@ import torch
 from pretraining.checkpoint import newest_checkpoint
 from tests.helpers import TINY, finished_weights, metrics, run_world, train_alone, train_in_world
 
-LAYOUTS = {"ddp": [], **{f"zero{s}": ["engine=deepspeed", f"engine.zero_stage={s}"] for s in range(4)}}
+LAYOUTS = {"ddp": [], **{f"zero{s}": ["engine=deepspeed", f"engine.zero_stage={s}"] for s in range(4)},
+           "tp2-zero1": ["engine=deepspeed", "engine.zero_stage=1", "engine.tensor_parallel=2"]}
 STEPS = 6
 
 

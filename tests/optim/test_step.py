@@ -46,6 +46,17 @@ def test_the_loss_scale_leaves_the_update_as_it_is(name: str) -> None:
     assert max(differences(found, expected).values()) < 1e-6
 
 
+def test_a_run_can_change_to_fp16_and_back() -> None:
+    plain, scaled = (whole_optimizer(CONFIGS["adamw"].build(), dynamic_loss_scale=d) for d in (False, True))
+    saved = {fragment.name: tensor for fragment, tensor in plain.state_tensors()}
+    for fragment, tensor in scaled.state_tensors():
+        tensor.copy_(saved[fragment.name])
+    assert (plain.loss_scale, scaled.loss_scale) == (1.0, 2.0**16)
+    for fragment, tensor in plain.state_tensors():
+        tensor.copy_(dict((f.name, t) for f, t in scaled.state_tensors())[fragment.name])
+    assert plain.loss_scale == 1.0
+
+
 def test_the_loss_scale_doubles_after_enough_good_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Optimizer, "GROWTH_INTERVAL", 3)
     optimizer = whole_optimizer(CONFIGS["adamw"].build(), dynamic_loss_scale=True)
