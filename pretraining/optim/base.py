@@ -74,12 +74,17 @@ class Rule:
 
 def settings_by_name(named_shapes: Iterable[tuple[str, tuple[int, ...]]], weight_decay: float,
                      layer_decay: float = 1.0) -> dict[str, Settings]:
-    """Each parameter's group: no decay on biases and norms, which are those of one dimension; the learning rate
-    falls by layer_decay per layer from the top (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT)."""
+    """Each parameter's group: no decay on biases and norms; the learning rate falls by layer_decay per layer from the
+    top (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT)."""
     shapes = dict(named_shapes)
     above = layers_above(shapes)
-    return {name: Settings(weight_decay if len(shape) > 1 else 0.0, layer_decay ** above[name])
+    return {name: Settings(weight_decay if is_weight(name, shape) else 0.0, layer_decay ** above[name])
             for name, shape in shapes.items()}
+
+
+def is_weight(name: str, shape: tuple[int, ...]) -> bool:
+    """Not a bias or a norm: these have one dimension, but T5's relative biases have two."""
+    return len(shape) > 1 and "bias" not in name
 
 
 def layers_above(names: Iterable[str]) -> dict[str, int]:

@@ -74,6 +74,19 @@ def test_a_tensor_of_zeros_or_an_update_of_zeros_has_trust_ratio_one() -> None:
     assert all(torch.equal(p.value, b) for p, b in zip(optimizer.pieces[1:], before[1:], strict=True))
 
 
+@pytest.mark.parametrize("name, adapted", [("encoder.relative_bias.table", False), ("query.weight", True)])
+def test_a_bias_of_two_dimensions_is_not_adapted_either(name: str, adapted: bool) -> None:
+    optimizer = make(LambConfig(name="lamb", lr=1.0).build(), 0.0)
+    optimizer.pieces[0].fragment = optimizer.pieces[0].fragment.renamed(name)
+    optimizer.attach(optimizer.pieces, optimizer.layout)
+    optimizer.param_groups[0]["lr"] = 1.0
+    for piece in optimizer.pieces:
+        piece.grad = torch.ones_like(piece.value)
+    signed = optimizer.pieces[0].value - 1.0  # Adam's first step
+    optimizer.step()
+    assert torch.allclose(optimizer.pieces[0].value, signed, atol=1e-5) != adapted
+
+
 def test_it_does_not_matter_how_the_work_is_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = whole_run("lamb", 5)
     monkeypatch.setattr(lamb, "CPU_CHUNK", 17)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,16 @@ def test_each_stack_of_an_encoder_decoder_is_counted_by_itself() -> None:
     names = ["encoder.blocks.0.a", "encoder.blocks.2.a", "decoder.blocks.0.a", "decoder.blocks.1.a",
              "shared_embedding.weight", "decoder.final_norm.weight"]
     assert list(layers_above(names).values()) == [3, 1, 2, 1, 4, 0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decay_is_on_weights_and_tables_of_vectors_alone(family: str) -> None:
+    """Biases and norms have none by their names, T5's two-dimensional relative bias among them."""
+    parameters = FAMILIES[family][0].build(10, PlainLayers()).named_parameters()
+    found = settings_by_name([(name, tuple(p.shape)) for name, p in parameters], 0.1)
+    free = re.compile(r"bias|norm\.weight|_token$")
+    assert {name for name, s in found.items() if s.weight_decay == 0.0} == {name for name in found if free.search(name)}
+    assert {s.weight_decay for s in found.values()} == {0.0, 0.1}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
