@@ -23,10 +23,14 @@ def overrides(corpus, run_dir, *more):
             "scheduler=constant", "train.grad_clip=0.5", "optimizer.layer_decay=0.7", *more]
 
 
+def trainer_of(world, *overrides):
+    config = load_config(list(overrides))
+    return build(config, Inputs(config), world, Path(config.run_dir), StopRequest())
+
+
 def train_with_a_bad_step(world, *overrides):
     """The losses of step 2 are infinite."""
-    config = load_config(list(overrides))
-    trainer = build(config, Inputs(config), world, Path(config.run_dir), StopRequest())
+    trainer = trainer_of(world, *overrides)
     forward = trainer.engine.forward
     trainer.engine.forward = lambda batch: {term: loss * (math.inf if trainer.step == 1 else 1.0)
                                             for term, loss in forward(batch).items()}
@@ -97,6 +101,14 @@ def test_a_step_that_is_not_finite_is_skipped_and_told(runs, layout):
     assert all(abs(other[step]["loss"] - one[step]["loss"]) < 1e-3 for step in (1, 3, 4))
     updates = finished_weights(runs / f"{layout}-bad")["optimizer.updates"]
     assert updates == finished_weights(runs / "one-bad")["optimizer.updates"] == 3
+
+
+def test_the_reference_hands_layer_decay_on(corpus, tmp_path):
+    """The others are compared with it."""
+    engine = trainer_of(start_world(Launch()), *overrides(corpus, tmp_path / "r")).engine
+    scales = {piece.fragment.name: piece.settings.lr_scale for piece in engine.optimizer.pieces}
+    assert [scales[name] for name in ("token_embedding.weight", "blocks.0.mlp.up.weight", "blocks.1.mlp.up.weight",
+                                      "final_norm.weight")] == [0.7**3, 0.7**2, 0.7, 1.0]
 
 
 def test_two_runs_of_different_layouts_share_a_checkpoint(runs, corpus, tmp_path):
