@@ -74,29 +74,40 @@ class Rule:
 
 def settings_by_name(named_shapes: Iterable[tuple[str, tuple[int, ...]]], weight_decay: float,
                      layer_decay: float = 1.0) -> dict[str, Settings]:
-    """Each parameter's group: no decay on biases and norms, which are those of one dimension; the learning rate
-    falls by layer_decay per layer from the top (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT)."""
+    """Each parameter's group: no decay on biases and norms; the learning rate falls by layer_decay per layer from the
+    top (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT)."""
     shapes = dict(named_shapes)
     above = layers_above(shapes)
-    return {name: Settings(weight_decay if len(shape) > 1 else 0.0, layer_decay ** above[name])
+    return {name: Settings(weight_decay if is_weight(name, shape) else 0.0, layer_decay ** above[name])
             for name, shape in shapes.items()}
 
 
+def is_weight(name: str, shape: tuple[int, ...]) -> bool:
+    """Not a bias or a norm: these have one dimension, but T5's relative biases have two."""
+    return len(shape) > 1 and "bias" not in name
+
+
 def layers_above(names: Iterable[str]) -> dict[str, int]:
-    """How many layers lie above each parameter: 0 for heads and final norms, 1 for the last block of a stack
-    (`blocks.N.`, `encoder.blocks.N.`, `decoder.blocks.N.`), the number of blocks + 1 for embeddings."""
+    """How many layers lie above each parameter, counted in its own stack (`blocks.N.`, `encoder.blocks.N.`,
+    `decoder.blocks.N.`): 0 for heads and final norms, 1 for the last block, the number of blocks + 1 for what enters
+    the first one. What enters more stacks than one counts for the deepest.
+
+    Bao et al. 2022's code (microsoft/unilm, beit/optim_factory.py), but for the bias that all blocks' scores share:
+    there it is at the top, here as in timm's beit.py at the bottom, where it begins to act.
+    """
     names = list(names)
-    blocks = {name: match for name in names if (match := re.search(r"(?:^|(.*)\.)blocks\.(\d+)\.", name))}
-    depth: Counter[str | None] = Counter()
+    blocks = {name: match for name in names if (match := re.match(r"(|.*\.)blocks\.(\d+)\.", name))}
+    depth: Counter[str] = Counter()
     for match in blocks.values():
         depth[match[1]] = max(depth[match[1]], int(match[2]) + 1)
-    bottom = max(depth.values(), default=0) + 1
 
     def above(name: str) -> int:
         if name in blocks:
             return depth[blocks[name][1]] - int(blocks[name][2])
-        is_input = "embedding" in name or name.endswith("_token")
-        return bottom if is_input else 0
+        if not re.search(r"embedding|_token$|relative_bias", name):
+            return 0
+        own = [count for stack, count in depth.items() if name.startswith(stack)]
+        return max(own or depth.values(), default=0) + 1
 
     return {name: above(name) for name in names}
 

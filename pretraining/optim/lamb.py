@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from pretraining.optim.base import Piece, Rule, Step
+from pretraining.optim.base import Piece, Rule, Step, is_weight
 from pretraining.optim.configs import LambConfig
 from pretraining.optim.shards import Layout
 
@@ -44,7 +44,7 @@ class Lamb(Rule):
         self.span_numbers = torch.tensor([pieces[s.piece].tensor for c in self.chunks for s in c], device=device)
         self.lr_scales = torch.tensor([p.settings.lr_scale for p in pieces], device=device)
         self.decays = torch.tensor([p.settings.weight_decay for p in pieces], device=device)
-        adapted = [self.config.adapt_1d or len(p.fragment.shape) > 1 for p in pieces]
+        adapted = [self.config.adapt_1d or is_weight(p.fragment.name, p.fragment.shape) for p in pieces]
         self.adapted = torch.tensor(adapted, device=device)
 
     def update(self, pieces: list[Piece], step: Step, layout: Layout) -> None:

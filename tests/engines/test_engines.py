@@ -1,20 +1,40 @@
 """Every engine against one process: same samples, same losses, same weights; and resuming, bit for bit."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from pretraining.checkpoint import newest_checkpoint
+from pretraining.config import load_config
+from pretraining.faults import StopRequest
+from pretraining.parallel.launch import Launch, start_world
+from pretraining.train import Inputs, build
 from tests.helpers import TINY, finished_weights, metrics, run_world, train_alone, train_in_world
 
 LAYOUTS = {"ddp": [], **{f"zero{s}": ["engine=deepspeed", f"engine.zero_stage={s}"] for s in range(4)}}
 STEPS = 6
+BAD = ["train.precision=fp16", "train.steps=4"]
 
 
 def overrides(corpus, run_dir, *more):
     return [*TINY, f"data.path={corpus}", f"run_dir={run_dir}", f"train.steps={STEPS}", "model.dropout=0.0",
-            "scheduler=constant", "train.grad_clip=0.5", *more]
+            "scheduler=constant", "train.grad_clip=0.5", "optimizer.layer_decay=0.7", *more]
+
+
+def trainer_of(world, *overrides):
+    config = load_config(list(overrides))
+    return build(config, Inputs(config), world, Path(config.run_dir), StopRequest())
+
+
+def train_with_a_bad_step(world, *overrides):
+    """The losses of step 2 are infinite."""
+    trainer = trainer_of(world, *overrides)
+    forward = trainer.engine.forward
+    trainer.engine.forward = lambda batch: {term: loss * (math.inf if trainer.step == 1 else 1.0)
+                                            for term, loss in forward(batch).items()}
+    trainer.fit()
 
 
 def run_all(world, corpus, folder):
@@ -23,6 +43,7 @@ def run_all(world, corpus, folder):
         train_in_world(world, *overrides(corpus, folder / name, *layout))
         train_in_world(world, *overrides(corpus, folder / f"{name}-half", *layout, "train.steps=3"))
         train_in_world(world, *overrides(corpus, folder / f"{name}-half", *layout))
+        train_with_a_bad_step(world, *overrides(corpus, folder / f"{name}-bad", *layout, *BAD))
     train_in_world(world, *overrides(corpus, folder / "zero2-bf16", *LAYOUTS["zero2"], "train.precision=bf16"))
     train_in_world(world, *overrides(corpus, folder / "zero3-fp16", *LAYOUTS["zero3"], "train.precision=fp16"))
 
@@ -31,6 +52,7 @@ def run_all(world, corpus, folder):
 def runs(corpus, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("engines")
     train_alone(*overrides(corpus, folder / "one"))
+    train_with_a_bad_step(start_world(Launch()), *overrides(corpus, folder / "one-bad", *BAD))
     for precision in ("bf16", "fp16"):
         train_alone(*overrides(corpus, folder / f"one-{precision}", f"train.precision={precision}"))
     run_world(2, run_all, corpus, folder)
@@ -79,6 +101,25 @@ def test_low_precision_is_the_same_in_every_engine(runs, layout, precision):
         assert abs(one[step]["loss"] - other[step]["loss"]) < 1e-3
         assert abs(one[step]["loss"] - full[step]["loss"]) < 0.05
     assert any(one[step]["loss"] != full[step]["loss"] for step in one)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_step_that_is_not_finite_is_skipped_and_told(runs, layout):
+    """DeepSpeed finds it out by itself under ZeRO and does not call the optimizer at all."""
+    one, other = metrics(runs / "one-bad"), metrics(runs / f"{layout}-bad")
+    assert [step for step, line in other.items() if line.get("skipped")] == [2]
+    assert [line["loss_scale"] for line in other.values()] == [2.0**16, 2.0**15, 2.0**15, 2.0**15]
+    assert all(abs(other[step]["loss"] - one[step]["loss"]) < 1e-3 for step in (1, 3, 4))
+    updates = finished_weights(runs / f"{layout}-bad")["optimizer.updates"]
+    assert updates == finished_weights(runs / "one-bad")["optimizer.updates"] == 3
+
+
+def test_the_reference_hands_layer_decay_on(corpus, tmp_path):
+    """The others are compared with it."""
+    engine = trainer_of(start_world(Launch()), *overrides(corpus, tmp_path / "r")).engine
+    scales = {piece.fragment.name: piece.settings.lr_scale for piece in engine.optimizer.pieces}
+    assert [scales[name] for name in ("token_embedding.weight", "blocks.0.mlp.up.weight", "blocks.1.mlp.up.weight",
+                                      "final_norm.weight")] == [0.7**3, 0.7**2, 0.7, 1.0]
 
 
 def test_two_runs_of_different_layouts_share_a_checkpoint(runs, corpus, tmp_path):

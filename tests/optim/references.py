@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from pretraining.optim.base import Optimizer, Piece, Rule, Settings
 from pretraining.optim.shards import Fragment, Layout
 
 SHAPES = [(13, 7), (11,), (3, 5, 4), (2, 3, 4, 5), (1,), (1, 1), (17, 1), (6, 33)]
+GROUPS = [Settings(weight_decay=0.1, lr_scale=0.5), Settings(weight_decay=0.0)]  # tensors take turns
 
 
 def start() -> list[Tensor]:
@@ -25,7 +27,11 @@ def gradients(step: int) -> list[Tensor]:
 
 def make(rule: Rule, weight_decay: float, **options: object) -> Optimizer:
     """Decay on all tensors, as torch and transformers apply it."""
-    pieces = [Piece(Fragment.whole(str(i), s), p, Settings(weight_decay), i)
+    return make_groups(rule, [Settings(weight_decay)], **options)
+
+
+def make_groups(rule: Rule, groups: list[Settings], **options: object) -> Optimizer:
+    pieces = [Piece(Fragment.whole(str(i), s), p, groups[i % len(groups)], i)
               for i, (s, p) in enumerate(zip(SHAPES, start(), strict=True))]
     defaults = {"grad_clip": 0.0, "dynamic_loss_scale": False}
     optimizer = Optimizer([p.value for p in pieces], rule, **(defaults | options))  # type: ignore[arg-type]
@@ -55,7 +61,12 @@ def rising_and_falling(step: int) -> float:
 def with_torch(optimizer: torch.optim.Optimizer) -> Callable[[list[nn.Parameter], float], None]:
     def step(_: list[nn.Parameter], lr: float) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         optimizer.step()
 
     return step
+
+
+def groups_of(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """GROUPS for a torch optimizer that with_torch steps."""
+    return [{"params": parameters[n :: len(GROUPS)], **group._asdict()} for n, group in enumerate(GROUPS)]

@@ -10,7 +10,16 @@ from pretraining.optim import adafactor
 from pretraining.optim.configs import AdafactorConfig
 from pretraining.optim.shards import Fragment
 from tests.optim.cases import differences, whole_run
-from tests.optim.references import assert_same_steps, make, rising_and_falling, start, with_torch
+from tests.optim.references import (
+    GROUPS,
+    assert_same_steps,
+    groups_of,
+    make,
+    make_groups,
+    rising_and_falling,
+    start,
+    with_torch,
+)
 
 RELATIVE: list[dict[str, Any]] = [
     {}, {"scale_parameter": False}, {"warmup_init": True}, {"beta1": 0.9, "weight_decay": 0.1},
@@ -39,6 +48,17 @@ def test_equals_transformers_with_a_schedule(scale_parameter: bool) -> None:
                           weight_decay=0.01)
     assert_same_steps(make(config.build(), config.weight_decay), rising_and_falling, with_torch(reference),
                       parameters, 2e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale_parameter": False, "beta1": 0.9}], ids=str)
+def test_each_group_has_its_own_decay_and_learning_rate(options: dict[str, Any]) -> None:
+    from transformers.optimization import Adafactor
+
+    config = AdafactorConfig(name="adafactor", lr=1e-2, relative_step=False, weight_decay=0.1, **options)
+    parameters = [nn.Parameter(p) for p in start()]
+    reference = Adafactor(groups_of(parameters), lr=1e-2, relative_step=False, **options)
+    assert_same_steps(make_groups(config.build(), GROUPS), rising_and_falling, with_torch(reference), parameters,
+                      2e-6, steps=20)
 
 
 @pytest.mark.parametrize("lr", [1e-2, 0.2])

@@ -4,7 +4,16 @@ import torch
 from torch import nn
 
 from pretraining.optim.configs import AdamWConfig
-from tests.optim.references import assert_same_steps, make, rising_and_falling, start, with_torch
+from tests.optim.references import (
+    GROUPS,
+    assert_same_steps,
+    groups_of,
+    make,
+    make_groups,
+    rising_and_falling,
+    start,
+    with_torch,
+)
 
 
 def test_equals_torch_for_a_hundred_steps() -> None:
@@ -13,3 +22,11 @@ def test_equals_torch_for_a_hundred_steps() -> None:
     reference = torch.optim.AdamW(parameters, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
     assert_same_steps(make(config.build(), config.weight_decay), rising_and_falling, with_torch(reference),
                       parameters, 1e-6)
+
+
+def test_each_group_has_its_own_decay_and_learning_rate() -> None:
+    config = AdamWConfig(name="adamw", lr=1e-2, weight_decay=0.1)
+    parameters = [nn.Parameter(p) for p in start()]
+    reference = torch.optim.AdamW(groups_of(parameters), betas=config.betas, eps=config.eps)
+    assert_same_steps(make_groups(config.build(), GROUPS), rising_and_falling, with_torch(reference), parameters,
+                      1e-6, steps=20)

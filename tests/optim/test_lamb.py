@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from pretraining.optim import lamb
+from pretraining.optim.base import Settings
 from pretraining.optim.configs import LambConfig
 from tests.optim.cases import differences, whole_run
-from tests.optim.references import SHAPES, assert_same_steps, make, rising_and_falling, start
+from tests.optim.references import GROUPS, SHAPES, assert_same_steps, make, make_groups, rising_and_falling, start
 
 OPTIONS: list[dict[str, Any]] = [
     {}, {"bias_correction": False}, {"trust_clip": (0.3, 2.0)}, {"adapt_1d": True}, {"decoupled_decay": True},
@@ -19,8 +20,8 @@ OPTIONS: list[dict[str, Any]] = [
 class Paper:
     """Algorithm 2 of You et al. 2019, line by line, in float64."""
 
-    def __init__(self, config: LambConfig) -> None:
-        self.config, self.t = config, 0
+    def __init__(self, config: LambConfig, groups: list[Settings]) -> None:
+        self.config, self.groups, self.t = config, groups, 0
         self.m = [torch.zeros(s, dtype=torch.float64) for s in SHAPES]
         self.v = [torch.zeros(s, dtype=torch.float64) for s in SHAPES]
 
@@ -29,9 +30,10 @@ class Paper:
         self.t += 1
         for i, x in enumerate(parameters):
             assert x.grad is not None
-            self._one(i, x, x.grad, lr)
+            decay, lr_scale = self.groups[i % len(self.groups)]
+            self._one(i, x, x.grad, lr * lr_scale, decay)
 
-    def _one(self, i: int, x: Tensor, g: Tensor, lr: float) -> None:
+    def _one(self, i: int, x: Tensor, g: Tensor, lr: float, decay: float) -> None:
         config, (beta1, beta2) = self.config, self.config.betas
         self.m[i] = beta1 * self.m[i] + (1 - beta1) * g
         self.v[i] = beta2 * self.v[i] + (1 - beta2) * g * g
@@ -40,13 +42,13 @@ class Paper:
             m, v = m / (1 - beta1**self.t), v / (1 - beta2**self.t)
         update = m / (v.sqrt() + config.eps)
         if config.decoupled_decay:
-            x -= lr * config.weight_decay * x
+            x -= lr * decay * x
         else:
-            update = update + config.weight_decay * x
+            update = update + decay * x
         ratio = 1.0
         if x.ndim > 1 or config.adapt_1d:
             # the decoupled decay comes after the norm is taken
-            norm = x.norm() / (1 - lr * config.weight_decay if config.decoupled_decay else 1)
+            norm = x.norm() / (1 - lr * decay if config.decoupled_decay else 1)
             ratio = float(norm / update.norm())
             if config.trust_clip:
                 ratio = min(max(ratio, config.trust_clip[0]), config.trust_clip[1])
@@ -57,8 +59,16 @@ class Paper:
 def test_equals_the_papers_algorithm_for_a_hundred_steps(options: dict[str, Any]) -> None:
     config = LambConfig(name="lamb", lr=1e-2, weight_decay=0.1, **options)
     parameters = [nn.Parameter(p.double()) for p in start()]
-    assert_same_steps(make(config.build(), config.weight_decay), rising_and_falling, Paper(config).step,
-                      parameters, 1e-5)
+    paper = Paper(config, [Settings(config.weight_decay)])
+    assert_same_steps(make(config.build(), config.weight_decay), rising_and_falling, paper.step, parameters, 1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"adapt_1d": True, "decoupled_decay": True}], ids=str)
+def test_each_group_has_its_own_decay_and_learning_rate(options: dict[str, Any]) -> None:
+    config = LambConfig(name="lamb", lr=1e-2, weight_decay=0.1, **options)
+    parameters = [nn.Parameter(p.double()) for p in start()]
+    assert_same_steps(make_groups(config.build(), GROUPS), rising_and_falling, Paper(config, GROUPS).step,
+                      parameters, 1e-5, steps=20)
 
 
 def test_a_tensor_of_zeros_or_an_update_of_zeros_has_trust_ratio_one() -> None:
@@ -72,6 +82,19 @@ def test_a_tensor_of_zeros_or_an_update_of_zeros_has_trust_ratio_one() -> None:
     optimizer.step()
     assert torch.allclose(optimizer.pieces[0].value, torch.tensor(-0.5))  # Adam's first step is the sign
     assert all(torch.equal(p.value, b) for p, b in zip(optimizer.pieces[1:], before[1:], strict=True))
+
+
+@pytest.mark.parametrize("name, adapted", [("encoder.relative_bias.table", False), ("query.weight", True)])
+def test_a_bias_of_two_dimensions_is_not_adapted_either(name: str, adapted: bool) -> None:
+    optimizer = make(LambConfig(name="lamb", lr=1.0).build(), 0.0)
+    optimizer.pieces[0].fragment = optimizer.pieces[0].fragment.renamed(name)
+    optimizer.attach(optimizer.pieces, optimizer.layout)
+    optimizer.param_groups[0]["lr"] = 1.0
+    for piece in optimizer.pieces:
+        piece.grad = torch.ones_like(piece.value)
+    signed = optimizer.pieces[0].value - 1.0  # Adam's first step
+    optimizer.step()
+    assert torch.allclose(optimizer.pieces[0].value, signed, atol=1e-5) != adapted
 
 
 def test_it_does_not_matter_how_the_work_is_chunked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,34 @@ import pytest
 from omegaconf import OmegaConf
 
 from data_pipeline.config import conf_dir, to_dict
+from pretraining.models.configs import BertConfig, GPTConfig, MAEConfig, T5Config, ViTConfig
 from pretraining.optim.base import Settings, layers_above, settings_by_name
 from pretraining.optim.configs import AdafactorConfig, AdamWConfig, LambConfig, OptimizerConfig
+from pretraining.parallel.layers import PlainLayers
+
+SMALL: dict[str, Any] = {"num_layers": 3, "hidden_size": 16, "num_heads": 2}
+TEXT, IMAGES = SMALL | {"max_seq_len": 8}, SMALL | {"image_size": 8, "patch_size": 4}
+BLOCKS = {"blocks.0.": 3, "blocks.1.": 2, "blocks.2.": 1}
+TWO_STACKS = {f"encoder.{name}": above for name, above in BLOCKS.items()} | {"decoder.blocks.0.": 2,
+                                                                           "decoder.blocks.1.": 1}
+VISION_ENDS = {"encoder.class_token": 4, "encoder.position_embedding": 4, "encoder.patch_embedding.": 4,
+               "encoder.final_norm.": 0}
+# By family: a model, and how many layers lie above the parameters whose names begin so.
+FAMILIES: dict[str, tuple[Any, dict[str, int]]] = {
+    "bert": (BertConfig(name="bert", norm_position="pre", **TEXT), BLOCKS | {
+        "token_embedding.": 4, "position_embedding.": 4, "segment_embedding.": 4, "embedding_norm.": 4,
+        "final_norm.": 0, "head.": 0, "pair_head.": 0}),
+    "gpt": (GPTConfig(name="gpt", tied_head=False, **TEXT), BLOCKS | {
+        "token_embedding.": 4, "position_embedding.": 4, "final_norm.": 0, "head.": 0}),
+    "t5": (T5Config(name="t5", num_decoder_layers=2, tied_head=False, **TEXT), TWO_STACKS | {
+        "token_embedding.": 4, "encoder.relative_bias.": 4, "decoder.relative_bias.": 3, "encoder.final_norm.": 0,
+        "decoder.final_norm.": 0, "head.": 0}),
+    "vit": (ViTConfig(name="vit", **IMAGES), VISION_ENDS | {f"encoder.{n}": a for n, a in BLOCKS.items()} | {
+        "head.": 0}),
+    "mae": (MAEConfig(name="mae", decoder_num_layers=2, decoder_hidden_size=8, decoder_num_heads=2,
+                      positions="learned", **IMAGES), VISION_ENDS | TWO_STACKS | {
+        "decoder.embedding.": 3, "decoder.mask_token": 3, "decoder.final_norm.": 0, "decoder.pixels.": 0}),
+}
 
 
 def test_one_dimension_means_no_decay() -> None:
@@ -30,6 +57,25 @@ def test_each_stack_of_an_encoder_decoder_is_counted_by_itself() -> None:
     names = ["encoder.blocks.0.a", "encoder.blocks.2.a", "decoder.blocks.0.a", "decoder.blocks.1.a",
              "shared_embedding.weight", "decoder.final_norm.weight"]
     assert list(layers_above(names).values()) == [3, 1, 2, 1, 4, 0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decay_is_on_weights_and_tables_of_vectors_alone(family: str) -> None:
+    """Biases and norms have none by their names, T5's two-dimensional relative bias among them."""
+    parameters = FAMILIES[family][0].build(10, PlainLayers()).named_parameters()
+    found = settings_by_name([(name, tuple(p.shape)) for name, p in parameters], 0.1)
+    free = re.compile(r"bias|norm\.weight|_token$")
+    assert {name for name, s in found.items() if s.weight_decay == 0.0} == {name for name in found if free.search(name)}
+    assert {s.weight_decay for s in found.values()} == {0.0, 0.1}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_parameter_of_a_family_stands_in_its_layer(family: str) -> None:
+    config, table = FAMILIES[family]
+    found = layers_above(name for name, _ in config.build(10, PlainLayers()).named_parameters())
+    for name, above in found.items():
+        assert [above] == [number for begin, number in table.items() if name.startswith(begin)], name
+    assert [begin for begin in table if not any(name.startswith(begin) for name in found)] == []
 
 
 def test_the_learning_rate_falls_by_a_factor_per_layer() -> None:

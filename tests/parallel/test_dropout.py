@@ -18,8 +18,9 @@ def data(tmp_path_factory):
 
 
 def draw(world, sequence_parallel):
-    """-> kept elements of a replicated activation, of one between enter and leave, of one split by features."""
-    from pretraining.models.layers import Dropout
+    """-> kept elements of a replicated activation, of one between enter and leave, of those split by features: as
+    layers give them, within attention, within the feed-forward."""
+    from pretraining.models.layers import Attention, Dropout, FeedForward
     from pretraining.parallel.megatron import MegatronLayers
 
     layers, ones = MegatronLayers(world, sequence_parallel), torch.ones(4, 8, 64)
@@ -28,14 +29,28 @@ def draw(world, sequence_parallel):
     between = Dropout(layers, 0.5)(layers.enter(ones))
     with layers.split_random():
         by_features = torch.nn.functional.dropout(ones, 0.5)
-    return replicated, between, by_features, torch.nn.functional.dropout(ones, 0.5)
+    attention = Attention(layers, 64, 4, dropout=0.5)
+    heads = entering(attention, attention.output, layers.enter(ones))
+    mlp = FeedForward(layers, 64, 128, "relu", dropout=0.5)
+    middle = entering(mlp, mlp.down, layers.enter(ones))
+    return replicated, between, by_features, heads, middle, torch.nn.functional.dropout(ones, 0.5)
+
+
+def entering(block, last, x):
+    """What `last`, a layer of `block`, is given where all weights are the same: it differs by the masks alone."""
+    seen = []
+    for parameter in block.parameters():
+        torch.nn.init.constant_(parameter, 0.1)
+    last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    block(x)
+    return seen[0]
 
 
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 def test_masks(sequence_parallel):
     one, other = run_world(2, draw, sequence_parallel, tensor_parallel=2)
     same = [torch.equal(a, b) for a, b in zip(one, other, strict=True)]
-    assert same == [True, not sequence_parallel, False, True]  # the last: generators go on in step
+    assert same == [True, not sequence_parallel, False, False, False, True]  # the last: generators go on in step
     for a, b in zip(one, other, strict=True):
         equal = float(((a == 0) == (b == 0)).float().mean())
         assert equal == 1.0 or abs(equal - 0.5) < 0.05  # independent, not shifted copies
