@@ -158,6 +158,8 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     model.initialise(config.train.seed)
     if inputs.pretrained is not None:
         inputs.pretrained.load_into(model)
+        for note in inputs.pretrained.notes() if world.is_main else ():
+            print(note, file=sys.stderr)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(fnmatch(name, pattern) for pattern in config.train.freeze))
     module = LossModule(model, objective, config.train.precision)
