@@ -1,9 +1,12 @@
 """Pretraining starts from folders that others published: their tokenizer, their names, their heads."""
 
+import json
+
 import pytest
 import tokenizers
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from data_pipeline.config import InputError, compose_config
@@ -12,7 +15,7 @@ from data_pipeline.tokenizer import Tokenizer
 from pretraining import parity
 from pretraining.checkpoint import newest_checkpoint
 from pretraining.init_from import HuggingFaceFolder
-from pretraining.models.configs import BertConfig, GPTConfig, T5Config
+from pretraining.models.configs import BertConfig, GPTConfig, T5Config, ViTConfig
 from pretraining.parallel.layers import PlainLayers
 from pretraining.run_dir import load_plain_model, read_run_config
 from pretraining.train import pretrain
@@ -188,3 +191,53 @@ def copied(folder, target):
     for file in folder.iterdir():
         (target / file.name).write_bytes(file.read_bytes())
     return target
+
+
+VIT = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 128, "image_size": 16,
+       "patch_size": 4}
+IMAGES = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "image_size": 16, "patch_size": 4, "norm_eps": 1e-12}
+
+
+def rewritten(folder, change):
+    """Every tensor through change(name, tensor) -> (name, tensor), or None: left out."""
+    changed = (change(name, tensor) for name, tensor in load_file(folder / "model.safetensors").items())
+    save_file(dict(found for found in changed if found), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_vit_of_two_classes_need_not_name_them(tmp_path):
+    theirs = transformers.ViTForImageClassification(transformers.ViTConfig(**VIT))
+    torch.nn.init.normal_(theirs.classifier.weight)
+    theirs.save_pretrained(tmp_path)
+    assert "id2label" not in json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(InputError, match="num_classes is 10, the folder's is 2"):
+        HuggingFaceFolder(str(tmp_path), ViTConfig(name="vit", **IMAGES), 10, None)
+    config = ViTConfig(name="vit", **IMAGES)
+    model = config.build(2, PlainLayers())
+    checked = HuggingFaceFolder(str(tmp_path), config, 2, None)
+    checked.load_into(model)
+    examples = parity.probes(parity.COUNTERPARTS["vit"], config, 2)
+    ours = parity.our_outputs(parity.COUNTERPARTS["vit"], model, examples)
+    other = parity.their_outputs(tmp_path, "ViTForImageClassification", examples, ["logits"])
+    assert parity.largest_difference(ours, other) <= 1e-5 and checked.notes() == []
+
+
+def test_all_faults_are_told_before_anything_starts(published, tmp_path):
+    folder, data = published("gpt")
+    tokenizer = Tokenizer.load(data / "tokenizer")
+    config = GPTConfig(name="gpt", **SHAPE)
+    broken = copied(folder, tmp_path / "shard")
+    table = {"transformer.wte.weight": "one.safetensors", "transformer.wpe.weight": "two.safetensors"}
+    (broken / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+    (broken / "model.safetensors").rename(broken / "one.safetensors")
+    with pytest.raises(InputError, match=r"two\.safetensors, which .* names, is missing; model\.num_layers is 3"):
+        started(broken, GPTConfig(name="gpt", **{**SHAPE, "num_layers": 3}), tokenizer)
+    (broken / "two.safetensors").write_bytes(b"\0" * 20)
+    with pytest.raises(InputError, match=r"two\.safetensors is not a safetensors file"):
+        started(broken, config, tokenizer)
+    (broken / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(InputError, match="no weight_map"):
+        started(broken, config, tokenizer)
+    cut = copied(folder, tmp_path / "cut")
+    rewritten(cut, lambda name, t: (name, t[:9].clone() if "wpe" in name or "ln_f.bias" in name else t))
+    with pytest.raises(InputError, match=r"wpe.weight is \[9, 32\], the model's is \[64, 32\].*ln_f.bias is \[9\]"):
+        started(cut, config, tokenizer)
