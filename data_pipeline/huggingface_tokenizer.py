@@ -16,6 +16,7 @@ _KNOWN_NAMES = {
     "eos": ("</s>", "<eos>", "[EOS]", "<|end_of_text|>", "<|endoftext|>"),
     "unk": ("[UNK]", "<unk>", "<|unk|>"),
 }
+ROLE_NAMES = {**_KNOWN_NAMES, "mask": ("[MASK]", "<mask>"), "cls": ("[CLS]", "<cls>"), "sep": ("[SEP]", "<sep>")}
 
 
 class HuggingFaceModel:
@@ -34,7 +35,13 @@ class HuggingFaceModel:
         self._tokenizer.encode_special_tokens = (
             True  # '<s>' in a text is three characters, not a control token
         )
-        self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        self.size = 1 + max(self.pieces.values())
+
+    @property
+    def pieces(self) -> dict[str, int]:
+        """The id of every piece, special tokens included."""
+        found: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return found
 
     @property
     def own_ids(self) -> dict[str, int]:
@@ -56,7 +63,7 @@ class HuggingFaceModel:
     @property
     def ordinary(self) -> npt.NDArray[np.bool_]:
         """bool [size], True for the ids that stand for text."""
-        known = set(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        known = set(self.pieces.values())
         special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         return np.array([i in known and i not in special for i in range(self.size)])
 

@@ -6,8 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
 from data_pipeline.config import InputError
+from data_pipeline.huggingface_export import disagreements, special_tokens
+from data_pipeline.huggingface_tokenizer import ROLE_NAMES, HuggingFaceModel
 from data_pipeline.tokenizer import Tokenizer
+from pretraining.models.huggingface import WeightMap
+from pretraining.optim.shards import Box
+from pretraining.parallel.layers import PlainLayers, box_of
+from pretraining.parity import COUNTERPARTS
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -19,62 +29,108 @@ class HuggingFaceFolder:
     """
 
     def __init__(self, folder: str, model_config: Any, vocab_size: int, tokenizer: Tokenizer | None) -> None:
-        from pretraining.parity import COUNTERPARTS
-
-        self.folder = Path(folder)
+        self.folder, self.vocab_size = Path(folder), vocab_size
         family = COUNTERPARTS[model_config.name].load()
         values = _read_json(self.folder / "config.json")
-        faults = _config_faults(family, values, model_config, vocab_size)
-        if values.get("vocab_size", vocab_size) != vocab_size:
-            faults.append(f"its vocabulary has {values['vocab_size']} entries, that of the prepared data {vocab_size}")
-        if tokenizer is not None:
-            faults += _tokenizer_faults(self.folder / "tokenizer.json", tokenizer)
-        self.entries = family.weight_map(model_config, vocab_size)
-        self.files = self._find_weights()
-        absent = sorted(entry.theirs for entry in self.entries if entry.theirs not in self.files)
-        if absent and not faults:
-            faults.append(f"it lacks the weights {', '.join(absent[:5])}{' and more' if len(absent) > 5 else ''}")
-        if faults:
+        self.stored, faults = _stored_tensors(self.folder)
+        misfits = _config_faults(family, values, model_config, vocab_size)
+        their_size = values.get("vocab_size", vocab_size)
+        self.rows, wrong = _rows(self.folder / "tokenizer.json", tokenizer, vocab_size, their_size)
+        self.entries: list[WeightMap] = []
+        if not faults and not misfits:
+            self.entries = family.weight_map(model_config, vocab_size)
+            wrong += self._weight_faults(model_config.build(vocab_size, _NoMemory()), their_size)
+        if faults := faults + misfits + wrong:
             raise InputError(f"model.init_from={folder} does not fit: " + "; ".join(faults))
 
+    def notes(self) -> list[str]:
+        """What a user has to know of the start."""
+        found = []
+        if any(entry.by_token for entry in self.entries):
+            new = self.vocab_size - len(self.rows)
+            found.append(f"model.init_from={self.folder}: {len(self.rows)} rows of the vocabulary are taken from it, "
+                         f"{new} are new")
+        return found
+
     def load_into(self, model: Any) -> None:
-        """Overwrites every parameter of `model`, or this rank's part of it. Raises InputError for another shape."""
-        import torch
-        from safetensors import safe_open
-
-        from pretraining.optim.shards import Box
-        from pretraining.parallel.layers import box_of
-
+        """Overwrites the parameters of `model`, or this rank's part of them; rows of the vocabulary that the folder
+        lacks stay as they are."""
         parameters = dict(model.named_parameters()) | dict(model.named_buffers())  # fixed positions are buffers
-        missing = {name for name, _ in model.named_parameters()} - {entry.ours for entry in self.entries}
-        assert not missing, f"the weight map leaves out {sorted(missing)}"
-        opened = {file: safe_open(str(file), framework="pt") for file in set(self.files.values())}
+        opened = {file: safe_open(str(file), framework="pt") for file, _ in self.stored.values()}
         with torch.no_grad():
             for entry in self.entries:
-                found = opened[self.files[entry.theirs]].get_tensor(entry.theirs).float()
+                found = opened[self.stored[entry.theirs][0]].get_tensor(entry.theirs).float()
                 shape, box = box_of(parameters[entry.ours], model.layers.size, model.layers.rank)
-                wanted = entry.export(torch.empty(shape, device="meta")).shape
-                if found.shape != wanted:
-                    raise InputError(f"model.init_from={self.folder}: {entry.theirs} is {list(found.shape)}, "
-                                     f"the model's is {list(wanted)}")
-                parameters[entry.ours].copy_(entry.restore(found)[box.slices_of(Box((0,) * len(shape), shape))])
+                if entry.by_token:
+                    self._copy_rows(found, parameters[entry.ours], box.offset[0])
+                else:
+                    part = entry.restore(found)[box.slices_of(Box((0,) * len(shape), shape))]
+                    parameters[entry.ours].copy_(part)
 
-    def _find_weights(self) -> dict[str, Path]:
-        """Each tensor's file."""
-        from safetensors import SafetensorError, safe_open
+    def _copy_rows(self, found: Tensor, parameter: Tensor, first: int) -> None:
+        """parameter: our rows from `first` on."""
+        ours, theirs = torch.tensor(list(self.rows.items())).T
+        here = (ours >= first) & (ours < first + len(parameter))
+        parameter[ours[here] - first] = found[theirs[here]].to(parameter)
 
-        single = self.folder / _WEIGHTS
-        if (self.folder / _INDEX).is_file():
-            table = _read_json(self.folder / _INDEX)["weight_map"]
-            return {name: self.folder / Path(file).name for name, file in table.items()}
-        if not single.is_file():
-            raise InputError(f"model.init_from={self.folder}: {_WEIGHTS} is missing (weights are read from safetensors "
-                             "only, never from a pickle)")
+    def _weight_faults(self, model: Any, their_size: int) -> list[str]:
+        """Tensors that are absent or of another shape than `model`, which holds every tensor whole, has."""
+        missing = {name for name, _ in model.named_parameters()} - {entry.ours for entry in self.entries}
+        assert not missing, f"the weight map leaves out {sorted(missing)}"
+        absent = sorted(entry.theirs for entry in self.entries if entry.theirs not in self.stored)
+        if absent:
+            return [f"it lacks the weights {_few(absent)}"]
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        wrong = []
+        for entry in self.entries:
+            wanted = list(entry.export(tensors[entry.ours].to("meta")).shape)
+            wanted[:1] = [their_size] if entry.by_token else wanted[:1]
+            found = self.stored[entry.theirs][1]
+            if found != wanted:
+                wrong.append(f"{entry.theirs} is {found}, the model's is {wanted}")
+        return [_few(wrong)] if wrong else []
+
+
+class _NoMemory(PlainLayers):
+    """For a model that tells its shapes."""
+
+    def column(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
+        return nn.Linear(in_features, out_features, bias, device="meta")
+
+    row = column
+
+    def embedding(self, num_embeddings: int, features: int) -> nn.Module:
+        return nn.Embedding(num_embeddings, features, device="meta")
+
+    def parameter(self, shape: tuple[int, ...], dim: int) -> nn.Parameter:
+        return nn.Parameter(torch.empty(shape, device="meta"))
+
+
+def _stored_tensors(folder: Path) -> tuple[dict[str, tuple[Path, list[int]]], list[str]]:
+    """-> (each tensor's file and shape, faults of the files)."""
+    found: dict[str, tuple[Path, list[int]]] = {}
+    faults = []
+    for file in _weight_files(folder):
         try:
-            with safe_open(str(single), framework="pt") as file:
-                return dict.fromkeys(file.keys(), single)
-        except SafetensorError as error:
-            raise InputError(f"{single}: not a safetensors file ({error})") from error
+            with safe_open(str(file), framework="pt") as opened:
+                found |= {name: (file, opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        except FileNotFoundError:
+            faults.append(f"{file.name}, which {_INDEX} names, is missing")
+        except (OSError, SafetensorError) as error:
+            faults.append(f"{file.name} is not a safetensors file that can be read ({error})")
+    return found, faults
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / _INDEX).is_file():
+        table = _read_json(folder / _INDEX).get("weight_map")
+        if not isinstance(table, dict):
+            raise InputError(f"model.init_from: {folder / _INDEX} has no weight_map")
+        return sorted({folder / Path(str(file)).name for file in table.values()})
+    if not (folder / _WEIGHTS).is_file():
+        raise InputError(f"model.init_from={folder}: {_WEIGHTS} is missing (weights are read from safetensors only, "
+                         "never from a pickle)")
+    return [folder / _WEIGHTS]
 
 
 def _config_faults(family: Any, values: dict[str, Any], model_config: Any, vocab_size: int) -> list[str]:
@@ -92,31 +148,44 @@ def _config_faults(family: Any, values: dict[str, Any], model_config: Any, vocab
             if key != "vocab_size" and ours[key] != theirs[key]]
 
 
-def _tokenizer_faults(path: Path, tokenizer: Tokenizer) -> list[str]:
-    """Ids mean what they mean to the prepared data: by texts on which tokenizers differ."""
-    if not path.is_file():
-        return []
-    import tokenizers
+def _rows(path: Path, tokenizer: Tokenizer | None, our_size: int, their_size: int) -> tuple[dict[int, int], list[str]]:
+    """-> (our id -> the row of the folder's vocabulary that it takes, faults).
 
-    from data_pipeline.huggingface_export import disagreements
+    By the folder's tokenizer.json, whose ids have to mean what they mean to the prepared data: told by texts on which
+    tokenizers differ. Without one, every row is taken.
+    """
+    if tokenizer is None or not path.is_file():
+        hint = "" if tokenizer is None else " (with its tokenizer.json in the folder, the rows of pieces that both " \
+                                            "know would be taken)"
+        fault = f"its vocabulary has {their_size} entries, that of the prepared data {our_size}{hint}"
+        return {i: i for i in range(our_size)}, [] if our_size == their_size else [fault]
+    theirs = Tokenizer.ready(str(path))
+    wrong = disagreements(theirs, tokenizer)
+    told = [f"its tokenizer.json treats {wrong[0]} otherwise than the prepared data's tokenizer"] if wrong else []
+    return _common_rows(tokenizer, theirs._backend, their_size), told
 
-    theirs = tokenizers.Tokenizer.from_file(str(path))
-    theirs.encode_special_tokens = True
-    wrong = disagreements(_Plainly(theirs), tokenizer)
-    return [f"its tokenizer.json treats {wrong[0]} otherwise than the prepared data's tokenizer"] if wrong else []
+
+def _common_rows(tokenizer: Tokenizer, theirs: Any, their_size: int) -> dict[int, int]:
+    """A tokenizer may know more ids than the model has rows for."""
+    rows = {name: i for name, i in theirs.pieces.items() if i < their_size}
+    found = {i: next((rows[name] for name in names if name in rows), None) for i, names in _names(tokenizer).items()}
+    return {i: row for i, row in found.items() if row is not None}
 
 
-class _Plainly:
-    """A tokenizers.Tokenizer without special tokens added or shown."""
+def _names(tokenizer: Tokenizer) -> dict[int, tuple[str, ...]]:
+    """What each id of ours may be called in another tokenizer.json: first as our own export calls it."""
+    backend: Any = tokenizer._backend
+    if isinstance(backend, HuggingFaceModel):
+        names = {i: (piece,) for piece, i in backend.pieces.items()}
+    else:
+        names = {i: (backend._processor.id_to_piece(i),) for i in range(backend.size)}
+    others = {getattr(tokenizer, role): known for role, known in ROLE_NAMES.items()}
+    others |= {i: (f"<extra_id_{n}>",) for n, i in enumerate(tokenizer.sentinels)}
+    return names | {i: (name, *others.get(i, ())) for i, name in special_tokens(tokenizer).items()}
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
 
-    def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
-
-    def decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+def _few(items: list[str]) -> str:
+    return ", ".join(items[:5]) + (" and more" if len(items) > 5 else "")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

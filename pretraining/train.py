@@ -168,6 +168,8 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     model.initialise(config.train.seed)
     if inputs.pretrained is not None:
         inputs.pretrained.load_into(model)
+        for note in inputs.pretrained.notes() if world.is_main else ():
+            print(note, file=sys.stderr)
     _freeze(model, config.train.freeze)
     module = LossModule(model, objective, config.train.precision)
     engine = config.engine.build(module, config.optimizer.build(), config.train, world)

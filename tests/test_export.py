@@ -81,6 +81,7 @@ def test_a_run_leaves_with_its_proof_and_comes_back_bit_for_bit(kind, train, dat
     source = export_module.Source(ExportConfig(str(train(kind)), str(tmp_path / "again"), None))
     ours = load_plain_model(source.run, source.vocab_size, source.checkpoint)
     back = source.model_config.build(source.vocab_size, PlainLayers())
+    back.initialise(1)
     HuggingFaceFolder(str(tmp_path / "out"), source.model_config, source.vocab_size, source.tokenizer).load_into(back)
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), back.parameters(), strict=True))
 

@@ -18,12 +18,16 @@ def same(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class WeightMap:
-    """`ours` is `theirs` in the Hugging Face model: export(our tensor) is theirs, restore(their tensor) ours."""
+    """`ours` is `theirs` in the Hugging Face model: export(our tensor) is theirs, restore(their tensor) ours.
+
+    by_token: its rows stand for the ids of the vocabulary.
+    """
 
     ours: str
     theirs: str
     export: Change = same
     restore: Change = same
+    by_token: bool = False
 
 
 def transposed(ours: str, theirs: str) -> WeightMap:
@@ -39,4 +43,4 @@ def vocabulary(ours: str, theirs: str, vocab_size: int) -> WeightMap:
         padded[:vocab_size] = tensor
         return padded
 
-    return WeightMap(ours, theirs, lambda t: t[:vocab_size], pad)
+    return WeightMap(ours, theirs, lambda t: t[:vocab_size], pad, by_token=True)

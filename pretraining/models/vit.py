@@ -201,7 +201,8 @@ def huggingface_config(config: ViTConfig, num_classes: int, special_ids: dict[st
 
 
 def from_huggingface_config(values: dict[str, Any]) -> dict[str, Any]:
-    """Our model keys of a ViTForImageClassification's config.json. Raises InputError for what ours has not."""
+    """Our model keys of a ViTForImageClassification's config.json, which leaves out two unnamed classes. Raises
+    InputError for what ours has not."""
     wanted = {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3}
     for key, value in wanted.items():
         if values.get(key, value) != value:
@@ -209,8 +210,8 @@ def from_huggingface_config(values: dict[str, Any]) -> dict[str, Any]:
     keys = {"num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "num_heads": "num_attention_heads",
             "intermediate_size": "intermediate_size", "image_size": "image_size", "patch_size": "patch_size",
             "norm_eps": "layer_norm_eps"}
-    classes = {"num_classes": len(values["id2label"])} if "id2label" in values else {}
-    return {"name": "vit", "pooling": "cls", "positions": "learned", **classes,
+    classes = len(values.get("id2label") or range(values.get("num_labels", 2)))
+    return {"name": "vit", "pooling": "cls", "positions": "learned", "num_classes": classes,
             **{ours: values[theirs] for ours, theirs in keys.items()}}
 
 
