@@ -30,6 +30,7 @@ MAX_PIXELS = 2**26
 MAX_IMAGE_BYTES = 2**26
 IMAGES_PER_BLOCK = 64  # what the stream shuffles as one: a window of 64 blocks holds 4096 images
 _SUFFIX = {"JPEG": "jpg", "PNG": "png"}
+_SIXTEEN_BITS = ("I;16", "I")  # a grey PNG's mode in Pillow; "I" in older ones
 _TAR_BLOCK, _TAR_RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 
 
@@ -66,9 +67,16 @@ def decode(data: bytes) -> Image.Image:
 def decode_rgb(image: EncodedImage) -> Image.Image:
     """Three channels of 8 bits. Raises InputError that names shard and image."""
     try:
-        return decode(image.data).convert("RGB")
+        return _rgb(decode(image.data))
     except BrokenImage as error:
         raise InputError(f"{image.name}: a broken image ({error}); prepare the data again") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Pillow's own conversion cuts 16 bits off at 255 and so makes nearly everything white."""
+    if image.mode in _SIXTEEN_BITS:
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def suffix_of(image: Image.Image) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_pipeline.config import InputError
 from data_pipeline.image_sources import classes_of
-from data_pipeline.images import BrokenImage, EncodedImage, ImageReader, decode, decode_rgb
+from data_pipeline.images import BrokenImage, EncodedImage, ImageReader, _rgb, decode, decode_rgb
 from data_pipeline.manifest import load_manifest
 from data_pipeline.packing import Single
 from data_pipeline.stream import Position, Stream
@@ -205,6 +205,14 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     data = io.BytesIO()
     (Image.new(mode, (5, 4)) if mode == "I;16" else Image.new("RGB", (5, 4)).convert(mode)).save(data, "PNG")
     assert decode_rgb(EncodedImage(data.getvalue(), 0, "x")).mode == "RGB"
+
+
+def test_sixteen_bits_of_grey_keep_their_shades() -> None:
+    data, grey = io.BytesIO(), Image.fromarray(np.array([[0, 257, 128 * 257, 65535]], np.uint16))
+    grey.save(data, "PNG")
+    expected = [[[shade] * 3 for shade in (0, 1, 128, 255)]]
+    assert np.asarray(decode_rgb(EncodedImage(data.getvalue(), 0, "x"))).tolist() == expected
+    assert np.asarray(_rgb(grey.convert("I"))).tolist() == expected  # as older Pillows open such a file
 
 
 def test_a_changed_shard_and_a_broken_image_are_named_while_training(prepared: Path, tmp_path: Path) -> None:
