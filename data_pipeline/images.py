@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_pipeline.config import InputError
 from data_pipeline.files import flush, open_file, sha256, write_atomically
@@ -58,6 +58,8 @@ def decode(data: bytes) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise BrokenImage(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
             image.load()
+    except UnidentifiedImageError as error:  # its own text holds an address in memory
+        raise BrokenImage("neither a JPEG nor a PNG, by its content" if data else "an empty file") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error,
             Image.DecompressionBombError) as error:  # Pillow's readers raise any of these on damaged files
         raise BrokenImage(str(error) or type(error).__name__) from error

@@ -133,19 +133,24 @@ def test_whole_numbers_are_ordered_by_value() -> None:
     assert classes_of(["b10", "b9"]) == ("b10", "b9")
 
 
-def test_broken_images_are_named_and_left_out_up_to_the_limit(
+def test_broken_images_are_all_named_and_left_out_up_to_the_limit(
         source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_digits(tmp_path / "in", count=30)
     whole = (folder / "1" / "0001.png").read_bytes()
     (folder / "1" / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "1" / "text.jpg").write_text("no image")
     (folder / "2" / "none.png").write_bytes(b"")
-    assert prepare_images(folder, tmp_path / "stops", "corpus.max_bad_images=2") == 2
+    for number in range(5):
+        (folder / "1" / f"text{number}.jpg").write_text("no image")
+    named = ["cut.png: ", "none.png: an empty file",
+             *(f"text{number}.jpg: neither a JPEG nor a PNG" for number in range(5))]
+    assert prepare_images(folder, tmp_path / "stops", "corpus.max_bad_images=6") == 2
     error = capsys.readouterr().err
-    assert "none.png" in error and "3 broken images" in error and "corpus.max_bad_images=2" in error
+    assert all(name in error for name in named) and " at 0x" not in error
+    assert "7 broken images" in error and "corpus.max_bad_images=6" in error
     assert not (tmp_path / "stops").exists()
-    assert prepare_images(folder, tmp_path / "out", "corpus.max_bad_images=3") == 0
-    assert "3 broken images left out" in (out := capsys.readouterr().out) and "cut.png" in out
+    assert prepare_images(folder, tmp_path / "out", "corpus.max_bad_images=7") == 0
+    out = capsys.readouterr().out
+    assert "7 broken images left out" in out and all(name in out for name in named)
     assert sum(s.samples for s in load_manifest(tmp_path / "out").splits.values()) == 30
 
 
