@@ -188,6 +188,23 @@ def test_refused_inputs_name_what_is_wrong(tmp_path: Path, capsys: pytest.Captur
     assert prepare("corpus=images", "corpus.inputs=[]", f"output={tmp_path / 'none'}") == 2
 
 
+def test_of_several_faults_the_first_ten_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_digits(tmp_path / "in", count=10)
+    for name in ("void", "hollow"):
+        (folder / name).mkdir()
+    (folder / "0" / "moving.gif").write_bytes(b"GIF89a")
+    table = tmp_path / "table.csv"
+    missing = "".join(f"missing{n}.png,1\n" for n in range(12))
+    table.write_text("file,label\nin/0/0000.png,\nin/1/0001.png, \nin/2/0002.png\n,1\n" + missing)
+    assert prepare("corpus=images", f"corpus.inputs=[{folder},{table}]", f"output={tmp_path / 'out'}") == 2
+    told = capsys.readouterr().err
+    for part in ("void is empty", "hollow is empty", "moving.gif is of no known kind", "line 2: label='' is no label",
+                 "line 3: label=' ' is no label", "line 4: label=None is no label", "line 5: file='' names no file",
+                 "missing5.png", "... and 6 more like these"):
+        assert part in told
+    assert "missing6.png" not in told and not (tmp_path / "out").exists()
+
+
 def test_sizes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = png(np.zeros((20, 30, 3), np.uint8))
     assert decode(data).size == (30, 20)
