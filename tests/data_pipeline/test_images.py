@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from data_pipeline.config import InputError
 from data_pipeline.image_sources import classes_of
@@ -235,6 +235,24 @@ def test_sixteen_bits_of_grey_keep_their_shades() -> None:
     expected = [[[shade] * 3 for shade in (0, 1, 128, 255)]]
     assert np.asarray(decode_rgb(EncodedImage(data.getvalue(), 0, "x"))).tolist() == expected
     assert np.asarray(_rgb(grey.convert("I"))).tolist() == expected  # as older Pillows open such a file
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_stand_upright(orientation: int, kind: str) -> None:
+    array = np.kron(np.array([[0, 80], [160, 240], [40, 120]], np.uint8), np.ones((16, 16), np.uint8))
+    image, exif, data = Image.fromarray(array).convert("RGB"), Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(data, kind, exif=exif, quality=100)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(data)).convert("RGB"))
+    assert np.array_equal(np.asarray(decode_rgb(EncodedImage(data.getvalue(), 0, "x"))), expected)
+    assert expected.shape[:2] == ((48, 32) if orientation < 5 else (32, 48))
+
+
+def test_an_orientation_that_cannot_be_read_turns_nothing() -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (5, 4)).save(data, "JPEG", exif=b"Exif\0\0no TIFF at all")
+    assert decode_rgb(EncodedImage(data.getvalue(), 0, "x")).size == (5, 4)
 
 
 def test_a_changed_shard_and_a_broken_image_are_named_while_training(prepared: Path, tmp_path: Path) -> None:
