@@ -6,14 +6,15 @@ import csv
 import fnmatch
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from data_pipeline.config import InputError, NonNegative, configclass
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")
+_TOLD_FAULTS = 10
 
 
 @configclass
@@ -39,18 +40,10 @@ class LabelledFile(NamedTuple):
 
 
 def labelled_files(config: ImagesConfig) -> list[LabelledFile]:
-    """Every image with its label, sorted by path. Raises InputError that names every input with a fault."""
-    found: list[LabelledFile] = []
-    faults = [] if config.inputs else ["corpus.inputs is empty: give folders with a subfolder per class, or lists"]
-    for entry in config.inputs:
-        path = Path(os.path.expanduser(entry))
-        try:
-            found += _from_folder(path, config.exclude) if path.is_dir() else _from_list(path, config)
-        except InputError as error:
-            faults.append(str(error))
-    if faults:
-        raise InputError("\n".join(faults))
-    return _without_repeats(found)
+    """Every image with its label, sorted by path. Raises InputError that names the first faults of every input."""
+    if not config.inputs:
+        raise InputError("corpus.inputs is empty: give folders with a subfolder per class, or lists")
+    return _without_repeats(_gather(_from_input, ((entry, config) for entry in config.inputs)))
 
 
 def classes_of(labels: Sequence[str]) -> tuple[str, ...]:
@@ -61,18 +54,39 @@ def classes_of(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(distinct))
 
 
+def _gather(read: Callable[..., list[LabelledFile]], parts: Iterable[tuple[Any, ...]]) -> list[LabelledFile]:
+    """What `read` finds in every part. Where parts have faults, InputError that tells the first of these."""
+    found: list[LabelledFile] = []
+    faults: list[str] = []
+    for part in parts:
+        try:
+            found += read(*part)
+        except InputError as error:
+            faults.append(str(error))
+    if faults:
+        more = [f"... and {len(faults) - _TOLD_FAULTS} more like these"] if len(faults) > _TOLD_FAULTS else []
+        raise InputError("\n".join([*faults[:_TOLD_FAULTS], *more]))
+    return found
+
+
+def _from_input(entry: str, config: ImagesConfig) -> list[LabelledFile]:
+    path = Path(os.path.expanduser(entry))
+    return _from_folder(path, config.exclude) if path.is_dir() else _from_list(path, config)
+
+
 def _from_folder(folder: Path, exclude: list[str]) -> list[LabelledFile]:
     entries = _visible(folder, exclude)
     loose = [e.name for e in entries if not e.is_dir()]
     if loose:
-        raise InputError(f"corpus.inputs: {folder} holds files beside its class folders ({loose[0]}): give a folder "
-                         "with one subfolder per class, or a list of files and labels")
+        raise InputError(f"corpus.inputs: {folder} holds files beside its class folders "
+                         f"({', '.join(loose[:_TOLD_FAULTS])}): give a folder with one subfolder per class, or a list "
+                         "of files and labels")
     if not entries:
         raise InputError(f"corpus.inputs: {folder} holds no class folders, so no images")
-    return [LabelledFile(str(path), entry.name) for entry in entries for path in _of_class(entry, exclude)]
+    return _gather(_from_class, ((entry, exclude) for entry in entries))
 
 
-def _of_class(folder: Path, exclude: list[str]) -> list[Path]:
+def _from_class(folder: Path, exclude: list[str]) -> list[LabelledFile]:
     entries = _visible(folder, exclude)
     if not entries:
         raise InputError(f"corpus.inputs: the class folder {folder} is empty")
@@ -80,8 +94,14 @@ def _of_class(folder: Path, exclude: list[str]) -> list[Path]:
         if entry.is_dir():
             raise InputError(f"corpus.inputs: the class folder {folder} holds a folder ({entry.name}): give the folder "
                              "whose subfolders are the classes")
-        _require_image(entry)
-    return entries
+    return _gather(_labelled, ((entry, folder.name) for entry in entries))
+
+
+def _labelled(path: Path, label: str) -> list[LabelledFile]:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise InputError(f"corpus.inputs: {path} is of no known kind; known are {', '.join(IMAGE_SUFFIXES)} "
+                         "(corpus.exclude leaves files out)")
+    return [LabelledFile(str(path), label)]
 
 
 def _visible(folder: Path, exclude: list[str]) -> list[Path]:
@@ -95,37 +115,42 @@ def _excluded(path: Path, patterns: list[str]) -> bool:
     return any(fnmatch.fnmatchcase(absolute, pattern) for pattern in patterns)
 
 
-def _require_image(path: Path) -> None:
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise InputError(f"corpus.inputs: {path} is of no known kind; known are {', '.join(IMAGE_SUFFIXES)} "
-                         "(corpus.exclude leaves files out)")
-
-
 def _from_list(path: Path, config: ImagesConfig) -> list[LabelledFile]:
     if not path.is_file():
         raise InputError(f"corpus.inputs: there is no file or folder {path}")
     if path.suffix not in LIST_SUFFIXES:
         raise InputError(f"corpus.inputs: {path} is no list; known are {', '.join(LIST_SUFFIXES)}")
-    found = []
-    for line, record in _records(path):
-        name, label = record.get(config.file_field), record.get(config.label_field)
-        if not isinstance(name, str) or not name or not isinstance(label, str | int) or isinstance(label, bool):
-            raise InputError(f"{path}, line {line}: needs the fields {config.file_field!r} (corpus.file_field) and "
-                             f"{config.label_field!r} (corpus.label_field); it has: {', '.join(map(str, record))}")
-        image = path.parent / name
-        if _excluded(image, config.exclude):
-            continue
-        _require_image(image)
-        if not image.is_file():
-            raise InputError(f"{path}, line {line}: there is no file {image}")
-        found.append(LabelledFile(str(image), str(label)))
+    found = _gather(_from_line, ((path, line, record, config) for line, record in _records(path, config)))
     if not found:
         raise InputError(f"corpus.inputs: {path} lists no images")
     return found
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    """(line number, fields) of each entry."""
+def _from_line(path: Path, line: int, record: dict[str, object], config: ImagesConfig) -> list[LabelledFile]:
+    """One file, or none where corpus.exclude leaves it out."""
+    name, label = record[config.file_field], record[config.label_field]
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{path}, line {line}: {config.file_field}={name!r} names no file")
+    image = path.parent / name
+    if _excluded(image, config.exclude):
+        return []
+    if not isinstance(label, str | int) or isinstance(label, bool) or not str(label).strip():
+        raise InputError(f"{path}, line {line}: {config.label_field}={label!r} is no label: give a name or a number")
+    if not image.is_file():
+        raise InputError(f"{path}, line {line}: there is no file {image}")
+    return _labelled(image, str(label))
+
+
+def _records(path: Path, config: ImagesConfig) -> Iterator[tuple[int, dict[str, object]]]:
+    """(line number, fields) of each entry. Raises InputError at the first that lacks a field."""
+    for line, record in _parsed(path):
+        if not {config.file_field, config.label_field} <= record.keys():
+            raise InputError(f"{path}, line {line}: needs the fields {config.file_field!r} (corpus.file_field) and "
+                             f"{config.label_field!r} (corpus.label_field); it has: {', '.join(record)}")
+        yield line, record
+
+
+def _parsed(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         try:
             if path.suffix == ".jsonl":

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from data_pipeline.config import InputError
 from data_pipeline.files import flush, open_file, sha256, write_atomically
@@ -30,6 +30,10 @@ MAX_PIXELS = 2**26
 MAX_IMAGE_BYTES = 2**26
 IMAGES_PER_BLOCK = 64  # what the stream shuffles as one: a window of 64 blocks holds 4096 images
 _SUFFIX = {"JPEG": "jpg", "PNG": "png"}
+_SIXTEEN_BITS = ("I;16", "I")  # a grey PNG's mode in Pillow; "I" in older ones
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+          8: Image.Transpose.ROTATE_90}  # by EXIF's orientation
 _TAR_BLOCK, _TAR_RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 
 
@@ -57,6 +61,8 @@ def decode(data: bytes) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise BrokenImage(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
             image.load()
+    except UnidentifiedImageError as error:  # its own text holds an address in memory
+        raise BrokenImage("neither a JPEG nor a PNG, by its content" if data else "an empty file") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error,
             Image.DecompressionBombError) as error:  # Pillow's readers raise any of these on damaged files
         raise BrokenImage(str(error) or type(error).__name__) from error
@@ -64,11 +70,30 @@ def decode(data: bytes) -> Image.Image:
 
 
 def decode_rgb(image: EncodedImage) -> Image.Image:
-    """Three channels of 8 bits. Raises InputError that names shard and image."""
+    """Three channels of 8 bits, upright. Raises InputError that names shard and image."""
     try:
-        return decode(image.data).convert("RGB")
+        return _rgb(_upright(decode(image.data)))
     except BrokenImage as error:
         raise InputError(f"{image.name}: a broken image ({error}); prepare the data again") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As the camera was held. Viewers ignore EXIF that cannot be read, and so does Pillow when it opens a file.
+    ImageOps.exif_transpose would write the rest of it anew, and fail where that is odd."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
+        except (SyntaxError, ValueError, TypeError, struct.error):
+            return image
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Pillow's own conversion cuts 16 bits off at 255 and so makes nearly everything white."""
+    if image.mode in _SIXTEEN_BITS:
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def suffix_of(image: Image.Image) -> str:

@@ -32,7 +32,6 @@ from data_pipeline.shards import remove_temporaries
 if TYPE_CHECKING:
     from data_pipeline.prepare import PrepareConfig
 
-_NAMED_IMAGES = 5
 _FILES_PER_TASK = 32
 
 
@@ -111,11 +110,10 @@ def _examine_all(files: list[LabelledFile], max_bad: int, config: PrepareConfig)
                 continue
             faults.append(found.fault)
             if len(faults) > max_bad:
-                raise InputError("\n".join(faults[-_NAMED_IMAGES:]) + f"\n{len(faults)} broken images, and "
+                raise InputError("\n".join(faults) + f"\n{len(faults)} broken images, and "
                                  f"corpus.max_bad_images={max_bad}")
     if faults:
-        named = "\n  ".join(faults[:_NAMED_IMAGES])
-        print(f"warning: {len(faults)} broken images left out:\n  {named}")
+        print(f"warning: {len(faults)} broken images left out:\n  " + "\n  ".join(faults))
     return sorted(good, key=lambda e: (e.digest, e.path))
 
 

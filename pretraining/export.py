@@ -48,16 +48,18 @@ def main() -> int:
 def export(config: ExportConfig) -> dict[str, Any]:
     """Writes `config.output` -> what its parity.json says. Raises InputError, and then leaves no folder."""
     source = Source(config)
-    values = source.counterpart.huggingface_config(source.model_config, source.vocab_size, source.special_ids)
+    values = source.huggingface_config()
     model = load_plain_model(source.run, source.vocab_size, source.checkpoint)
     with new_folder(Path(config.output)) as folder:
         _write_json(folder / "config.json", values)
         _write_generation_config(folder, values)
         _write_weights(folder, source, model)
         report = {"checkpoint": str(source.checkpoint.folder), "step": source.checkpoint.state["step"],
-                  **_prove_model(folder, source, model, values["architectures"][0])}
+                  **_prove_model(folder, source, model, values)}
         if source.tokenizer is not None:
             report |= _write_tokenizer(folder, source)
+        else:
+            _write_processor(folder, source)
         _write_json(folder / "parity.json", report)
     return report
 
@@ -72,7 +74,8 @@ class Source:
             raise InputError(f"output={config.output} exists already: nothing is overwritten")
         self.checkpoint = open_checkpoint(Path(config.checkpoint))
         self.run = read_run_config(self.checkpoint.folder.resolve().parents[1])
-        self.model_config = self.run.model
+        self.model_config: Any = self.run.model
+        self.objective: Any = self.run.objective
         self.family = COUNTERPARTS[self.model_config.name]
         self.counterpart = self.family.load()
         data = Path(config.data_path or self.run.data.path or "")
@@ -80,7 +83,13 @@ class Source:
             raise InputError(f"{data}: no prepared data is there; data_path=DIR says where it is now")
         manifest = load_manifest(data)
         self.tokenizer = Tokenizer.load(data / "tokenizer") if manifest.kind == "text" else None
-        self.vocab_size = self.tokenizer.total_size if self.tokenizer else len(manifest.classes)
+        self.classes = manifest.classes
+        self.vocab_size = self.tokenizer.total_size if self.tokenizer else len(self.classes)
+
+    def huggingface_config(self) -> dict[str, Any]:
+        """config.json. Raises InputError where transformers has no such model."""
+        values = self.counterpart.huggingface_config(self.model_config, self.vocab_size, self.special_ids)
+        return values if self.tokenizer else {**values, **self.objective.huggingface_config(self.classes)}
 
     @property
     def special_ids(self) -> dict[str, int]:
@@ -130,7 +139,7 @@ def _write_weights(folder: Path, source: Source, model: Any) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _prove_model(folder: Path, source: Source, model: Any, architecture: str) -> dict[str, Any]:
+def _prove_model(folder: Path, source: Source, model: Any, values: dict[str, Any]) -> dict[str, Any]:
     """Raises InputError where transformers computes something else from the folder than our model."""
     import torch
     import transformers
@@ -138,9 +147,10 @@ def _prove_model(folder: Path, source: Source, model: Any, architecture: str) ->
 
     from pretraining import parity
 
+    (architecture,) = values["architectures"]
     assert architecture in source.family.architectures, architecture
     examples = parity.probes(source.family, source.model_config, source.vocab_size)
-    ours = parity.our_outputs(source.family, model, examples)
+    ours = parity.our_outputs(source.family, model, examples, values)
     theirs = parity.their_outputs(folder, architecture, examples, list(ours[0]))
     difference = parity.largest_difference(ours, theirs)
     if not difference <= parity.TOLERANCE:
@@ -169,6 +179,12 @@ def _write_tokenizer(folder: Path, source: Source) -> dict[str, Any]:
                          f"{', '.join(wrong[:5])} among them: nothing was exported")
     return {"tokenizer_texts": len(AWKWARD_TEXTS), "tokenizer_order_of_equal_scores_differs":
             rounds_ties(source.tokenizer)}
+
+
+def _write_processor(folder: Path, source: Source) -> None:
+    """How transformers makes of an image what an evaluation sees."""
+    _write_json(folder / "preprocessor_config.json",
+                source.objective.huggingface_processor(source.model_config.image_size))
 
 
 class _Plainly:

@@ -24,13 +24,14 @@ class Counterpart:
 
     module: where it states huggingface_config, weight_map and from_huggingface_config.
     architectures: the transformers classes that config.json may name.
-    inputs: (config, vocabulary or classes, generator) -> probes. outputs: our model's, named as transformers' are.
+    inputs: (config, vocabulary or classes, generator) -> probes. outputs: our model's, named as transformers' are, from
+    (model, a probe, config.json).
     """
 
     module: str
     architectures: tuple[str, ...]
     inputs: Callable[[Any, int, np.random.Generator], list[Inputs]]
-    outputs: Callable[[Any, Inputs], Inputs]
+    outputs: Callable[[Any, Inputs, dict[str, Any]], Inputs]
 
     def load(self) -> Any:
         return import_module(self.module)
@@ -42,10 +43,10 @@ def probes(counterpart: Counterpart, config: Any, vocab_size: int) -> list[Input
 
 
 @torch.no_grad()
-def our_outputs(counterpart: Counterpart, model: Any, examples: list[Inputs]) -> list[Inputs]:
-    """Without packing: no document mask, no padding."""
+def our_outputs(counterpart: Counterpart, model: Any, examples: list[Inputs], values: dict[str, Any]) -> list[Inputs]:
+    """Without packing: no document mask, no padding. values: config.json."""
     model.eval()
-    return [counterpart.outputs(model, inputs) for inputs in examples]
+    return [counterpart.outputs(model, inputs, values) for inputs in examples]
 
 
 @torch.no_grad()
@@ -105,15 +106,15 @@ def _masked_image_inputs(config: Any, num_classes: int, rng: np.random.Generator
     return [{**inputs, "noise": torch.from_numpy(rng.random((2, config.grid.patches), dtype=np.float32))}]
 
 
-def _gpt_outputs(model: Any, inputs: Inputs) -> Inputs:
+def _gpt_outputs(model: Any, inputs: Inputs, values: dict[str, Any]) -> Inputs:
     return {"logits": model.head.logits(model(inputs["input_ids"]))}
 
 
-def _t5_outputs(model: Any, inputs: Inputs) -> Inputs:
+def _t5_outputs(model: Any, inputs: Inputs, values: dict[str, Any]) -> Inputs:
     return {"logits": model.head.logits(model(inputs["input_ids"], inputs["decoder_input_ids"]))}
 
 
-def _bert_outputs(model: Any, inputs: Inputs) -> Inputs:
+def _bert_outputs(model: Any, inputs: Inputs, values: dict[str, Any]) -> Inputs:
     tokens = inputs["input_ids"]
     hidden = model(tokens, inputs["token_type_ids"])
     everywhere = torch.arange(tokens.shape[1]).expand_as(tokens)
@@ -121,14 +122,13 @@ def _bert_outputs(model: Any, inputs: Inputs) -> Inputs:
             model.pair_head(hidden)}
 
 
-def _vit_outputs(model: Any, inputs: Inputs) -> Inputs:
+def _vit_outputs(model: Any, inputs: Inputs, values: dict[str, Any]) -> Inputs:
     return {"logits": model.head(model(inputs["pixel_values"]))}
 
 
-def _mae_outputs(model: Any, inputs: Inputs) -> Inputs:
-    """transformers sees the patches of least noise (a quarter, by default) and orders a patch's pixels with the
-    channel last."""
-    kept = inputs["noise"].shape[1] // 4
+def _mae_outputs(model: Any, inputs: Inputs, values: dict[str, Any]) -> Inputs:
+    """transformers sees the patches of least noise and orders a patch's pixels with the channel last."""
+    kept = int(inputs["noise"].shape[1] * (1 - values["mask_ratio"]))
     pixels = model(inputs["pixel_values"], inputs["noise"].argsort(1)[:, :kept])
     return {"logits": pixels.unflatten(-1, (3, -1)).transpose(-1, -2).flatten(-2)}
 

@@ -1,16 +1,20 @@
 """A run leaves as a Hugging Face folder with its proof, and comes back from one."""
 
+import io
 import json
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file
 
 from data_pipeline.config import InputError, compose_config
 from data_pipeline.huggingface_export import AWKWARD_TEXTS, convert, disagreements
+from data_pipeline.images import EncodedImage
 from data_pipeline.prepare import PrepareConfig, prepare
 from data_pipeline.tokenizer import Tokenizer
 from pretraining import export as export_module
@@ -106,6 +110,37 @@ def test_a_vision_model_leaves_with_its_proof_and_comes_back(model, objective, d
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
+def export_vision(digits, run_dir, output, *overrides):
+    assert pretrain([*overrides, *TRAIN, "train.steps=1", f"data.path={digits}", f"run_dir={run_dir}"]) == 0
+    to_folder(run_dir / "checkpoints" / "step_00000001", output)
+    return json.loads((output / "config.json").read_text())
+
+
+def test_an_exported_classifier_names_its_classes_and_sees_what_an_evaluation_sees(digits, tmp_path):
+    """Up to a shade of 256: theirs rounds twice, since it scales before it crops."""
+    values = export_vision(digits, tmp_path / "r", tmp_path / "out", "model=vit_debug", "model.image_size=56",
+                           "model.patch_size=14", "objective=image_classification", "objective.mean=[0.5,0.4,0.3]",
+                           "objective.std=[0.3,0.2,0.1]")
+    assert values["id2label"] == {str(i): str(i) for i in range(10)} and values["label2id"]["7"] == 7
+    x, y = np.meshgrid(np.linspace(0, 255, 200), np.linspace(0, 255, 128))
+    photo = Image.fromarray(np.stack([x, y, (x + y) / 2], axis=-1).astype(np.uint8))
+    data = io.BytesIO()
+    photo.save(data, "PNG")
+    objective = read_run_config(tmp_path / "r").objective
+    view = objective.evaluation_view(EncodedImage(data.getvalue(), 0, "x"), 56)
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")(photo, return_tensors="pt").pixel_values
+    ours = objective.normalise(torch.from_numpy(view[None]))
+    shade = 1 / 255 / torch.tensor(objective.std)[:, None, None]
+    assert theirs.shape == ours.shape and bool(((theirs - ours).abs() <= 1.01 * shade).all())
+
+
+def test_an_exported_autoencoder_tells_its_objective(digits, tmp_path):
+    values = export_vision(digits, tmp_path / "r", tmp_path / "out", "model=mae_debug", "objective=masked_image",
+                           "objective.mask_ratio=0.5", "objective.normalised_pixels=false")
+    assert (values["mask_ratio"], values["norm_pix_loss"]) == (0.5, False)
+    assert transformers.AutoImageProcessor.from_pretrained(tmp_path / "out").crop_size["height"] == values["image_size"]
+
+
 def test_a_difference_leaves_no_folder(train, tmp_path, monkeypatch, capsys):
     true_map = gpt_huggingface.weight_map
 
@@ -197,7 +232,7 @@ def test_a_foreign_model_comes_in_with_its_numbers(family, tmp_path):
     model = config.build(200, PlainLayers())
     HuggingFaceFolder(str(tmp_path), config, 200, None).load_into(model)
     examples = parity.probes(counterpart, config, 200)
-    ours = parity.our_outputs(counterpart, model, examples)
+    ours = parity.our_outputs(counterpart, model, examples, {})
     assert parity.largest_difference(ours, parity.their_outputs(tmp_path, architecture, examples, ["logits"])) <= 1e-4
 
 

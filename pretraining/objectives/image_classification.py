@@ -37,6 +37,11 @@ class ImageClassificationConfig(ImageViewsConfig):
     def build(self, classes: tuple[str, ...], grid: PatchGrid) -> ImageClassification:
         return ImageClassification(self, classes, grid.image_size)
 
+    def huggingface_config(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """What config.json says of the objective."""
+        return {"id2label": {str(i): name for i, name in enumerate(classes)},
+                "label2id": {name: i for i, name in enumerate(classes)}}
+
 
 class ImageClassification:
     """A sample: image uint8 [3, size, size]; labels int64 [2], its own and its partner's; weight fp32, its own share.

@@ -7,17 +7,27 @@ from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from data_pipeline.augmentation import Pixels, center_crop, pixels, random_flip, random_resized_crop
-from data_pipeline.config import configclass
+from data_pipeline.config import PositiveFloat, configclass
 from data_pipeline.images import EncodedImage, decode_rgb
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _ascending(bounds: list[float]) -> list[float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("the smaller bound stands first")
+    return bounds
+
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
-Pair = Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=2, max_length=2)]
-Colour = Annotated[list[float], Field(min_length=3, max_length=3)]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Shares = Annotated[list[Share], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
+Ratios = Annotated[list[PositiveFloat], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
+Mean = Annotated[list[float], Field(min_length=3, max_length=3)]
+Deviation = Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)]
 
 
 @configclass
@@ -27,12 +37,12 @@ class ImageViewsConfig:
     mean, std: of each colour, on a scale of 0 to 1; pixels are given to the model as (pixel - mean) / std."""
 
     name: str
-    crop_scale: Pair = Field(default_factory=lambda: [0.08, 1.0])
-    crop_ratio: Pair = Field(default_factory=lambda: [3 / 4, 4 / 3])
+    crop_scale: Shares = Field(default_factory=lambda: [0.08, 1.0])
+    crop_ratio: Ratios = Field(default_factory=lambda: [3 / 4, 4 / 3])
     flip_probability: Probability = 0.5
     eval_crop: Share = 0.875
-    mean: Colour = Field(default_factory=lambda: list(IMAGENET_MEAN))
-    std: Colour = Field(default_factory=lambda: list(IMAGENET_STD))
+    mean: Mean = Field(default_factory=lambda: list(IMAGENET_MEAN))
+    std: Deviation = Field(default_factory=lambda: list(IMAGENET_STD))
 
     def training_view(self, image: EncodedImage, size: int, rng: np.random.Generator) -> Image.Image:
         """Raises InputError where the image is broken."""
@@ -42,6 +52,14 @@ class ImageViewsConfig:
     def evaluation_view(self, image: EncodedImage, size: int) -> Pixels:
         """-> uint8 [3, size, size]. Raises InputError where the image is broken."""
         return pixels(center_crop(decode_rgb(image), size, self.eval_crop))
+
+    def huggingface_processor(self, size: int) -> dict[str, Any]:
+        """preprocessor_config.json of what an evaluation sees. It is Bit's, as for DINOv2: ViT's own takes the whole
+        image, squeezed into a square, instead of the middle."""
+        return {"image_processor_type": "BitImageProcessor", "do_convert_rgb": True, "do_resize": True,
+                "size": {"shortest_edge": round(size / self.eval_crop)}, "resample": int(Image.Resampling.BICUBIC),
+                "do_center_crop": True, "crop_size": {"height": size, "width": size}, "do_rescale": True,
+                "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": self.mean, "image_std": self.std}
 
     def normalise(self, images: Any) -> Any:
         """uint8 [batch, 3, height, width] -> fp32. By scalars: a tensor of means would be copied to the device."""

@@ -34,6 +34,10 @@ class MaskedImageConfig(ImageViewsConfig):
     def build(self, classes: tuple[str, ...], grid: PatchGrid) -> MaskedImage:
         return MaskedImage(self, grid)
 
+    def huggingface_config(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """What config.json says of the objective."""
+        return {"mask_ratio": self.mask_ratio, "norm_pix_loss": self.normalised_pixels}
+
 
 class MaskedImage:
     """A sample: image uint8 [3, size, size]; visible int64 [kept], the patches that are not masked, ascending."""

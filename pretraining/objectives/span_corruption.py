@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from data_pipeline.config import Fraction, InputError, Positive, PositiveFloat, configclass
+from data_pipeline.config import InputError, Positive, configclass
 from data_pipeline.loader import Sample
 from data_pipeline.packing import Piece
 from data_pipeline.tokenizer import Tokenizer
@@ -31,14 +32,14 @@ class SpanCorruptionConfig:
     """mode: span is T5's; prefix_lm splits each piece in two; ul2 mixes seven denoisers and prefixes a mode token.
     What prefix_lm and ul2 make of a piece is not known when it is cut: there is room for the most, padding behind it.
 
-    noise_density, mean_span_length (tokens): of mode=span. targets_length: the most that the decoder writes (null:
-    what the noise makes of a full input).
+    noise_density, mean_span_length (tokens): of mode=span; towards a density of 1, a piece that fills the encoder would
+    grow without end. targets_length: the most that the decoder writes (null: what the noise makes of a full input).
     """
 
     name: Literal["span_corruption"]
     mode: Literal["span", "prefix_lm", "ul2"] = "span"
-    noise_density: Fraction = 0.15
-    mean_span_length: PositiveFloat = 3.0
+    noise_density: Annotated[float, Field(gt=0.0, le=0.9)] = 0.15
+    mean_span_length: Annotated[float, Field(ge=1.0)] = 3.0
     targets_length: Positive | None = None
 
     def build(self, tokenizer: Tokenizer, max_seq_len: int) -> SpanCorruption:

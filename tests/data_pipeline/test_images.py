@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from data_pipeline.config import InputError
 from data_pipeline.image_sources import classes_of
-from data_pipeline.images import BrokenImage, EncodedImage, ImageReader, decode, decode_rgb
+from data_pipeline.images import BrokenImage, EncodedImage, ImageReader, _rgb, decode, decode_rgb
 from data_pipeline.manifest import load_manifest
 from data_pipeline.packing import Single
 from data_pipeline.stream import Position, Stream
@@ -133,19 +133,24 @@ def test_whole_numbers_are_ordered_by_value() -> None:
     assert classes_of(["b10", "b9"]) == ("b10", "b9")
 
 
-def test_broken_images_are_named_and_left_out_up_to_the_limit(
+def test_broken_images_are_all_named_and_left_out_up_to_the_limit(
         source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_digits(tmp_path / "in", count=30)
     whole = (folder / "1" / "0001.png").read_bytes()
     (folder / "1" / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "1" / "text.jpg").write_text("no image")
     (folder / "2" / "none.png").write_bytes(b"")
-    assert prepare_images(folder, tmp_path / "stops", "corpus.max_bad_images=2") == 2
+    for number in range(5):
+        (folder / "1" / f"text{number}.jpg").write_text("no image")
+    named = ["cut.png: ", "none.png: an empty file",
+             *(f"text{number}.jpg: neither a JPEG nor a PNG" for number in range(5))]
+    assert prepare_images(folder, tmp_path / "stops", "corpus.max_bad_images=6") == 2
     error = capsys.readouterr().err
-    assert "none.png" in error and "3 broken images" in error and "corpus.max_bad_images=2" in error
+    assert all(name in error for name in named) and " at 0x" not in error
+    assert "7 broken images" in error and "corpus.max_bad_images=6" in error
     assert not (tmp_path / "stops").exists()
-    assert prepare_images(folder, tmp_path / "out", "corpus.max_bad_images=3") == 0
-    assert "3 broken images left out" in (out := capsys.readouterr().out) and "cut.png" in out
+    assert prepare_images(folder, tmp_path / "out", "corpus.max_bad_images=7") == 0
+    out = capsys.readouterr().out
+    assert "7 broken images left out" in out and all(name in out for name in named)
     assert sum(s.samples for s in load_manifest(tmp_path / "out").splits.values()) == 30
 
 
@@ -183,6 +188,23 @@ def test_refused_inputs_name_what_is_wrong(tmp_path: Path, capsys: pytest.Captur
     assert prepare("corpus=images", "corpus.inputs=[]", f"output={tmp_path / 'none'}") == 2
 
 
+def test_of_several_faults_the_first_ten_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_digits(tmp_path / "in", count=10)
+    for name in ("void", "hollow"):
+        (folder / name).mkdir()
+    (folder / "0" / "moving.gif").write_bytes(b"GIF89a")
+    table = tmp_path / "table.csv"
+    missing = "".join(f"missing{n}.png,1\n" for n in range(12))
+    table.write_text("file,label\nin/0/0000.png,\nin/1/0001.png, \nin/2/0002.png\n,1\n" + missing)
+    assert prepare("corpus=images", f"corpus.inputs=[{folder},{table}]", f"output={tmp_path / 'out'}") == 2
+    told = capsys.readouterr().err
+    for part in ("void is empty", "hollow is empty", "moving.gif is of no known kind", "line 2: label='' is no label",
+                 "line 3: label=' ' is no label", "line 4: label=None is no label", "line 5: file='' names no file",
+                 "missing5.png", "... and 6 more like these"):
+        assert part in told
+    assert "missing6.png" not in told and not (tmp_path / "out").exists()
+
+
 def test_sizes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = png(np.zeros((20, 30, 3), np.uint8))
     assert decode(data).size == (30, 20)
@@ -205,6 +227,32 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     data = io.BytesIO()
     (Image.new(mode, (5, 4)) if mode == "I;16" else Image.new("RGB", (5, 4)).convert(mode)).save(data, "PNG")
     assert decode_rgb(EncodedImage(data.getvalue(), 0, "x")).mode == "RGB"
+
+
+def test_sixteen_bits_of_grey_keep_their_shades() -> None:
+    data, grey = io.BytesIO(), Image.fromarray(np.array([[0, 257, 128 * 257, 65535]], np.uint16))
+    grey.save(data, "PNG")
+    expected = [[[shade] * 3 for shade in (0, 1, 128, 255)]]
+    assert np.asarray(decode_rgb(EncodedImage(data.getvalue(), 0, "x"))).tolist() == expected
+    assert np.asarray(_rgb(grey.convert("I"))).tolist() == expected  # as older Pillows open such a file
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_stand_upright(orientation: int, kind: str) -> None:
+    array = np.kron(np.array([[0, 80], [160, 240], [40, 120]], np.uint8), np.ones((16, 16), np.uint8))
+    image, exif, data = Image.fromarray(array).convert("RGB"), Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(data, kind, exif=exif, quality=100)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(data)).convert("RGB"))
+    assert np.array_equal(np.asarray(decode_rgb(EncodedImage(data.getvalue(), 0, "x"))), expected)
+    assert expected.shape[:2] == ((48, 32) if orientation < 5 else (32, 48))
+
+
+def test_an_orientation_that_cannot_be_read_turns_nothing() -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (5, 4)).save(data, "JPEG", exif=b"Exif\0\0no TIFF at all")
+    assert decode_rgb(EncodedImage(data.getvalue(), 0, "x")).size == (5, 4)
 
 
 def test_a_changed_shard_and_a_broken_image_are_named_while_training(prepared: Path, tmp_path: Path) -> None:

@@ -190,6 +190,17 @@ def test_normalisation_by_hand() -> None:
     assert config.visible(config.normalise(images)[0]).flatten().tolist() == [255, 255, 255]
 
 
+@pytest.mark.parametrize("override, right", [
+    ("crop_scale=[0.9,0.1]", "the smaller bound stands first"), ("crop_scale=[5,9]", "less than or equal to 1"),
+    ("crop_scale=[0,1]", "greater than 0"), ("crop_ratio=[2,1]", "the smaller bound stands first"),
+    ("std=[0,1,1]", "greater than 0")])
+def test_views_that_cannot_be_are_told_by_their_key(override: str, right: str,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("pretraining.train", *RUN, "data.path=x", f"objective.{override}") == 2
+    told = capsys.readouterr().err
+    assert f"objective.{override.split('=')[0]}: " in told and right in told
+
+
 def test_demonstration_names_labels_and_draws_them(tmp_path: Path) -> None:
     maker = objective()
     samples = [maker.for_evaluation().corrupt([EncodedImage(png(noise(8, 8)), 1, "x")], rng())]

@@ -13,6 +13,7 @@ from data_pipeline.tokenizer import Tokenizer
 from pretraining.objectives.demonstration import Demonstration
 from pretraining.objectives.noise import Prefix, Spans, segments, solve_lengths
 from pretraining.objectives.span_corruption import IGNORED, SpanCorruptionConfig
+from tests.helpers import command
 
 T5 = Spans(0.15, 3.0)
 
@@ -181,6 +182,25 @@ def test_what_cannot_work_is_refused(tokenizer):
         build(tokenizer, 1024, mode="ul2")
     with pytest.raises(InputError, match="targets_length"):
         build(tokenizer, 512, targets_length=2)
+
+
+@pytest.mark.parametrize("override, right", [
+    ("objective.mean_span_length=0.5", "greater than or equal to 1"), ("objective.noise_density=0", "greater than 0"),
+    ("objective.noise_density=0.9999999", "less than or equal to 0.9")])
+def test_noise_that_no_text_can_have_is_told_by_its_key(override, right, capsys):
+    assert command("pretraining.train", "model=t5_debug", "objective=span_corruption", "data.path=x", override) == 2
+    key, value = override.split("=")
+    told = capsys.readouterr().err
+    assert f"{key}: Input should be {right}" in told and f"got {value}" in told
+
+
+@pytest.mark.parametrize("density", [0.001, 0.5, 0.9])
+@pytest.mark.parametrize("mean_length", [1.0, 1.5, 100.0])
+def test_the_extremes_of_noise_make_samples(density, mean_length, tokenizer):
+    objective = build(tokenizer, 32, noise_density=density, mean_span_length=mean_length)
+    sample = objective.corrupt([np.arange(objective.longest) % 200 + 4], np.random.default_rng(0))
+    assert len(sample["inputs"]) <= 32 and len(sample["labels"]) <= objective.targets_length
+    assert objective.packing()
 
 
 def test_a_description_reads_as_text(tokenizer):
