@@ -272,6 +272,7 @@ def _write_share(share: list[Entry], folder: Path, name: str) -> dict[str, Any]:
         return {"files": {}, "tensors": {}}
     file = f"{name}.safetensors"
     save_file({entry.key: entry.values for entry in share}, folder / file)
+    (folder / file).chmod(folder.stat().st_mode & 0o666)  # safetensors writes for the owner alone
     _sync(folder / file)
     tensors: dict[str, Any] = {}
     for key, fragment, box, values in share:

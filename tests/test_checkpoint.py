@@ -206,6 +206,11 @@ def test_a_save_that_fails_is_told_and_the_next_one_works(tmp_path, capsys):
     assert newest_checkpoint(tmp_path / "checkpoints").folder.name == "step_00000002"
 
 
+def test_whoever_may_read_the_folder_may_read_its_files(saved):
+    modes = {f.stat().st_mode & 0o777 for f in (saved / "step_00000003").iterdir()}
+    assert modes == {(saved / "step_00000003").stat().st_mode & 0o666}
+
+
 @pytest.mark.parametrize("part", ["_write_share", "_write_manifest"])
 def test_a_save_that_fails_leaves_nothing_on_a_full_disk(tmp_path, capsys, monkeypatch, part):
     def full(*_):
