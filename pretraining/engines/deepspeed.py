@@ -173,7 +173,9 @@ def _initialize(module: LossModule, optimizer: Optimizer, train: Any, world: Wor
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import deepspeed
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.WARNING)
+    logger.addFilter(_proven)
     if world.device.type == "cpu":  # else it compiles an extension at the first use
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _require_process_group(world)
@@ -181,6 +183,11 @@ def _initialize(module: LossModule, optimizer: Optimizer, train: Any, world: Wor
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, mpu=mpu, dist_init_required=False,
                                       config=_deepspeed_config(train, world, config.zero_stage))
     return engine
+
+
+def _proven(record: logging.LogRecord) -> bool:
+    """It calls every optimizer but its own untested; ours are what `make parity` proves."""
+    return "untested optimizer" not in record.getMessage()
 
 
 def _deepspeed_config(train: Any, world: World, stage: int) -> dict[str, Any]:
