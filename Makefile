@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 FAMILY ?= gpt
+FAMILIES := gpt bert t5 vit mae
+ifeq ($(filter $(FAMILY),$(FAMILIES)),)
+$(error FAMILY=$(FAMILY): no such family; there are $(FAMILIES))
+endif
 VOCABULARY := $(if $(filter gpt,$(FAMILY)),512,384)
 OUT ?= quickstart/$(FAMILY)
 TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib'))")

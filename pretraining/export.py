@@ -15,8 +15,8 @@ from data_pipeline.config import (
     EXIT_DONE,
     InputError,
     compose_config,
+    conf_dir,
     configclass,
-    groups_help,
     run_command,
 )
 from data_pipeline.manifest import load_manifest
@@ -42,7 +42,7 @@ class ExportConfig:
 
 
 def main() -> int:
-    return run_command(_command, lambda: EXAMPLE + "\n" + groups_help("export"))
+    return run_command(_command, lambda: f"{EXAMPLE}\nKeys and defaults:\n{(conf_dir() / 'export.yaml').read_text()}")
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
@@ -173,6 +173,7 @@ def _write_tokenizer(folder: Path, source: Source) -> dict[str, Any]:
     convert(source.tokenizer).save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", tokenizer_config(source.tokenizer, source.run.seq_len))
     loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    loaded.model_max_length = sys.maxsize  # no model reads these texts: transformers would warn that they are too long
     wrong = disagreements(_Plainly(loaded), source.tokenizer)
     if wrong:
         raise InputError(f"the exported tokenizer treats {len(wrong)} texts otherwise than the run's, "

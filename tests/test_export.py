@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import re
 import sys
 
@@ -139,6 +140,23 @@ def test_an_exported_autoencoder_tells_its_objective(digits, tmp_path):
                            "objective.mask_ratio=0.5", "objective.normalised_pixels=false")
     assert (values["mask_ratio"], values["norm_pix_loss"]) == (0.5, False)
     assert transformers.AutoImageProcessor.from_pretrained(tmp_path / "out").crop_size["height"] == values["image_size"]
+
+
+def test_help_explains_the_keys(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pretrain-export", "--help"])
+    assert export_module.main() == 0
+    told = capsys.readouterr().out
+    assert "Example:" in told and "Groups:" not in told
+    explained = {"checkpoint": "RUN/checkpoints/step_", "output": "must not exist", "data_path": "is now"}
+    for key, meaning in explained.items():
+        assert re.search(rf"^{key}: .*#.*{meaning}", told, re.MULTILINE)
+
+
+def test_transformers_does_not_warn_of_the_texts_that_prove_a_tokenizer(train, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    to_folder(train("gpt2"), tmp_path / "out")
+    assert "Token indices" not in caplog.text
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 64
 
 
 def test_a_difference_leaves_no_folder(train, tmp_path, monkeypatch, capsys):

@@ -77,7 +77,7 @@ class ImageViewsConfig:
 
 
 def picture_grid(rows: Sequence[Sequence[Pixels]], captions: Sequence[str] = (), min_side: int = 96) -> Image.Image:
-    """Pictures in rows of equal length; captions stand below the last row's pictures, one each."""
+    """Pictures in rows of equal length; captions stand below the last row's pictures, one each, no wider than these."""
     side = rows[0][0].shape[1]
     scale = max(1, -(-min_side // side))
     cell, line = side * scale + 4, 12
@@ -89,5 +89,16 @@ def picture_grid(rows: Sequence[Sequence[Pixels]], captions: Sequence[str] = (),
             sheet.paste(image.resize((side * scale, side * scale), Image.Resampling.NEAREST), (c * cell, r * cell))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(line - 2)
     for c, caption in enumerate(captions):
-        draw.multiline_text((c * cell, cell * len(rows) - 2), caption, fill="black", font=font, spacing=1)
+        text = "\n".join(_fitted(line, cell - 4, font) for line in caption.split("\n"))
+        draw.multiline_text((c * cell, cell * len(rows) - 2), text, fill="black", font=font, spacing=1)
     return sheet
+
+
+def _fitted(line: str, width: int, font: Any) -> str:
+    """The line in ASCII, which is what Pillow's own font has, its middle left out where it is wider than `width`."""
+    plain = shown = line.encode("ascii", "backslashreplace").decode()
+    kept = len(plain)
+    while kept and font.getlength(shown) > width:
+        kept -= 1
+        shown = plain[: kept - kept // 2] + "\u2026" + plain[len(plain) - kept // 2 :]
+    return shown

@@ -244,8 +244,9 @@ class SpanCorruption:
         """Raises InputError where the lengths leave no room for a piece, or sentinels run out."""
         needed = max(m.denoiser.sentinels(self.longest) for m in self.mixture)
         if needed > len(self.sentinels):
+            longer = " or a larger objective.mean_span_length" if self.config.mode == "span" else ""
             raise InputError(f"objective.mode={self.config.mode} with data.seq_len={max_seq_len} needs {needed} "
-                             f"sentinels, there are {len(self.sentinels)}: a shorter data.seq_len or longer spans")
+                             f"sentinels, there are {len(self.sentinels)}: a smaller data.seq_len{longer} needs fewer")
         fits = self.packing()._fits((self.inputs_length, self.targets_length))
         if fits < SHORTEST_CUT:
             raise InputError(f"data.seq_len={max_seq_len} with objective.targets_length={self.targets_length} hold no "

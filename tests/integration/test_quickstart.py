@@ -36,6 +36,12 @@ def test_the_makefile_runs_what_is_tested_here():
         assert part in makefile
 
 
+def test_a_family_that_is_none_fails_at_once():
+    done = run_process("make", "--dry-run", "quickstart", "FAMILY=foo")
+    assert done.returncode == 2 and "FAMILY=foo: no such family; there are gpt bert t5 vit mae" in done.stderr
+    assert "experiment=quickstart_mae" in run_process("make", "--dry-run", "quickstart", "FAMILY=mae").stdout
+
+
 @pytest.mark.parametrize("family", ["bert", "t5"])
 def test_other_families_show_what_they_learned(family, corpus, tmp_path, capsys):
     train_alone(f"experiment=quickstart_{family}", f"data.path={corpus}", f"run_dir={tmp_path / 'run'}", *SHORT)

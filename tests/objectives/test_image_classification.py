@@ -24,6 +24,7 @@ from data_pipeline.images import EncodedImage
 from pretraining.models.configs import PatchGrid
 from pretraining.objectives.demonstration import Demonstration
 from pretraining.objectives.image_classification import ImageClassification, ImageClassificationConfig
+from pretraining.objectives.image_views import picture_grid
 from tests.helpers import command, metrics, train_alone
 from tests.images import png
 
@@ -211,6 +212,15 @@ def test_demonstration_names_labels_and_draws_them(tmp_path: Path) -> None:
     mixed = {**samples[0], "labels": np.array([0, 1]), "weight": np.float32(0.75)}
     assert maker.describe(mixed) == "0.75 cat + 0.25 dog"
     assert maker.picture(mixed).height > 96
+
+
+def test_captions_stay_below_their_pictures_and_are_spelt_in_ascii() -> None:
+    views = [np.zeros((3, 8, 8), np.uint8)] * 2
+    sheet = np.asarray(picture_grid([views], ["a very long name of a class " * 3 + "(97%)", ""]))
+    caption = sheet[100:]
+    assert (caption[:, 100:] == 255).all() and (caption[:, :100] < 255).any()
+    named, spelt = (picture_grid([views], [name, ""]) for name in ("\u732b \U0001f431", r"\u732b \U0001f431"))
+    assert np.array_equal(np.asarray(named), np.asarray(spelt))
 
 
 def test_batches_depend_neither_on_workers_nor_on_micro_batches(digits: Path, tmp_path: Path) -> None:

@@ -178,8 +178,10 @@ def test_prefixes_are_uniform():
 
 
 def test_what_cannot_work_is_refused(tokenizer):
-    with pytest.raises(InputError, match="sentinels"):
+    with pytest.raises(InputError, match=r"sentinels, there are 97: a smaller data\.seq_len needs fewer"):
         build(tokenizer, 1024, mode="ul2")
+    with pytest.raises(InputError, match=r"data\.seq_len or a larger objective\.mean_span_length needs fewer"):
+        build(tokenizer, 1024, mean_span_length=1.0)
     with pytest.raises(InputError, match="targets_length"):
         build(tokenizer, 512, targets_length=2)
 
