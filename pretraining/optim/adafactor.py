@@ -1,7 +1,10 @@
 """Adafactor (Shazeer and Stern 2018, algorithms 4 to 6) on fragments: all statistics are those of the whole tensor.
 
 A tensor of two or more dimensions keeps the means of its squared gradients over its last and over its last but one
-dimension, as T5's code does; for a matrix these are its rows' and columns'.
+dimension, as transformers' Adafactor does; for a matrix these are its rows' and columns'. Mesh TensorFlow's, which
+trained T5 (optimize.py, _factored_dims), takes the two largest dimensions, and factors nothing where the second largest
+is below 32. All tensors of the families here are vectors and matrices: what differs from it is a matrix with a side
+below 32, such as T5's relative biases of few heads or BERT's table of two segments.
 """
 
 from __future__ import annotations
