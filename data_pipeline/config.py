@@ -94,7 +94,8 @@ def groups_help(config_name: str) -> str:
     composer = _Composer(config_name)
     used = [name for name in composer.groups if name in composer.group_names]
     lines = [f"  {name}={'|'.join(composer.groups[name])}" for name in used]
-    return "Groups:\n" + "\n".join(lines) + "\n\nKeys and defaults:\n" + OmegaConf.to_yaml(composer.compose([]))
+    groups = "Groups:\n" + "\n".join(lines) + "\n\n" if lines else ""
+    return groups + "Keys and defaults:\n" + OmegaConf.to_yaml(composer.compose([]))
 
 
 class _Composer:
