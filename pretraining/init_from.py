@@ -23,6 +23,7 @@ from pretraining.parity import COUNTERPARTS
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _BASES = ("bert", "model", "transformer", "vit")  # what a family's base model is called within the others
 _HEADS = ("head.", "pair_head.")  # ours; a folder may lack them
+FIXED_TOLERANCE = 1e-5
 
 
 class HuggingFaceFolder:
@@ -62,11 +63,11 @@ class HuggingFaceFolder:
 
     def load_into(self, model: Any) -> None:
         """Overwrites the parameters of `model`, or this rank's part of them; heads and rows of the vocabulary that the
-        folder lacks stay as they are."""
-        parameters = dict(model.named_parameters()) | dict(model.named_buffers())  # fixed positions are buffers
+        folder lacks stay as they are. Fixed positions are the folder's already."""
+        parameters = dict(model.named_parameters())
         opened = {file: safe_open(str(file), framework="pt") for file, _ in self.stored.values()}
         with torch.no_grad():
-            for entry in self.entries:
+            for entry in (entry for entry in self.entries if entry.ours in parameters):
                 found = opened[self.stored[entry.theirs][0]].get_tensor(entry.theirs).float()
                 shape, box = box_of(parameters[entry.ours], model.layers.size, model.layers.rank)
                 if entry.by_token:
@@ -92,7 +93,7 @@ class HuggingFaceFolder:
         self.new_heads = [entry.theirs for entry in absent if entry.ours.startswith(_HEADS)]
         if lacking := [entry.theirs for entry in absent if not entry.ours.startswith(_HEADS)]:
             return [f"it lacks the weights {_few(sorted(lacking))}"]
-        return self._shape_faults(model, their_size)
+        return self._shape_faults(model, their_size) or self._position_faults(dict(model.named_buffers()))
 
     def _shape_faults(self, model: Any, their_size: int) -> list[str]:
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
@@ -104,6 +105,19 @@ class HuggingFaceFolder:
             if found != wanted:
                 wrong.append(f"{entry.theirs} is {found}, the model's is {wanted}")
         return [_few(wrong)] if wrong else []
+
+    def _position_faults(self, buffers: dict[str, Tensor]) -> list[str]:
+        """Fixed positions of ours that the folder has otherwise: checkpoints don't hold them."""
+        faults = []
+        for entry in (entry for entry in self.entries if entry.ours in buffers):
+            with safe_open(str(self.stored[entry.theirs][0]), framework="pt") as opened:
+                found = opened.get_tensor(entry.theirs)
+            ours = entry.export(buffers[entry.ours]).to(found.dtype)  # as that rounds
+            difference = float((found.float() - ours.float()).abs().max())
+            if not difference <= FIXED_TOLERANCE:
+                faults.append(f"its {entry.theirs} differ by up to {difference:.2g} from the fixed ones of "
+                              "model.positions=sinusoidal, which a checkpoint would bring back")
+        return faults
 
 
 class _NoMemory(PlainLayers):

@@ -15,7 +15,7 @@ from data_pipeline.tokenizer import Tokenizer
 from pretraining import parity
 from pretraining.checkpoint import newest_checkpoint
 from pretraining.init_from import HuggingFaceFolder
-from pretraining.models.configs import BertConfig, GPTConfig, T5Config, ViTConfig
+from pretraining.models.configs import BertConfig, GPTConfig, MAEConfig, T5Config, ViTConfig
 from pretraining.parallel.layers import PlainLayers
 from pretraining.run_dir import load_plain_model, read_run_config
 from pretraining.train import pretrain
@@ -317,3 +317,31 @@ def test_a_bert_for_masked_tokens_with_old_names_lacks_the_pair_head(tmp_path):
     rewritten(tmp_path / "masked", lambda name, t: None if "layer.1.output.dense" in name else (name, t))
     with pytest.raises(InputError, match=r"lacks the weights bert\.encoder\.layer\.1\.output\.dense\.bias"):
         loaded(tmp_path / "masked", config)
+
+
+@pytest.mark.parametrize("family", ["vit", "mae"])
+def test_fixed_positions_stay(family, tmp_path):
+    """A folder that has others would give one model now and another one after a resume."""
+    sizes = {"decoder_num_hidden_layers": 1, "decoder_hidden_size": 16, "decoder_num_attention_heads": 2}
+    ours = {"decoder_num_layers": 1, "decoder_hidden_size": 16, "decoder_num_heads": 2}
+    if family == "vit":
+        config = ViTConfig(name="vit", **IMAGES, positions="sinusoidal")
+        theirs = transformers.ViTForImageClassification(transformers.ViTConfig(**VIT, num_labels=200))
+    else:
+        config = MAEConfig(name="mae", **IMAGES, positions="sinusoidal", **ours)
+        theirs = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(
+            **VIT, **sizes, decoder_intermediate_size=64))
+    whole = config.build(200, PlainLayers())
+    fixed = whole.encoder.position_embedding
+    with torch.no_grad():
+        if family == "mae":  # transformers 5 begins with zeros
+            theirs.decoder.decoder_pos_embed.copy_(whole.decoder.position_embedding[None])
+        theirs.vit.embeddings.position_embeddings.normal_()
+        theirs.save_pretrained(tmp_path / "learned")
+        theirs.vit.embeddings.position_embeddings.copy_(fixed[None] + 1e-6)
+        theirs.save_pretrained(tmp_path / "fixed")
+        theirs.bfloat16().save_pretrained(tmp_path / "rounded")
+    with pytest.raises(InputError, match=r"position_embeddings differ by up to [\d.]+ from the fixed ones"):
+        loaded(tmp_path / "learned", config)
+    for kind in ("fixed", "rounded"):
+        assert torch.equal(loaded(tmp_path / kind, config)[0]["encoder.position_embedding"], fixed)
