@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from pretraining.parallel.layers import PlainLayers, box_of
 from pretraining.parity import COUNTERPARTS
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_BASES = ("bert", "model", "transformer", "vit")  # what a family's base model is called within the others
+_HEADS = ("head.", "pair_head.")  # ours; a folder may lack them
+FIXED_TOLERANCE = 1e-5
 
 
 class HuggingFaceFolder:
@@ -33,13 +37,15 @@ class HuggingFaceFolder:
         family = COUNTERPARTS[model_config.name].load()
         values = _read_json(self.folder / "config.json")
         self.stored, faults = _stored_tensors(self.folder)
-        misfits = _config_faults(family, values, model_config, vocab_size)
+        free = {"vocab_size"} if "classifier.weight" in self.stored else {"vocab_size", "num_classes"}
+        misfits = _config_faults(family, values, model_config, vocab_size, free)
         their_size = values.get("vocab_size", vocab_size)
         self.rows, wrong = _rows(self.folder / "tokenizer.json", tokenizer, vocab_size, their_size)
         self.entries: list[WeightMap] = []
+        self.new_heads: list[str] = []
         if not faults and not misfits:
-            self.entries = family.weight_map(model_config, vocab_size)
-            wrong += self._weight_faults(model_config.build(vocab_size, _NoMemory()), their_size)
+            entries = family.weight_map(model_config, vocab_size)
+            wrong += self._weight_faults(entries, model_config.build(vocab_size, _NoMemory()), their_size)
         if faults := faults + misfits + wrong:
             raise InputError(f"model.init_from={folder} does not fit: " + "; ".join(faults))
 
@@ -50,15 +56,18 @@ class HuggingFaceFolder:
             new = self.vocab_size - len(self.rows)
             found.append(f"model.init_from={self.folder}: {len(self.rows)} rows of the vocabulary are taken from it, "
                          f"{new} are new")
+        if self.new_heads:
+            found.append(f"warning: model.init_from={self.folder} lacks {', '.join(self.new_heads)}: these begin as a "
+                         "new model's")
         return found
 
     def load_into(self, model: Any) -> None:
-        """Overwrites the parameters of `model`, or this rank's part of them; rows of the vocabulary that the folder
-        lacks stay as they are."""
-        parameters = dict(model.named_parameters()) | dict(model.named_buffers())  # fixed positions are buffers
+        """Overwrites the parameters of `model`, or this rank's part of them; heads and rows of the vocabulary that the
+        folder lacks stay as they are. Fixed positions are the folder's already."""
+        parameters = dict(model.named_parameters())
         opened = {file: safe_open(str(file), framework="pt") for file, _ in self.stored.values()}
         with torch.no_grad():
-            for entry in self.entries:
+            for entry in (entry for entry in self.entries if entry.ours in parameters):
                 found = opened[self.stored[entry.theirs][0]].get_tensor(entry.theirs).float()
                 shape, box = box_of(parameters[entry.ours], model.layers.size, model.layers.rank)
                 if entry.by_token:
@@ -73,13 +82,20 @@ class HuggingFaceFolder:
         here = (ours >= first) & (ours < first + len(parameter))
         parameter[ours[here] - first] = found[theirs[here]].to(parameter)
 
-    def _weight_faults(self, model: Any, their_size: int) -> list[str]:
-        """Tensors that are absent or of another shape than `model`, which holds every tensor whole, has."""
-        missing = {name for name, _ in model.named_parameters()} - {entry.ours for entry in self.entries}
+    def _weight_faults(self, entries: list[WeightMap], model: Any, their_size: int) -> list[str]:
+        """What the folder's tensors lack for `model`, which holds every tensor whole. Sets `entries`, whose names are
+        now those of the folder, and `new_heads`."""
+        missing = {name for name, _ in model.named_parameters()} - {entry.ours for entry in entries}
         assert not missing, f"the weight map leaves out {sorted(missing)}"
-        absent = sorted(entry.theirs for entry in self.entries if entry.theirs not in self.stored)
-        if absent:
-            return [f"it lacks the weights {_few(absent)}"]
+        spelled = [(e, next((n for n in _spellings(e.theirs) if n in self.stored), None)) for e in entries]
+        self.entries = [replace(entry, theirs=name) for entry, name in spelled if name is not None]
+        absent = [entry for entry, name in spelled if name is None]
+        self.new_heads = [entry.theirs for entry in absent if entry.ours.startswith(_HEADS)]
+        if lacking := [entry.theirs for entry in absent if not entry.ours.startswith(_HEADS)]:
+            return [f"it lacks the weights {_few(sorted(lacking))}"]
+        return self._shape_faults(model, their_size) or self._position_faults(dict(model.named_buffers()))
+
+    def _shape_faults(self, model: Any, their_size: int) -> list[str]:
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         wrong = []
         for entry in self.entries:
@@ -89,6 +105,19 @@ class HuggingFaceFolder:
             if found != wanted:
                 wrong.append(f"{entry.theirs} is {found}, the model's is {wanted}")
         return [_few(wrong)] if wrong else []
+
+    def _position_faults(self, buffers: dict[str, Tensor]) -> list[str]:
+        """Fixed positions of ours that the folder has otherwise: checkpoints don't hold them."""
+        faults = []
+        for entry in (entry for entry in self.entries if entry.ours in buffers):
+            with safe_open(str(self.stored[entry.theirs][0]), framework="pt") as opened:
+                found = opened.get_tensor(entry.theirs)
+            ours = entry.export(buffers[entry.ours]).to(found.dtype)  # as that rounds
+            difference = float((found.float() - ours.float()).abs().max())
+            if not difference <= FIXED_TOLERANCE:
+                faults.append(f"its {entry.theirs} differ by up to {difference:.2g} from the fixed ones of "
+                              "model.positions=sinusoidal, which a checkpoint would bring back")
+        return faults
 
 
 class _NoMemory(PlainLayers):
@@ -133,19 +162,29 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / _WEIGHTS]
 
 
-def _config_faults(family: Any, values: dict[str, Any], model_config: Any, vocab_size: int) -> list[str]:
-    """Our keys that the folder's config.json contradicts. Ours go the way through their form as well, so that null
-    and its default are one."""
+def _spellings(name: str) -> list[str]:
+    """What a tensor may be called: without the base model's name in that model's own folder, with gamma and beta in an
+    old one, and as transformers 5 writes the blocks of MAE's decoder."""
+    base, _, rest = name.partition(".")
+    names = [name, rest] if base in _BASES else [name]
+    old = [each.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+           for each in names]
+    return [*names, *old, name.replace("decoder.decoder_layers.", "decoder.decoder_encoder.layer.")]
+
+
+def _config_faults(family: Any, values: dict[str, Any], model_config: Any, outputs: int, free: set[str]) -> list[str]:
+    """Our keys, `free` apart, that the folder's config.json contradicts. Ours go the way through their form as well,
+    so that null and its default are one."""
     ids = dict.fromkeys(("pad", "bos", "eos", "unk", "mask", "cls", "sep"), 0)
     try:
         theirs = family.from_huggingface_config(values)
-        ours = family.from_huggingface_config(family.huggingface_config(model_config, vocab_size, ids))
+        ours = family.from_huggingface_config(family.huggingface_config(model_config, outputs, ids))
     except InputError as error:
         return [str(error)]
     except KeyError as error:
         return [f"its config.json lacks {error}"]
     return [f"model.{key} is {ours[key]}, the folder's is {theirs[key]}" for key in ours
-            if key != "vocab_size" and ours[key] != theirs[key]]
+            if key not in free and ours[key] != theirs[key]]
 
 
 def _rows(path: Path, tokenizer: Tokenizer | None, our_size: int, their_size: int) -> tuple[dict[int, int], list[str]]:

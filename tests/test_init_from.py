@@ -15,7 +15,7 @@ from data_pipeline.tokenizer import Tokenizer
 from pretraining import parity
 from pretraining.checkpoint import newest_checkpoint
 from pretraining.init_from import HuggingFaceFolder
-from pretraining.models.configs import BertConfig, GPTConfig, T5Config, ViTConfig
+from pretraining.models.configs import BertConfig, GPTConfig, MAEConfig, T5Config, ViTConfig
 from pretraining.parallel.layers import PlainLayers
 from pretraining.run_dir import load_plain_model, read_run_config
 from pretraining.train import pretrain
@@ -241,3 +241,107 @@ def test_all_faults_are_told_before_anything_starts(published, tmp_path):
     rewritten(cut, lambda name, t: (name, t[:9].clone() if "wpe" in name or "ln_f.bias" in name else t))
     with pytest.raises(InputError, match=r"wpe.weight is \[9, 32\], the model's is \[64, 32\].*ln_f.bias is \[9\]"):
         started(cut, config, tokenizer)
+
+
+LLAMA = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 128,
+         "rms_norm_eps": 1e-5, "max_position_embeddings": 64}
+MODERN = {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "tied_head": False}
+BASES = {
+    "GPT2LMHeadModel": (transformers.GPT2Config(**GPT2, vocab_size=200), GPTConfig(name="gpt", **SHAPE), ()),
+    "LlamaForCausalLM": (transformers.LlamaConfig(**LLAMA, vocab_size=200), GPTConfig(name="gpt", **SHAPE, **MODERN),
+                         ("lm_head.weight",)),
+    "BertForPreTraining": (transformers.BertConfig(**BERT, vocab_size=200), BertConfig(name="bert", **SHAPE),
+                           ("cls.predictions.bias", "cls.predictions.transform.dense.weight",
+                            "cls.seq_relationship.bias")),
+    "ViTForImageClassification": (transformers.ViTConfig(**VIT, num_labels=200), ViTConfig(name="vit", **IMAGES),
+                                  ("classifier.weight", "classifier.bias")),
+}
+
+
+def loaded(folder, config):
+    checked = HuggingFaceFolder(str(folder), config, 200, None)
+    model = config.build(200, PlainLayers())
+    model.initialise(1)
+    checked.load_into(model)
+    return dict(model.named_parameters()) | dict(model.named_buffers()), checked
+
+
+def new_ones(first, second, config, new):
+    """Two folders' models are one and the same, `new` tensors of the second apart, which are a new model's."""
+    fresh = config.build(200, PlainLayers())
+    fresh.initialise(1)
+    for name, tensor in fresh.named_parameters():
+        assert torch.equal(second[name], tensor if name.startswith(new) else first[name]), name
+
+
+@pytest.mark.parametrize("architecture", BASES)
+def test_the_folder_of_a_base_model_has_no_heads(architecture, tmp_path):
+    theirs_config, config, heads = BASES[architecture]
+    theirs = getattr(transformers, architecture)(theirs_config)
+    theirs.save_pretrained(tmp_path / "whole")
+    theirs.base_model.save_pretrained(tmp_path / "base")
+    (whole, all_there), (base, checked) = (loaded(tmp_path / kind, config) for kind in ("whole", "base"))
+    assert not any("warning" in note for note in all_there.notes())
+    warnings = [note for note in checked.notes() if note.startswith("warning: ")]
+    assert len(warnings) == bool(heads) and all(head in warnings[0] for head in heads)
+    new_ones(whole, base, config, ("head.", "pair_head.classifier") if heads else ())
+
+
+def test_the_base_of_an_untied_t5_has_no_head(tmp_path):
+    config = T5Config(name="t5", **SHAPE, tied_head=False)
+    transformers.T5Model(transformers.T5Config(num_layers=2, d_model=32, num_heads=4, d_kv=8, d_ff=128, vocab_size=200,
+                                               tie_word_embeddings=False)).save_pretrained(tmp_path)
+    _, checked = loaded(tmp_path, config)
+    assert checked.new_heads == ["lm_head.weight"]
+
+
+def test_a_bert_for_masked_tokens_with_old_names_lacks_the_pair_head(tmp_path):
+    theirs_config, config, _ = BASES["BertForPreTraining"]
+    theirs = transformers.BertForPreTraining(theirs_config)
+    theirs.save_pretrained(tmp_path / "whole")
+    masked = transformers.BertForMaskedLM(theirs_config)
+    masked.load_state_dict(theirs.state_dict(), strict=False)
+    masked.save_pretrained(tmp_path / "masked")
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+
+    def renamed(name, tensor):
+        for new, before in old.items():
+            name = name.replace(new, before)
+        return name, tensor
+
+    rewritten(tmp_path / "masked", renamed)
+    (whole, _), (part, checked) = (loaded(tmp_path / kind, config) for kind in ("whole", "masked"))
+    assert checked.new_heads == [f"{module}.{part}" for module in ("bert.pooler.dense", "cls.seq_relationship")
+                                 for part in ("weight", "bias")]
+    new_ones(whole, part, config, ("pair_head.",))
+    rewritten(tmp_path / "masked", lambda name, t: None if "layer.1.output.dense" in name else (name, t))
+    with pytest.raises(InputError, match=r"lacks the weights bert\.encoder\.layer\.1\.output\.dense\.bias"):
+        loaded(tmp_path / "masked", config)
+
+
+@pytest.mark.parametrize("family", ["vit", "mae"])
+def test_fixed_positions_stay(family, tmp_path):
+    """A folder that has others would give one model now and another one after a resume."""
+    sizes = {"decoder_num_hidden_layers": 1, "decoder_hidden_size": 16, "decoder_num_attention_heads": 2}
+    ours = {"decoder_num_layers": 1, "decoder_hidden_size": 16, "decoder_num_heads": 2}
+    if family == "vit":
+        config = ViTConfig(name="vit", **IMAGES, positions="sinusoidal")
+        theirs = transformers.ViTForImageClassification(transformers.ViTConfig(**VIT, num_labels=200))
+    else:
+        config = MAEConfig(name="mae", **IMAGES, positions="sinusoidal", **ours)
+        theirs = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(
+            **VIT, **sizes, decoder_intermediate_size=64))
+    whole = config.build(200, PlainLayers())
+    fixed = whole.encoder.position_embedding
+    with torch.no_grad():
+        if family == "mae":  # transformers 5 begins with zeros
+            theirs.decoder.decoder_pos_embed.copy_(whole.decoder.position_embedding[None])
+        theirs.vit.embeddings.position_embeddings.normal_()
+        theirs.save_pretrained(tmp_path / "learned")
+        theirs.vit.embeddings.position_embeddings.copy_(fixed[None] + 1e-6)
+        theirs.save_pretrained(tmp_path / "fixed")
+        theirs.bfloat16().save_pretrained(tmp_path / "rounded")
+    with pytest.raises(InputError, match=r"position_embeddings differ by up to [\d.]+ from the fixed ones"):
+        loaded(tmp_path / "learned", config)
+    for kind in ("fixed", "rounded"):
+        assert torch.equal(loaded(tmp_path / kind, config)[0]["encoder.position_embedding"], fixed)
