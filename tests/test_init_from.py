@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import sentencepiece
 import tokenizers
 import torch
 import transformers
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from data_pipeline.config import InputError, compose_config
+from data_pipeline.huggingface_export import convert
 from data_pipeline.prepare import PrepareConfig, prepare
 from data_pipeline.tokenizer import Tokenizer
 from pretraining import parity
@@ -143,6 +145,19 @@ def test_a_published_model_comes_in_with_its_tokenizer(family, published):
     assert all(checked.rows[i] == fast.token_to_id(name) for i, name in named[family])
     assert checked.notes() == [f"model.init_from={folder}: {len(checked.rows)} rows of the vocabulary are taken from "
                                f"it, {tokenizer.total_size - len(checked.rows)} are new"]
+
+
+def test_a_sentencepiece_model_is_the_tokenizer_json_that_was_made_of_it(tmp_path):
+    """Without byte pieces, decoders leave other spaces around what is unknown: the ids are the same."""
+    options = {"model_type": "unigram", "vocab_size": 60, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter([TEXT + "a < b / c > d"] * 20), minloglevel=2,
+                                             model_prefix=str(tmp_path / "spiece"), hard_vocab_limit=False, **options)
+    tokenizer = Tokenizer.ready(str(tmp_path / "spiece.model"))
+    config = GPTConfig(name="gpt", **SHAPE)
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2, vocab_size=200)).save_pretrained(tmp_path)
+    convert(tokenizer).save(str(tmp_path / "tokenizer.json"))
+    checked, _, _ = started(tmp_path, config, tokenizer)
+    assert checked.rows == {i: i for i in range(tokenizer.total_size)}
 
 
 def test_the_command_starts_from_a_published_folder(published, tmp_path, capsys):
