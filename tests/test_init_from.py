@@ -120,7 +120,7 @@ def difference(family, model, folder, rows):
     probes = parity.probes(counterpart, config, len(rows))
     written = [[{name: ids[t] if name.endswith("input_ids") else t for name, t in probe.items()} for probe in probes]
                for ids in (ours, theirs)]
-    mine = parity.our_outputs(counterpart, model, written[0])
+    mine = parity.our_outputs(counterpart, model, written[0], {})
     other = parity.their_outputs(folder, architecture, written[1], list(mine[0]))
     shared = [[{name: t if t.shape[-1] == 2 else t[..., ids] for name, t in each.items()} for each in outputs]
               for ids, outputs in ((ours, mine), (theirs, other))]
@@ -231,7 +231,7 @@ def test_a_vit_of_two_classes_need_not_name_them(tmp_path):
     checked = HuggingFaceFolder(str(tmp_path), config, 2, None)
     checked.load_into(model)
     examples = parity.probes(parity.COUNTERPARTS["vit"], config, 2)
-    ours = parity.our_outputs(parity.COUNTERPARTS["vit"], model, examples)
+    ours = parity.our_outputs(parity.COUNTERPARTS["vit"], model, examples, {})
     other = parity.their_outputs(tmp_path, "ViTForImageClassification", examples, ["logits"])
     assert parity.largest_difference(ours, other) <= 1e-5 and checked.notes() == []
 
