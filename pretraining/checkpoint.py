@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import threading
+import traceback
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -153,6 +154,7 @@ class Saver:
         return self.succeeded
 
     def _run(self, share: list[Entry], state: dict[str, Any], folder: Path, afterwards: Callable[[], None]) -> None:
+        self.succeeded = False  # also where an exception ends this thread
         self.succeeded = _save(share, state, folder, self.world)
         if self.succeeded and self.world.is_main:
             try:
@@ -174,11 +176,15 @@ def _save(share: list[Entry], state: dict[str, Any], folder: Path, world: World)
 
 
 def _agree(world: World, folder: Path, work: Callable[[], Any]) -> list[Any] | None:
-    """-> what `work` gave on every rank; None, and the reasons told, where it failed on some. Whatever it is that
-    fails in this thread: the other ranks wait to hear of it."""
+    """-> what `work` gave on every rank; None, and the reasons told, where it failed on some. Everything is caught,
+    since the other ranks wait to hear of it; what no disk is to blame for is shown with its traceback."""
+    from safetensors import SafetensorError
+
     try:
         outcome = {"value": work()}
     except Exception as error:
+        if not isinstance(error, OSError | SafetensorError):
+            traceback.print_exc()
         outcome = {"error": f"rank {world.rank}: {error}"}
     outcomes = _gather(outcome, world, world.save_group)
     errors = [o["error"] for o in outcomes if "error" in o]

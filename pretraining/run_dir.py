@@ -43,11 +43,16 @@ def find_checkpoint(config: RunConfig, run: Identity) -> Checkpoint | None:
         if checkpoint is None:
             _require_never_saved(Path(config.run_dir))
     if checkpoint is not None:
-        missing = STATE - checkpoint.state.keys()
-        if missing:
-            raise InputError(f"{checkpoint.folder}: the state in its manifest lacks {', '.join(sorted(missing))}")
-        _refuse_changes(f"{checkpoint.folder} is of another run", checkpoint.state["identity"], run)
+        require_of_run(checkpoint, run)
     return checkpoint
+
+
+def require_of_run(checkpoint: Checkpoint, run: Identity) -> None:
+    """Raises InputError where the run cannot go on from there."""
+    missing = STATE - checkpoint.state.keys()
+    if missing:
+        raise InputError(f"{checkpoint.folder}: the state in its manifest lacks {', '.join(sorted(missing))}")
+    _refuse_changes(f"{checkpoint.folder} is of another run", checkpoint.state["identity"], run)
 
 
 def _require_no_run(folder: Path) -> None:

@@ -32,6 +32,7 @@ from pretraining.run_dir import (
     default_run_dir,
     find_checkpoint,
     named_run_dir,
+    require_of_run,
     write_config,
     write_text,
 )
@@ -174,7 +175,7 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     module = LossModule(model, objective, config.train.precision)
     engine = config.engine.build(module, config.optimizer.build(), config.train, world)
     if inputs.checkpoint is not None:
-        inputs.checkpoint = _load_into(engine, inputs.checkpoint, config, world)
+        inputs.checkpoint = _load_into(engine, inputs.checkpoint, config, inputs.identity, world)
     tracker = _open_run_dir(config, inputs, world, run_dir)  # no file of a run changes before all inputs proved good
     trainer = Trainer(config, inputs.identity, engine, objective, *_feeds(config, inputs, world), tracker, world,
                       run_dir, stop, flops)
@@ -195,7 +196,7 @@ def _freeze(model: Any, patterns: list[str]) -> None:
         raise InputError(f"train.freeze={patterns} leaves nothing to train")
 
 
-def _load_into(engine: Any, checkpoint: Any, config: RunConfig, world: World) -> Any:
+def _load_into(engine: Any, checkpoint: Any, config: RunConfig, run: dict[str, Any], world: World) -> Any:
     """-> the checkpoint that the engine is at now: with train.resume=auto the newest whose bytes are undamaged."""
     from pretraining.checkpoint import check_fits, load_tensors, newest_checkpoint
 
@@ -207,7 +208,8 @@ def _load_into(engine: Any, checkpoint: Any, config: RunConfig, world: World) ->
         if config.train.resume != "auto" or older is None:
             raise
         print(f"skipped {checkpoint.folder.name}: {error}", file=sys.stderr)
-        return _load_into(engine, older, config, world)
+        require_of_run(older, run)
+        return _load_into(engine, older, config, run, world)
     engine.after_load()
     return checkpoint
 
