@@ -226,6 +226,19 @@ def test_a_save_that_fails_leaves_nothing_on_a_full_disk(tmp_path, capsys, monke
     assert saver.wait()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_save_whose_thread_dies_has_failed(tmp_path, monkeypatch):
+    def lost(*_):
+        raise RuntimeError("a rank is gone")
+
+    saver = Saver(start_world(Launch()))
+    saver.save([(Fragment.whole("a", (4,)), torch.ones(4))], {}, checkpoint_folder(tmp_path, 1))
+    assert saver.wait()
+    monkeypatch.setattr(checkpoint_module, "_save", lost)
+    saver.save([], {}, checkpoint_folder(tmp_path, 2))
+    assert not saver.wait()
+
+
 def one_rank_fails(world, folder):
     whole = checkpoint_module._write_share
 
