@@ -35,8 +35,10 @@ def main() -> None:
             times["load"].append(time.perf_counter() - began)
     size = sum(tensor.nbytes for _, tensor in tensors) / 1e9
     for name, seconds in times.items():
-        print(f"{name}: median {statistics.median(seconds):.2f} s, min {min(seconds):.2f}, max {max(seconds):.2f} "
-              f"({size:.2f} GB, {ROUNDS} rounds)")
+        print(
+            f"{name}: median {statistics.median(seconds):.2f} s, min {min(seconds):.2f}, max {max(seconds):.2f} "
+            f"({size:.2f} GB, {ROUNDS} rounds)"
+        )
 
 
 if __name__ == "__main__":

@@ -51,8 +51,10 @@ def main() -> None:
         process.join()
     for name, (loss, peak) in found.items():
         print(f"{name}: loss {loss:.2f}, peak {peak / 2**20:,.0f} MiB")
-    print(f"difference of the losses, relative: {abs(found['ours'][0] / found['plain'][0] - 1):.1e}; "
-          f"peak ours / plain: {found['ours'][1] / found['plain'][1]:.2f}")
+    print(
+        f"difference of the losses, relative: {abs(found['ours'][0] / found['plain'][0] - 1):.1e}; "
+        f"peak ours / plain: {found['ours'][1] / found['plain'][1]:.2f}"
+    )
 
 
 if __name__ == "__main__":

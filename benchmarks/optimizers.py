@@ -40,9 +40,15 @@ Maker = Callable[[dict[str, nn.Parameter]], Any]
 def gpt2_shapes(layers: int) -> dict[str, tuple[int, ...]]:
     """GPT-2 small (Radford et al. 2019), 124 million parameters with 12 layers."""
     shapes: dict[str, tuple[int, ...]] = {
-        "token_embedding.weight": (50257, 768), "position_embedding.weight": (1024, 768)}
-    block = {"attention.input": (2304, 768), "attention.output": (768, 768),
-             "mlp.up": (3072, 768), "mlp.down": (768, 3072)}
+        "token_embedding.weight": (50257, 768),
+        "position_embedding.weight": (1024, 768),
+    }
+    block = {
+        "attention.input": (2304, 768),
+        "attention.output": (768, 768),
+        "mlp.up": (3072, 768),
+        "mlp.down": (768, 3072),
+    }
     for i in range(layers):
         for name, shape in block.items():
             shapes |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
@@ -65,8 +71,10 @@ def ours(config: Any) -> Maker:
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
         rule = config.build()
         settings = settings_by_name(shapes.items(), rule.weight_decay)
-        pieces = [Piece(Fragment.whole(n, shapes[n]), p.data, settings[n], i, grad=p.grad)  # type: ignore[arg-type]
-                  for i, (n, p) in enumerate(parameters.items())]
+        pieces = [
+            Piece(Fragment.whole(n, shapes[n]), p.data, settings[n], i, grad=p.grad)  # type: ignore[arg-type]
+            for i, (n, p) in enumerate(parameters.items())
+        ]
         optimizer = Optimizer(list(parameters.values()), rule, 1.0, False)
         optimizer.attach(pieces, Layout(tuple(shapes), tuple(shapes.values())))
         optimizer.param_groups[0]["lr"] = config.lr
@@ -181,8 +189,18 @@ def measure_memory(name: str, layers: int, device: str) -> dict[str, int]:
 def measure_all_memory(names: list[str], arguments: argparse.Namespace) -> dict[str, dict[str, int]]:
     found = {}
     for name in names:
-        command = [sys.executable, __file__, "--memory-of", name, "--device", arguments.device,
-                   "--layers", str(arguments.layers), "--peers", arguments.peers]
+        command = [
+            sys.executable,
+            __file__,
+            "--memory-of",
+            name,
+            "--device",
+            arguments.device,
+            "--layers",
+            str(arguments.layers),
+            "--peers",
+            arguments.peers,
+        ]
         found[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return found
 
@@ -212,10 +230,13 @@ def main() -> None:
         return
     names = available()
     count = sum(map(math.prod, gpt2_shapes(arguments.layers).values()))
-    print(f"{count / 1e6:.1f}M parameters, {arguments.device}, {torch.get_num_threads()} threads, "
-          f"torch {torch.__version__}, {arguments.rounds} rounds; ratio: to our optimizer of the same kind")
-    print_table(measure_times(names, arguments.layers, arguments.rounds, arguments.device),
-                measure_all_memory(names, arguments))
+    print(
+        f"{count / 1e6:.1f}M parameters, {arguments.device}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, {arguments.rounds} rounds; ratio: to our optimizer of the same kind"
+    )
+    print_table(
+        measure_times(names, arguments.layers, arguments.rounds, arguments.device), measure_all_memory(names, arguments)
+    )
     print("".join(f"not installed: {name}\n" for name in MAKERS if name not in names), end="")
 
 

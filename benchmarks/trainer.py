@@ -19,8 +19,16 @@ from typing import Any
 import torch
 
 STEPS, WARM_UP = 200, 10
-MODEL = ["model=gpt_debug", "model.hidden_size=256", "model.num_layers=4", "model.num_heads=4",
-         "model.max_seq_len=128", "train.global_batch_size=8", "train.micro_batch_size=8", "data.num_workers=1"]
+MODEL = [
+    "model=gpt_debug",
+    "model.hidden_size=256",
+    "model.num_layers=4",
+    "model.num_heads=4",
+    "model.max_seq_len=128",
+    "train.global_batch_size=8",
+    "train.micro_batch_size=8",
+    "data.num_workers=1",
+]
 
 
 def main() -> None:
@@ -30,11 +38,13 @@ def main() -> None:
         ours, theirs = zip(*_times(trainer), strict=True)
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     tokens = trainer.tokens / trainer.step
-    print(f"trainer {tokens / statistics.median(ours):,.0f} tokens/s, "
-          f"bare loop {tokens / statistics.median(theirs):,.0f} tokens/s; "
-          f"time of all steps, trainer / bare: {sum(ours) / sum(theirs):.3f}; "
-          f"step by step: median {statistics.median(ratios):.3f}, "
-          f"quartiles {ratios[STEPS // 4]:.3f} and {ratios[3 * STEPS // 4]:.3f} of {STEPS} steps")
+    print(
+        f"trainer {tokens / statistics.median(ours):,.0f} tokens/s, "
+        f"bare loop {tokens / statistics.median(theirs):,.0f} tokens/s; "
+        f"time of all steps, trainer / bare: {sum(ours) / sum(theirs):.3f}; "
+        f"step by step: median {statistics.median(ratios):.3f}, "
+        f"quartiles {ratios[STEPS // 4]:.3f} and {ratios[3 * STEPS // 4]:.3f} of {STEPS} steps"
+    )
 
 
 def _trainer(folder: Path) -> Any:
@@ -48,8 +58,17 @@ def _trainer(folder: Path) -> Any:
 
     inputs = [f"corpus.inputs=[{sysconfig.get_path('stdlib')}/*.py]", f"output={folder / 'data'}"]
     prepare(compose_config("prepare", [*inputs, "tokenizer.vocab_size=2048"], PrepareConfig))
-    config = load_config([*MODEL, f"data.path={folder / 'data'}", "train.steps=1000000", "train.eval_every=0",
-                          "train.checkpoint_every=0", "tracking.wandb=offline", "scheduler=constant"])
+    config = load_config(
+        [
+            *MODEL,
+            f"data.path={folder / 'data'}",
+            "train.steps=1000000",
+            "train.eval_every=0",
+            "train.checkpoint_every=0",
+            "tracking.wandb=offline",
+            "scheduler=constant",
+        ]
+    )
     (folder / "run").mkdir()
     return build(config, Inputs(config), start_world(Launch()), folder / "run", StopRequest())
 

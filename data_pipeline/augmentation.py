@@ -27,8 +27,9 @@ def center_crop(image: Image.Image, size: int, fraction: float) -> Image.Image:
     return image.resize((size, size), _BICUBIC, box=(left, top, left + side, top + side))
 
 
-def random_resized_crop(image: Image.Image, size: int, scale: Sequence[float], ratio: Sequence[float],
-                        rng: np.random.Generator) -> Image.Image:
+def random_resized_crop(
+    image: Image.Image, size: int, scale: Sequence[float], ratio: Sequence[float], rng: np.random.Generator
+) -> Image.Image:
     """A crop whose share of the area is uniform in `scale`, its width / height log-uniform in `ratio`, at size x size
     (Szegedy et al. 2014, "Going deeper with convolutions", section 6). Where none fits, the largest in the middle."""
     width, height = image.size
@@ -109,9 +110,21 @@ def _translate_y(image: Image.Image, strength: float, sign: float) -> Image.Imag
 
 
 OPERATIONS: tuple[Operation, ...] = (
-    _identity, _auto_contrast, _equalize, _rotate, _solarize, _posterize, _shear_x, _shear_y, _translate_x,
-    _translate_y, _enhance(ImageEnhance.Color), _enhance(ImageEnhance.Contrast), _enhance(ImageEnhance.Brightness),
-    _enhance(ImageEnhance.Sharpness))
+    _identity,
+    _auto_contrast,
+    _equalize,
+    _rotate,
+    _solarize,
+    _posterize,
+    _shear_x,
+    _shear_y,
+    _translate_x,
+    _translate_y,
+    _enhance(ImageEnhance.Color),
+    _enhance(ImageEnhance.Contrast),
+    _enhance(ImageEnhance.Brightness),
+    _enhance(ImageEnhance.Sharpness),
+)
 
 
 def mixup(first: Pixels, second: Pixels, weight: float) -> Pixels:

@@ -129,8 +129,10 @@ class _Composer:
         options = self.groups[override.key]
         if override.value in options:
             return True
-        faults.append(f"{override.key}={override.value}: no such choice{_nearest(str(override.value), options)}; "
-                      f"there are {', '.join(options)}")
+        faults.append(
+            f"{override.key}={override.value}: no such choice{_nearest(str(override.value), options)}; "
+            f"there are {', '.join(options)}"
+        )
         return False
 
     def _check_key(self, override: _Override, faults: list[str]) -> bool:

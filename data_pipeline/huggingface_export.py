@@ -11,19 +11,68 @@ from data_pipeline.huggingface_tokenizer import HuggingFaceModel
 from data_pipeline.sentencepiece_model import _ESCAPE, _NEWLINE, _STAND_INS, SentencePieceModel, read_model
 
 _SPACE = "\u2581"
-_NAMES = {"pad": "<pad>", "bos": "<s>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>", "cls": "<cls>",
-          "sep": "<sep>", "fim_prefix": "<fim_prefix>", "fim_middle": "<fim_middle>", "fim_suffix": "<fim_suffix>"}
+_NAMES = {
+    "pad": "<pad>",
+    "bos": "<s>",
+    "eos": "</s>",
+    "unk": "<unk>",
+    "mask": "<mask>",
+    "cls": "<cls>",
+    "sep": "<sep>",
+    "fim_prefix": "<fim_prefix>",
+    "fim_middle": "<fim_middle>",
+    "fim_suffix": "<fim_suffix>",
+}
 _ROLES = ("pad", "bos", "eos", "unk", "mask", "cls", "sep")  # those that transformers has a name for
 
 # What tokenizers are known to disagree about; the last ones look like special tokens and like byte pieces.
 AWKWARD_TEXTS = (
-    "", " ", "  ", "   x", "x   ", "a     b", "\t", "\t\tx", "\n", "\n\n\nx\n", "x\r\ny", "\n \n  \n", " \n",
-    "emoji \U0001f600\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea", "中文字符，和标点。",
+    "",
+    " ",
+    "  ",
+    "   x",
+    "x   ",
+    "a     b",
+    "\t",
+    "\t\tx",
+    "\n",
+    "\n\n\nx\n",
+    "x\r\ny",
+    "\n \n  \n",
+    " \n",
+    "emoji \U0001f600\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea",
+    "中文字符，和标点。",
     "日本語 テキスト",
-    "مرحبا", "e\u0301 é ﬁ ½ ㎏ \u212b", "\u2581", "a\u2581b \u2581 ", "\u2585", "\ufeffx", "\u200b", "\u00a0\u3000",
-    "\0", "\x1f", "\x7f", "\ue000", "\uee00", "\uee00\uee03", "\uee01\uee06\uee00\uee00", "\U0010ffff",
-    "<s>", "</s> <pad><unk>", "<mask> <extra_id_0>", "[MASK]", "<0x41>", "<0xE4>", "1234567890" * 3, "-" * 37, "=" * 80,
-    "def f(x):\n\treturn x  # done\n\n\n", "it's “quoted” — isn't it…", "aaaaaaaaaaaaa", "ÀÉÎÕÜ ß ŁŻ", "Привет, мир!",
+    "مرحبا",
+    "e\u0301 é ﬁ ½ ㎏ \u212b",
+    "\u2581",
+    "a\u2581b \u2581 ",
+    "\u2585",
+    "\ufeffx",
+    "\u200b",
+    "\u00a0\u3000",
+    "\0",
+    "\x1f",
+    "\x7f",
+    "\ue000",
+    "\uee00",
+    "\uee00\uee03",
+    "\uee01\uee06\uee00\uee00",
+    "\U0010ffff",
+    "<s>",
+    "</s> <pad><unk>",
+    "<mask> <extra_id_0>",
+    "[MASK]",
+    "<0x41>",
+    "<0xE4>",
+    "1234567890" * 3,
+    "-" * 37,
+    "=" * 80,
+    "def f(x):\n\treturn x  # done\n\n\n",
+    "it's “quoted” — isn't it…",
+    "aaaaaaaaaaaaa",
+    "ÀÉÎÕÜ ß ŁŻ",
+    "Привет, мир!",
 )
 
 
@@ -69,9 +118,15 @@ def tokenizer_config(tokenizer: Any, max_length: int) -> dict[str, Any]:
     """tokenizer_config.json. With split_special_tokens '<s>' in a text is three characters, as it is in training."""
     specials = special_tokens(tokenizer)
     roles = {f"{role}_token": specials[getattr(tokenizer, role)] for role in _ROLES}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", **roles, "model_max_length": max_length,
-            "extra_special_tokens": [name for name in specials.values() if name not in roles.values()],
-            "split_special_tokens": True, "clean_up_tokenization_spaces": False, "add_prefix_space": False}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **roles,
+        "model_max_length": max_length,
+        "extra_special_tokens": [name for name in specials.values() if name not in roles.values()],
+        "split_special_tokens": True,
+        "clean_up_tokenization_spaces": False,
+        "add_prefix_space": False,
+    }
 
 
 def _from_sentencepiece(backend: SentencePieceModel) -> Any:
@@ -111,8 +166,9 @@ def _bpe(proto: Any) -> Any:
         for piece in sorted(normal, key=lambda p: -normal[p]):
             merges += _splits(piece, normal)
     unknown = proto.pieces[proto.trainer_spec.unk_id].piece
-    return tokenizers.models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True,
-                                 byte_fallback=proto.trainer_spec.byte_fallback)
+    return tokenizers.models.BPE(
+        vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=proto.trainer_spec.byte_fallback
+    )
 
 
 def _splits(piece: str, normal: dict[str, float]) -> list[tuple[str, str]]:

@@ -32,9 +32,7 @@ class HuggingFaceModel:
             raise InputError(f"not a Hugging Face tokenizer.json ({error})") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = (
-            True  # '<s>' in a text is three characters, not a control token
-        )
+        self._tokenizer.encode_special_tokens = True  # '<s>' in a text is three characters, not a control token
         self.size = 1 + max(self.pieces.values())
 
     @property

@@ -78,9 +78,11 @@ def _from_folder(folder: Path, exclude: list[str]) -> list[LabelledFile]:
     entries = _visible(folder, exclude)
     loose = [e.name for e in entries if not e.is_dir()]
     if loose:
-        raise InputError(f"corpus.inputs: {folder} holds files beside its class folders "
-                         f"({', '.join(loose[:_TOLD_FAULTS])}): give a folder with one subfolder per class, or a list "
-                         "of files and labels")
+        raise InputError(
+            f"corpus.inputs: {folder} holds files beside its class folders "
+            f"({', '.join(loose[:_TOLD_FAULTS])}): give a folder with one subfolder per class, or a list "
+            "of files and labels"
+        )
     if not entries:
         raise InputError(f"corpus.inputs: {folder} holds no class folders, so no images")
     return _gather(_from_class, ((entry, exclude) for entry in entries))
@@ -92,15 +94,19 @@ def _from_class(folder: Path, exclude: list[str]) -> list[LabelledFile]:
         raise InputError(f"corpus.inputs: the class folder {folder} is empty")
     for entry in entries:
         if entry.is_dir():
-            raise InputError(f"corpus.inputs: the class folder {folder} holds a folder ({entry.name}): give the folder "
-                             "whose subfolders are the classes")
+            raise InputError(
+                f"corpus.inputs: the class folder {folder} holds a folder ({entry.name}): give the folder "
+                "whose subfolders are the classes"
+            )
     return _gather(_labelled, ((entry, folder.name) for entry in entries))
 
 
 def _labelled(path: Path, label: str) -> list[LabelledFile]:
     if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise InputError(f"corpus.inputs: {path} is of no known kind; known are {', '.join(IMAGE_SUFFIXES)} "
-                         "(corpus.exclude leaves files out)")
+        raise InputError(
+            f"corpus.inputs: {path} is of no known kind; known are {', '.join(IMAGE_SUFFIXES)} "
+            "(corpus.exclude leaves files out)"
+        )
     return [LabelledFile(str(path), label)]
 
 
@@ -145,8 +151,10 @@ def _records(path: Path, config: ImagesConfig) -> Iterator[tuple[int, dict[str, 
     """(line number, fields) of each entry. Raises InputError at the first that lacks a field."""
     for line, record in _parsed(path):
         if not {config.file_field, config.label_field} <= record.keys():
-            raise InputError(f"{path}, line {line}: needs the fields {config.file_field!r} (corpus.file_field) and "
-                             f"{config.label_field!r} (corpus.label_field); it has: {', '.join(record)}")
+            raise InputError(
+                f"{path}, line {line}: needs the fields {config.file_field!r} (corpus.file_field) and "
+                f"{config.label_field!r} (corpus.label_field); it has: {', '.join(record)}"
+            )
         yield line, record
 
 

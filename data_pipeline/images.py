@@ -31,9 +31,15 @@ MAX_IMAGE_BYTES = 2**26
 IMAGES_PER_BLOCK = 64  # what the stream shuffles as one: a window of 64 blocks holds 4096 images
 _SUFFIX = {"JPEG": "jpg", "PNG": "png"}
 _SIXTEEN_BITS = ("I;16", "I")  # a grey PNG's mode in Pillow; "I" in older ones
-_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-          8: Image.Transpose.ROTATE_90}  # by EXIF's orientation
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF's orientation
 _TAR_BLOCK, _TAR_RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 
 
@@ -63,8 +69,17 @@ def decode(data: bytes) -> Image.Image:
             image.load()
     except UnidentifiedImageError as error:  # its own text holds an address in memory
         raise BrokenImage("neither a JPEG nor a PNG, by its content" if data else "an empty file") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error,
-            Image.DecompressionBombError) as error:  # Pillow's readers raise any of these on damaged files
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+        TypeError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:  # Pillow's readers raise any of these on damaged files
         raise BrokenImage(str(error) or type(error).__name__) from error
     return image
 
@@ -177,8 +192,13 @@ class _OpenShard:
         self._file.close()
         offset, sizes, labels, names = zip(*self._images, strict=True)
         data = io.BytesIO()
-        np.savez(data, offset=np.array(offset, np.int64), bytes=np.array(sizes, np.int64),
-                 labels=np.array(labels, np.int32), names=np.array(names))
+        np.savez(
+            data,
+            offset=np.array(offset, np.int64),
+            bytes=np.array(sizes, np.int64),
+            labels=np.array(labels, np.int32),
+            names=np.array(names),
+        )
         write_atomically(index_path(self._path), data.getvalue())
         os.replace(self._temporary, self._path)
 
@@ -208,9 +228,16 @@ def describe_image_split(root: Path, split: str) -> Split:
 
 def _describe_shard(root: Path, path: Path, index: ImageIndex) -> Shard:
     beside = index_path(path)
-    return Shard(name=path.relative_to(root).as_posix(), samples=len(index.labels), documents=len(index.labels),
-                 tokens=0, bytes=path.stat().st_size, sha256=sha256(path),
-                 index=beside.relative_to(root).as_posix(), index_sha256=sha256(beside))
+    return Shard(
+        name=path.relative_to(root).as_posix(),
+        samples=len(index.labels),
+        documents=len(index.labels),
+        tokens=0,
+        bytes=path.stat().st_size,
+        sha256=sha256(path),
+        index=beside.relative_to(root).as_posix(),
+        index_sha256=sha256(beside),
+    )
 
 
 class ImageReader:

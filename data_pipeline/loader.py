@@ -95,8 +95,9 @@ def sample_hash(sample: Sample) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def micro_batches(stream: Stream, maker: SampleMaker, share: Share, position: Position,
-                  worker: int = 0, num_workers: int = 1) -> Iterator[tuple[MicroBatch, Position]]:
+def micro_batches(
+    stream: Stream, maker: SampleMaker, share: Share, position: Position, worker: int = 0, num_workers: int = 1
+) -> Iterator[tuple[MicroBatch, Position]]:
     """The micro-batches of one worker, without end, each with the position after its global batch."""
     turn = 0
     while True:
@@ -114,19 +115,30 @@ def _make(stream: Stream, maker: SampleMaker, share: Share, position: Position) 
         rng = generator(stream.seed, CORRUPTION, position.number)
         samples.append(maker.corrupt(stream.sequence(position), rng))
         position = stream.advance(position, 1)
-    return MicroBatch(maker.collate(samples), maker.counts(samples), len(samples),
-                      sum(maker.tokens(s) for s in samples), sum(map(sample_hash, samples)) % 2**64)
+    return MicroBatch(
+        maker.collate(samples),
+        maker.counts(samples),
+        len(samples),
+        sum(maker.tokens(s) for s in samples),
+        sum(map(sample_hash, samples)) % 2**64,
+    )
 
 
-def load(stream: Stream, maker: SampleMaker, share: Share, position: Position, num_workers: int,
-         pin_memory: bool = False) -> Iterator[tuple[MicroBatch | Fault, Position]]:
+def load(
+    stream: Stream, maker: SampleMaker, share: Share, position: Position, num_workers: int, pin_memory: bool = False
+) -> Iterator[tuple[MicroBatch | Fault, Position]]:
     """As `micro_batches`, made in `num_workers` processes (0: in this one), arrays as torch tensors."""
     from torch.utils.data import DataLoader
 
     source = _source(stream, maker, share, position)
-    loader = DataLoader(source, batch_size=None, num_workers=num_workers, pin_memory=pin_memory,
-                        worker_init_fn=_quiet_worker if num_workers else None,
-                        prefetch_factor=4 if num_workers else None)
+    loader = DataLoader(
+        source,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_quiet_worker if num_workers else None,
+        prefetch_factor=4 if num_workers else None,
+    )
     return map(_unboxed, loader)
 
 
@@ -175,7 +187,7 @@ class _Boxed:
         for name, (dtype, shape) in self.layout.items():
             size = math.prod(shape) * dtype.itemsize
             kind = torch.from_numpy(np.empty(0, dtype)).dtype
-            arrays[name] = self.content[begin:begin + size].view(kind).view(shape)
+            arrays[name] = self.content[begin : begin + size].view(kind).view(shape)
             begin += size + -size % ALIGNMENT
         return replace(self.batch, arrays=arrays)
 

@@ -40,8 +40,7 @@ def load_plan(root: Path) -> Plan | None:
     if not (root / _FILE).is_file():
         if root.is_dir() and any(not p.name.startswith(".") for p in root.iterdir()):
             raise InputError(
-                f"output={root} holds other files and no {_FILE}; nothing was written. "
-                "Choose a new or empty folder"
+                f"output={root} holds other files and no {_FILE}; nothing was written. Choose a new or empty folder"
             )
         return None
     try:
@@ -49,9 +48,7 @@ def load_plan(root: Path) -> Plan | None:
         if values.pop("format") == _FORMAT:
             return Plan(values["settings"], values["listing"], Scan(**values["scan"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{root / _FILE} is broken ({error!r}); remove {root} or choose another output"
-        ) from error
+        raise InputError(f"{root / _FILE} is broken ({error!r}); remove {root} or choose another output") from error
     raise InputError(f"{root / _FILE} is of another version; choose another output")
 
 
@@ -82,9 +79,7 @@ def listing_hash(files: list[str]) -> str:
     for path in files:
         found = os.stat(path)
         digest.update(
-            f"{os.path.abspath(path)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode(
-                "utf-8", "surrogateescape"
-            )
+            f"{os.path.abspath(path)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode("utf-8", "surrogateescape")
         )
     return digest.hexdigest()
 

@@ -88,9 +88,7 @@ def prepare(config: PrepareConfig) -> None:
         check_corpus(root, plan, scan)
     with locked(root):
         tokenizer = _make_tokenizer(config, ready, scanner)
-        Plan(settings, listing, scan).save(
-            root
-        )  # only now: a vocabulary that is refused leaves no plan behind
+        Plan(settings, listing, scan).save(root)  # only now: a vocabulary that is refused leaves no plan behind
         if not (root / "tokenizer").is_dir():
             tokenizer.save(root / "tokenizer")
         _write_shards(config, source, scan)
@@ -114,9 +112,7 @@ def _command(overrides: list[str]) -> int:
     except BrokenProcessPool:
         print("a worker process was killed (out of memory?); the same command continues", file=sys.stderr)
     except OSError as error:  # the corpus's own faults are InputError: this is a fault of the output
-        raise InputError(
-            f"output={config.output}: {error.strerror or error} {error.filename or ''}"
-        ) from error
+        raise InputError(f"output={config.output}: {error.strerror or error} {error.filename or ''}") from error
     return EXIT_REQUEUE
 
 
@@ -124,9 +120,7 @@ def _settings(config: PrepareConfig, ready: Tokenizer | None) -> dict[str, Any]:
     """What decides the output, the text apart: keys and values."""
     corpus = {key: getattr(config.corpus, key) for key in ("kind", "text_field", "max_document_bytes")}
     trained = {key: value for key, value in to_dict(config.tokenizer).items() if key != "path"}
-    chosen = (
-        {"tokenizer.path": ready.fingerprint} if ready else {f"tokenizer.{k}": v for k, v in trained.items()}
-    )
+    chosen = {"tokenizer.path": ready.fingerprint} if ready else {f"tokenizer.{k}": v for k, v in trained.items()}
     keys = ("valid_fraction", "seed", "block_tokens", "shard_bytes")
     return {
         **{f"corpus.{k}": v for k, v in corpus.items()},
@@ -162,8 +156,7 @@ def _scan(config: PrepareConfig, source: TextSource) -> tuple[Scan, Scanner]:
         raise InputError(f"the corpus is empty: no text in the {len(source.files)} files of corpus.inputs")
     if scan.documents == scan.valid_documents:
         raise InputError(
-            f"the corpus has {scan.documents} document(s), and validation takes at least one: "
-            "none is left to train on"
+            f"the corpus has {scan.documents} document(s), and validation takes at least one: none is left to train on"
         )
     print(f"{scan.documents} documents, {scan.bytes / 1e6:.1f} MB of text in {len(source.files)} files")
     if source.bad_lines:

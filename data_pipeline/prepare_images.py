@@ -55,8 +55,12 @@ def prepare_images(config: PrepareConfig) -> None:
     started, root, corpus = time.monotonic(), Path(config.output), config.corpus
     assert isinstance(corpus, ImagesConfig)
     files = labelled_files(corpus)
-    settings = {"corpus.kind": "images", "valid_fraction": config.valid_fraction, "seed": config.seed,
-                "shard_bytes": config.shard_bytes}
+    settings = {
+        "corpus.kind": "images",
+        "valid_fraction": config.valid_fraction,
+        "seed": config.seed,
+        "shard_bytes": config.shard_bytes,
+    }
     plan, listing = load_plan(root), _listing(files)
     if plan is not None:
         check_settings(root, plan, settings)
@@ -110,8 +114,9 @@ def _examine_all(files: list[LabelledFile], max_bad: int, config: PrepareConfig)
                 continue
             faults.append(found.fault)
             if len(faults) > max_bad:
-                raise InputError("\n".join(faults) + f"\n{len(faults)} broken images, and "
-                                 f"corpus.max_bad_images={max_bad}")
+                raise InputError(
+                    "\n".join(faults) + f"\n{len(faults)} broken images, and corpus.max_bad_images={max_bad}"
+                )
     if faults:
         print(f"warning: {len(faults)} broken images left out:\n  " + "\n  ".join(faults))
     return sorted(good, key=lambda e: (e.digest, e.path))
@@ -138,8 +143,9 @@ def _scan(examined: list[Examined], labels: dict[str, str], valid_fraction: floa
     content = hashlib.sha256()
     for entry in examined:
         content.update(entry.digest + labels[entry.path].encode() + b"\0")
-    print(f"{len(examined)} images of {len(set(labels.values()))} classes, "
-          f"{sum(e.size for e in examined) / 1e6:.1f} MB")
+    print(
+        f"{len(examined)} images of {len(set(labels.values()))} classes, {sum(e.size for e in examined) / 1e6:.1f} MB"
+    )
     return Scan(len(examined), sum(e.size for e in examined), valid, smallest, content.hexdigest())
 
 
@@ -151,8 +157,10 @@ def _write_shards(config: PrepareConfig, examined: list[Examined], numbers: dict
     remove_temporaries(root)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress("writing shards", scan.bytes))
-        writers = {split: stack.enter_context(ImageShardWriter(root, split, config.shard_bytes, len(finished[split])))
-                   for split in SPLITS}
+        writers = {
+            split: stack.enter_context(ImageShardWriter(root, split, config.shard_bytes, len(finished[split])))
+            for split in SPLITS
+        }
         for entry in examined:
             progress.add(entry.size)
             split = split_of(entry.split_hash, scan.smallest_hash, config.valid_fraction)
@@ -187,6 +195,7 @@ def _is_complete(root: Path) -> bool:
 
 
 def _summary(manifest: Manifest, seconds: float) -> str:
-    lines: list[Any] = [f"{name:>6}: {split.samples} images, {len(split.shards)} shards"
-                        for name, split in manifest.splits.items()]
+    lines: list[Any] = [
+        f"{name:>6}: {split.samples} images, {len(split.shards)} shards" for name, split in manifest.splits.items()
+    ]
     return "\n".join([*lines, f"{len(manifest.classes)} classes, {seconds:.1f} s; written to {manifest.root}"])

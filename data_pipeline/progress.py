@@ -43,6 +43,4 @@ class Progress:
     def _line(self) -> str:
         share = f" of {self._total / 1e6:.1f}" if self._total is not None else ""
         rate = self._bytes / 1e6 / (self._told - self._started)
-        return (
-            f"{self._title}: {self._documents} documents, {self._bytes / 1e6:.1f}{share} MB, {rate:.1f} MB/s"
-        )
+        return f"{self._title}: {self._documents} documents, {self._bytes / 1e6:.1f}{share} MB, {rate:.1f} MB/s"

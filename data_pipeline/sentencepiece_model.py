@@ -121,9 +121,7 @@ def train_characters(characters: dict[str, int], vocab_size: int) -> bytes:
         )
     ordered = "".join(sorted(escaped))
     lines = (ordered[i : i + 1000] + _NEWLINE for i in range(0, len(ordered), 1000))
-    return _train(
-        lines, "char", len(escaped | {_NEWLINE}) + 4, character_coverage=1.0, hard_vocab_limit=False
-    )
+    return _train(lines, "char", len(escaped | {_NEWLINE}) + 4, character_coverage=1.0, hard_vocab_limit=False)
 
 
 def describe_characters(characters: Sequence[str], shown: int = 20) -> str:
@@ -180,9 +178,7 @@ def _explain(error: str, vocab_size: int) -> str:
             f"tokenizer.vocab_size={vocab_size} is too small for the characters and bytes of this corpus: "
             f"at least {too_low.group(1)} are needed"
         )
-    return (
-        f"SentencePiece cannot train a tokenizer of tokenizer.vocab_size={vocab_size} on this corpus: {error}"
-    )
+    return f"SentencePiece cannot train a tokenizer of tokenizer.vocab_size={vocab_size} on this corpus: {error}"
 
 
 class SentencePieceModel:

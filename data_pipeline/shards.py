@@ -269,9 +269,7 @@ class ShardReader:
         self._verify(shard)
         with open_file(self._root / self.shards[shard].name) as file:
             tokens = _read_array(file, int(index.tokens_offset[block]), int(index.tokens_bytes[block]))
-            sentences = _read_array(
-                file, int(index.sentences_offset[block]), int(index.sentences_bytes[block])
-            )
+            sentences = _read_array(file, int(index.sentences_offset[block]), int(index.sentences_bytes[block]))
         return tokens, sentences
 
     def _verify(self, shard: int) -> None:

@@ -77,9 +77,7 @@ class TextSource:
                 try:
                     yield part.decode("utf-8")  # keeps a byte order mark and every line end as it is
                 except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{path}: not UTF-8 at byte {offset + error.start} ({error.reason})"
-                    ) from error
+                    raise InputError(f"{path}: not UTF-8 at byte {offset + error.start} ({error.reason})") from error
                 offset += len(part)
 
     def _jsonl(self, path: str) -> Iterator[str]:
@@ -138,9 +136,7 @@ def _expand(entry: str) -> list[str]:
     matches = glob.glob(entry, recursive=True)
     if not matches:
         raise InputError(f"corpus.inputs: {entry} matches nothing")
-    return [
-        f for m in matches for f in (_files_below(m) if os.path.isdir(m) else [m]) if f.endswith(_SUFFIXES)
-    ]
+    return [f for m in matches for f in (_files_below(m) if os.path.isdir(m) else [m]) if f.endswith(_SUFFIXES)]
 
 
 def _files_below(folder: str) -> list[str]:

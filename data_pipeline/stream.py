@@ -65,8 +65,9 @@ class Stream:
     window_blocks x block size is what is shuffled together: 64 blocks of 64K tokens are 4M tokens.
     """
 
-    def __init__(self, reader: Reader, packing: Packing, seed: int, *, window_blocks: int = 64,
-                 window_shards: int = 16) -> None:
+    def __init__(
+        self, reader: Reader, packing: Packing, seed: int, *, window_blocks: int = 64, window_shards: int = 16
+    ) -> None:
         self.reader, self.packing, self.seed = reader, packing, seed
         self.window_blocks, self.window_shards = window_blocks, window_shards
         self.windows_per_epoch = -(-sum(reader.blocks_per_shard) // window_blocks)
@@ -89,8 +90,10 @@ class Stream:
         """The sequence at `position`: the pieces of documents that the packing put there, as it cuts them."""
         position = self.advance(position, 0)
         window = self.window(position.epoch, position.window)
-        return [self.packing.cut(self._document(window, piece.document), piece)
-                for piece in window.plan.pieces(position.sequence)]
+        return [
+            self.packing.cut(self._document(window, piece.document), piece)
+            for piece in window.plan.pieces(position.sequence)
+        ]
 
     def sequences(self, position: Position) -> Iterator[tuple[list[Any], Position]]:
         """(sequence, the position after it), without end."""
@@ -120,9 +123,10 @@ class Stream:
         rng.shuffle(shards)
         order: list[tuple[int, int]] = []
         for first in range(0, len(shards), self.window_shards):
-            group = [(int(s), b) for s in shards[first : first + self.window_shards]
-                     for b in range(self.reader.blocks_per_shard[s])]
+            group = [
+                (int(s), b)
+                for s in shards[first : first + self.window_shards]
+                for b in range(self.reader.blocks_per_shard[s])
+            ]
             order += [group[i] for i in rng.permutation(len(group))]
         return order
-
-

@@ -70,9 +70,7 @@ class _Kind:
         from data_pipeline.huggingface_tokenizer import HuggingFaceModel
         from data_pipeline.sentencepiece_model import SentencePieceModel
 
-        return (
-            SentencePieceModel(data, self.escaped) if self.type == "sentencepiece" else HuggingFaceModel(data)
-        )
+        return SentencePieceModel(data, self.escaped) if self.type == "sentencepiece" else HuggingFaceModel(data)
 
 
 _TRAINED = _Kind("sentencepiece", escaped=True)

@@ -85,8 +85,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         file = folder / name
         found = file.stat().st_size if file.is_file() else None
         if found != size:
-            raise InputError(f"{file}: {'missing' if found is None else f'{found} bytes'}, {size} bytes expected: "
-                             "the checkpoint was cut short")
+            raise InputError(
+                f"{file}: {'missing' if found is None else f'{found} bytes'}, {size} bytes expected: "
+                "the checkpoint was cut short"
+            )
     return Checkpoint(folder, manifest)
 
 
@@ -138,8 +140,13 @@ class Saver:
         self.thread: threading.Thread | None = None
         self.succeeded = True
 
-    def save(self, tensors: list[tuple[Fragment, Any]], state: dict[str, Any], folder: Path,
-             afterwards: Callable[[], None] = lambda: None) -> None:
+    def save(
+        self,
+        tensors: list[tuple[Fragment, Any]],
+        state: dict[str, Any],
+        folder: Path,
+        afterwards: Callable[[], None] = lambda: None,
+    ) -> None:
         """Begins to write `folder`; rank 0 calls `afterwards` once it is whole."""
         self.wait()
         share = _share(tensors, self.world)
@@ -253,8 +260,11 @@ class Entry(NamedTuple):
 
 def _share(tensors: list[tuple[Fragment, Any]], world: World) -> list[Entry]:
     """The boxes that this rank writes: of those that several ranks hold, each falls to the rank with the least."""
-    mine = [(f"{fragment.name}@{','.join(map(str, box.offset))}", fragment, box, tensor.view(-1)[begin:][: box.numel])
-            for fragment, tensor in tensors for box, begin in fragment.boxes()]
+    mine = [
+        (f"{fragment.name}@{','.join(map(str, box.offset))}", fragment, box, tensor.view(-1)[begin:][: box.numel])
+        for fragment, tensor in tensors
+        for box, begin in fragment.boxes()
+    ]
     holders: dict[str, list[int]] = {}
     sizes = {}
     for rank, keys in enumerate(_gather([(key, box.numel) for key, _, box, _ in mine], world, world.host_group)):
@@ -266,8 +276,11 @@ def _share(tensors: list[tuple[Fragment, Any]], world: World) -> list[Entry]:
     for key, ranks in holders.items():
         writers[key] = min(ranks, key=lambda r: load[r])
         load[writers[key]] += sizes[key]
-    return [Entry(key, fragment, box, flat.detach().reshape(box.size).to("cpu", copy=True))
-            for key, fragment, box, flat in mine if writers[key] == world.rank]
+    return [
+        Entry(key, fragment, box, flat.detach().reshape(box.size).to("cpu", copy=True))
+        for key, fragment, box, flat in mine
+        if writers[key] == world.rank
+    ]
 
 
 def _write_share(share: list[Entry], folder: Path, name: str) -> dict[str, Any]:
@@ -283,8 +296,9 @@ def _write_share(share: list[Entry], folder: Path, name: str) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
     for key, fragment, box, values in share:
         described = tensors.setdefault(fragment.name, {"shape": list(fragment.shape), "boxes": []})
-        described["boxes"].append({"offset": list(box.offset), "size": list(box.size), "file": file, "key": key,
-                                   "crc32": _crc32(values)})
+        described["boxes"].append(
+            {"offset": list(box.offset), "size": list(box.size), "file": file, "key": key, "crc32": _crc32(values)}
+        )
     return {"files": {file: (folder / file).stat().st_size}, "tensors": tensors}
 
 
@@ -375,5 +389,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-

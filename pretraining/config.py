@@ -106,8 +106,10 @@ class RunConfig:
         """Contradictions between keys, each told with its values."""
         faults = self.model.faults() + self.engine.faults()
         if self.objective.name not in (fitting := TRAINED_BY[self.model.name]):
-            faults.append(f"objective={self.objective.name} does not fit model.name={self.model.name}: "
-                          f"objective={' or '.join(fitting)} does")
+            faults.append(
+                f"objective={self.objective.name} does not fit model.name={self.model.name}: "
+                f"objective={' or '.join(fitting)} does"
+            )
         if self.data.path is None:
             faults.append("data.path is missing: the folder that pretrain-data wrote")
         return faults + self._sample_faults() + self._layout_faults() + self._batch_faults()
@@ -123,13 +125,18 @@ class RunConfig:
 
     def _layout_faults(self) -> list[str]:
         parts = self.engine.tensor_parallel
-        faults = [f"{key}={size} does not divide by engine.tensor_parallel={parts}"
-                  for key, size in self.model.split_over_ranks().items() if size % parts]
+        faults = [
+            f"{key}={size} does not divide by engine.tensor_parallel={parts}"
+            for key, size in self.model.split_over_ranks().items()
+            if size % parts
+        ]
         length = self.model.length if isinstance(self.model, VisionConfig) else self.seq_len
         if self.engine.sequence_parallel and length % parts:
             cure = "choose another data.seq_len" if self.data_kind == "text" else "a ViT with model.pooling=mean does"
-            faults.append(f"engine.sequence_parallel=true: sequences of {length} tokens do not divide by "
-                          f"engine.tensor_parallel={parts}; {cure}")
+            faults.append(
+                f"engine.sequence_parallel=true: sequences of {length} tokens do not divide by "
+                f"engine.tensor_parallel={parts}; {cure}"
+            )
         return faults
 
     def _batch_faults(self) -> list[str]:
@@ -143,8 +150,10 @@ class RunConfig:
         train = self.train
         if train.global_batch_size % (train.micro_batch_size * data_ranks) == 0:
             return []
-        return [f"train.global_batch_size={train.global_batch_size} does not divide by train.micro_batch_size="
-                f"{train.micro_batch_size} x {data_ranks} data-parallel rank{'s' if data_ranks > 1 else ''}"]
+        return [
+            f"train.global_batch_size={train.global_batch_size} does not divide by train.micro_batch_size="
+            f"{train.micro_batch_size} x {data_ranks} data-parallel rank{'s' if data_ranks > 1 else ''}"
+        ]
 
 
 def load_config(overrides: Sequence[str]) -> RunConfig:
@@ -152,8 +161,15 @@ def load_config(overrides: Sequence[str]) -> RunConfig:
     return compose_config("pretrain", overrides, RunConfig)
 
 
-IDENTITY = {"model": ("activation_checkpointing",), "objective": (), "optimizer": (), "scheduler": None,
-            "data": ("num_workers", "path"), "engine": None, "tracking": None}
+IDENTITY = {
+    "model": ("activation_checkpointing",),
+    "objective": (),
+    "optimizer": (),
+    "scheduler": None,
+    "data": ("num_workers", "path"),
+    "engine": None,
+    "tracking": None,
+}
 IDENTITY_OF_TRAIN = ("seed", "global_batch_size", "freeze")
 
 

@@ -54,8 +54,11 @@ def export(config: ExportConfig) -> dict[str, Any]:
         _write_json(folder / "config.json", values)
         _write_generation_config(folder, values)
         _write_weights(folder, source, model)
-        report = {"checkpoint": str(source.checkpoint.folder), "step": source.checkpoint.state["step"],
-                  **_prove_model(folder, source, model, values)}
+        report = {
+            "checkpoint": str(source.checkpoint.folder),
+            "step": source.checkpoint.state["step"],
+            **_prove_model(folder, source, model, values),
+        }
         if source.tokenizer is not None:
             report |= _write_tokenizer(folder, source)
         else:
@@ -154,13 +157,23 @@ def _prove_model(folder: Path, source: Source, model: Any, values: dict[str, Any
     theirs = parity.their_outputs(folder, architecture, examples, list(ours[0]))
     difference = parity.largest_difference(ours, theirs)
     if not difference <= parity.TOLERANCE:
-        raise InputError(f"transformers' {architecture} differs from the checkpoint's model by {difference:.2e}, more "
-                         f"than {parity.TOLERANCE:.0e}: nothing was exported")
-    save_file({f"{i}.{name}": t for i, inputs in enumerate(examples) for name, t in inputs.items()},
-              folder / "parity_probe.safetensors")
-    return {"max_abs_difference": difference, "tolerance": parity.TOLERANCE, "architecture": architecture,
-            "outputs": list(ours[0]), "probe_inputs": "parity_probe.safetensors", "torch": torch.__version__,
-            "transformers": transformers.__version__}
+        raise InputError(
+            f"transformers' {architecture} differs from the checkpoint's model by {difference:.2e}, more "
+            f"than {parity.TOLERANCE:.0e}: nothing was exported"
+        )
+    save_file(
+        {f"{i}.{name}": t for i, inputs in enumerate(examples) for name, t in inputs.items()},
+        folder / "parity_probe.safetensors",
+    )
+    return {
+        "max_abs_difference": difference,
+        "tolerance": parity.TOLERANCE,
+        "architecture": architecture,
+        "outputs": list(ours[0]),
+        "probe_inputs": "parity_probe.safetensors",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def _write_tokenizer(folder: Path, source: Source) -> dict[str, Any]:
@@ -176,16 +189,21 @@ def _write_tokenizer(folder: Path, source: Source) -> dict[str, Any]:
     loaded.model_max_length = sys.maxsize  # no model reads these texts: transformers would warn that they are too long
     wrong = disagreements(_Plainly(loaded), source.tokenizer)
     if wrong:
-        raise InputError(f"the exported tokenizer treats {len(wrong)} texts otherwise than the run's, "
-                         f"{', '.join(wrong[:5])} among them: nothing was exported")
-    return {"tokenizer_texts": len(AWKWARD_TEXTS), "tokenizer_order_of_equal_scores_differs":
-            rounds_ties(source.tokenizer)}
+        raise InputError(
+            f"the exported tokenizer treats {len(wrong)} texts otherwise than the run's, "
+            f"{', '.join(wrong[:5])} among them: nothing was exported"
+        )
+    return {
+        "tokenizer_texts": len(AWKWARD_TEXTS),
+        "tokenizer_order_of_equal_scores_differs": rounds_ties(source.tokenizer),
+    }
 
 
 def _write_processor(folder: Path, source: Source) -> None:
     """How transformers makes of an image what an evaluation sees."""
-    _write_json(folder / "preprocessor_config.json",
-                source.objective.huggingface_processor(source.model_config.image_size))
+    _write_json(
+        folder / "preprocessor_config.json", source.objective.huggingface_processor(source.model_config.image_size)
+    )
 
 
 class _Plainly:

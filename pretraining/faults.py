@@ -45,5 +45,7 @@ class NonFiniteWatch:
     def see(self, step: int, finite: bool) -> None:
         self.in_a_row = 0 if finite else self.in_a_row + 1
         if self.in_a_row == self.LIMIT:
-            raise Failure(f"the gradients of the last {self.LIMIT} steps up to step {step} were not finite: "
-                          "the run has diverged; a smaller optimizer.lr or more warm-up may help")
+            raise Failure(
+                f"the gradients of the last {self.LIMIT} steps up to step {step} were not finite: "
+                "the run has diverged; a smaller optimizer.lr or more warm-up may help"
+            )

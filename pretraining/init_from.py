@@ -55,11 +55,15 @@ class HuggingFaceFolder:
         found = []
         if any(entry.by_token for entry in self.entries):
             new = self.vocab_size - len(self.rows)
-            found.append(f"model.init_from={self.folder}: {len(self.rows)} rows of the vocabulary are taken from it, "
-                         f"{new} are new")
+            found.append(
+                f"model.init_from={self.folder}: {len(self.rows)} rows of the vocabulary are taken from it, "
+                f"{new} are new"
+            )
         if self.new_heads:
-            found.append(f"warning: model.init_from={self.folder} lacks {', '.join(self.new_heads)}: these begin as a "
-                         "new model's")
+            found.append(
+                f"warning: model.init_from={self.folder} lacks {', '.join(self.new_heads)}: these begin as a "
+                "new model's"
+            )
         return found
 
     def load_into(self, model: Any) -> None:
@@ -116,8 +120,10 @@ class HuggingFaceFolder:
             ours = entry.export(buffers[entry.ours]).to(found.dtype)  # as that rounds
             difference = float((found.float() - ours.float()).abs().max())
             if not difference <= FIXED_TOLERANCE:
-                faults.append(f"its {entry.theirs} differ by up to {difference:.2g} from the fixed ones of "
-                              "model.positions=sinusoidal, which a checkpoint would bring back")
+                faults.append(
+                    f"its {entry.theirs} differ by up to {difference:.2g} from the fixed ones of "
+                    "model.positions=sinusoidal, which a checkpoint would bring back"
+                )
         return faults
 
 
@@ -158,8 +164,10 @@ def _weight_files(folder: Path) -> list[Path]:
             raise InputError(f"model.init_from: {folder / _INDEX} has no weight_map")
         return sorted({folder / Path(str(file)).name for file in table.values()})
     if not (folder / _WEIGHTS).is_file():
-        raise InputError(f"model.init_from={folder}: {_WEIGHTS} is missing (weights are read from safetensors only, "
-                         "never from a pickle)")
+        raise InputError(
+            f"model.init_from={folder}: {_WEIGHTS} is missing (weights are read from safetensors only, "
+            "never from a pickle)"
+        )
     return [folder / _WEIGHTS]
 
 
@@ -168,8 +176,10 @@ def _spellings(name: str) -> list[str]:
     old one, and as transformers 5 writes the blocks of MAE's decoder."""
     base, _, rest = name.partition(".")
     names = [name, rest] if base in _BASES else [name]
-    old = [each.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
-           for each in names]
+    old = [
+        each.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        for each in names
+    ]
     return [*names, *old, name.replace("decoder.decoder_layers.", "decoder.decoder_encoder.layer.")]
 
 
@@ -184,8 +194,11 @@ def _config_faults(family: Any, values: dict[str, Any], model_config: Any, outpu
         return [str(error)]
     except KeyError as error:
         return [f"its config.json lacks {error}"]
-    return [f"model.{key} is {ours[key]}, the folder's is {theirs[key]}" for key in ours
-            if key not in free and ours[key] != theirs[key]]
+    return [
+        f"model.{key} is {ours[key]}, the folder's is {theirs[key]}"
+        for key in ours
+        if key not in free and ours[key] != theirs[key]
+    ]
 
 
 def _rows(path: Path, tokenizer: Tokenizer | None, our_size: int, their_size: int) -> tuple[dict[int, int], list[str]]:
@@ -195,8 +208,11 @@ def _rows(path: Path, tokenizer: Tokenizer | None, our_size: int, their_size: in
     tokenizers differ. Without one, every row is taken.
     """
     if tokenizer is None or not path.is_file():
-        hint = "" if tokenizer is None else " (with its tokenizer.json in the folder, the rows of pieces that both " \
-                                            "know would be taken)"
+        hint = (
+            ""
+            if tokenizer is None
+            else " (with its tokenizer.json in the folder, the rows of pieces that both know would be taken)"
+        )
         fault = f"its vocabulary has {their_size} entries, that of the prepared data {our_size}{hint}"
         return {i: i for i in range(our_size)}, [] if our_size == their_size else [fault]
     theirs = Tokenizer.ready(str(path))

@@ -55,8 +55,13 @@ def their_outputs(folder: Path, architecture: str, examples: list[Inputs], names
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    model = getattr(transformers, architecture).from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, use_safetensors=True).eval()
+    model = (
+        getattr(transformers, architecture)
+        .from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, use_safetensors=True
+        )
+        .eval()
+    )
     found = []
     for inputs in examples:
         made = model(**inputs)
@@ -86,14 +91,18 @@ def _token_inputs(config: Any, vocab_size: int, rng: np.random.Generator) -> lis
 
 def _segment_inputs(config: Any, vocab_size: int, rng: np.random.Generator) -> list[Inputs]:
     rows = _rows(config.max_seq_len, vocab_size, rng)
-    return [{"input_ids": row, "token_type_ids": (torch.arange(row.shape[1]) > row.shape[1] // 2).long()[None]}
-            for row in rows]
+    return [
+        {"input_ids": row, "token_type_ids": (torch.arange(row.shape[1]) > row.shape[1] // 2).long()[None]}
+        for row in rows
+    ]
 
 
 def _pair_inputs(config: Any, vocab_size: int, rng: np.random.Generator) -> list[Inputs]:
     targets = _rows(max(8, config.max_seq_len // 4), vocab_size, rng)
-    return [{"input_ids": row, "decoder_input_ids": target}
-            for row, target in zip(_rows(config.max_seq_len, vocab_size, rng), targets, strict=True)]
+    return [
+        {"input_ids": row, "decoder_input_ids": target}
+        for row, target in zip(_rows(config.max_seq_len, vocab_size, rng), targets, strict=True)
+    ]
 
 
 def _image_inputs(config: Any, vocab_size: int, rng: np.random.Generator) -> list[Inputs]:
@@ -118,8 +127,10 @@ def _bert_outputs(model: Any, inputs: Inputs, values: dict[str, Any]) -> Inputs:
     tokens = inputs["input_ids"]
     hidden = model(tokens, inputs["token_type_ids"])
     everywhere = torch.arange(tokens.shape[1]).expand_as(tokens)
-    return {"prediction_logits": model.head.logits(hidden, everywhere), "seq_relationship_logits":
-            model.pair_head(hidden)}
+    return {
+        "prediction_logits": model.head.logits(hidden, everywhere),
+        "seq_relationship_logits": model.pair_head(hidden),
+    }
 
 
 def _vit_outputs(model: Any, inputs: Inputs, values: dict[str, Any]) -> Inputs:
@@ -134,10 +145,10 @@ def _mae_outputs(model: Any, inputs: Inputs, values: dict[str, Any]) -> Inputs:
 
 
 COUNTERPARTS = {
-    "gpt": Counterpart("pretraining.models.gpt_huggingface", ("GPT2LMHeadModel", "LlamaForCausalLM"),
-                       _token_inputs, _gpt_outputs),
-    "t5": Counterpart("pretraining.models.t5_huggingface", ("T5ForConditionalGeneration",),
-                      _pair_inputs, _t5_outputs),
+    "gpt": Counterpart(
+        "pretraining.models.gpt_huggingface", ("GPT2LMHeadModel", "LlamaForCausalLM"), _token_inputs, _gpt_outputs
+    ),
+    "t5": Counterpart("pretraining.models.t5_huggingface", ("T5ForConditionalGeneration",), _pair_inputs, _t5_outputs),
     "bert": Counterpart("pretraining.models.bert", ("BertForPreTraining",), _segment_inputs, _bert_outputs),
     "vit": Counterpart("pretraining.models.vit", ("ViTForImageClassification",), _image_inputs, _vit_outputs),
     "mae": Counterpart("pretraining.models.mae", ("ViTMAEForPreTraining",), _masked_image_inputs, _mae_outputs),

@@ -28,8 +28,10 @@ class Prepared:
         self.root = Path(config.data.path or "")
         self.manifest = load_manifest(self.root)
         if self.manifest.kind != config.data_kind:
-            raise InputError(f"data.path={config.data.path} holds {self.manifest.kind}, objective="
-                             f"{config.objective.name} needs {config.data_kind}")
+            raise InputError(
+                f"data.path={config.data.path} holds {self.manifest.kind}, objective="
+                f"{config.objective.name} needs {config.data_kind}"
+            )
         check_files(self.manifest)
         self.tokenizer = self._load_tokenizer()
         self.vocabulary: Any = self.tokenizer or self.manifest.classes
@@ -45,8 +47,10 @@ class Prepared:
             return None
         tokenizer = Tokenizer.load(self.root / "tokenizer")
         if tokenizer.fingerprint != described.fingerprint:
-            raise InputError(f"{self.root / 'tokenizer'} is not the tokenizer that the shards were written with: its "
-                             f"fingerprint differs from {self.root / 'manifest.json'}")
+            raise InputError(
+                f"{self.root / 'tokenizer'} is not the tokenizer that the shards were written with: its "
+                f"fingerprint differs from {self.root / 'manifest.json'}"
+            )
         return tokenizer
 
     def reader(self, split: str) -> Reader:

@@ -57,8 +57,10 @@ def require_of_run(checkpoint: Checkpoint, run: Identity) -> None:
 
 def _require_no_run(folder: Path) -> None:
     if (folder / "metrics.jsonl").exists():
-        raise InputError(f"run_dir={folder} already holds a run, which train.resume=never would overwrite: "
-                         "choose another run_dir, or train.resume=auto")
+        raise InputError(
+            f"run_dir={folder} already holds a run, which train.resume=never would overwrite: "
+            "choose another run_dir, or train.resume=auto"
+        )
 
 
 def _require_never_saved(folder: Path) -> None:
@@ -66,8 +68,10 @@ def _require_never_saved(folder: Path) -> None:
     found = checkpoint_folders(folder / "checkpoints")
     ended_in_order = read_json(folder / VERDICT).get("exit_code") in (EXIT_DONE, EXIT_REQUEUE)
     if found and (len(found) > 1 or ended_in_order or (found[0] / "manifest.json").exists()):
-        raise InputError(f"{folder / 'checkpoints'}: no whole checkpoint is left among {len(found)}; "
-                         "choose another run_dir to begin anew")
+        raise InputError(
+            f"{folder / 'checkpoints'}: no whole checkpoint is left among {len(found)}; "
+            "choose another run_dir to begin anew"
+        )
 
 
 def check_run_dir(config: RunConfig, run: Identity) -> None:
@@ -85,8 +89,11 @@ def check_run_dir(config: RunConfig, run: Identity) -> None:
 
 
 def _refuse_changes(what: str, before: Identity, now: Identity) -> None:
-    changed = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in sorted(before.keys() | now.keys())
-               if before.get(key) != now.get(key) and key != "data.content"]
+    changed = [
+        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key != "data.content"
+    ]
     if before["data.content"] != now["data.content"]:
         changed.append("data.path holds other data, or was prepared anew: its content differs")
     if changed:
@@ -131,8 +138,10 @@ def load_plain_model(config: RunConfig, outputs: int, checkpoint: Checkpoint) ->
     from pretraining.parallel.layers import PlainLayers
 
     model = config.model.build(outputs, PlainLayers())
-    load_tensors(checkpoint, [(Fragment.whole(f"weights.{name}", tuple(p.shape)), p.data)
-                              for name, p in model.named_parameters()])
+    load_tensors(
+        checkpoint,
+        [(Fragment.whole(f"weights.{name}", tuple(p.shape)), p.data) for name, p in model.named_parameters()],
+    )
     return model
 
 

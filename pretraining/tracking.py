@@ -63,8 +63,11 @@ class Progress:
         from tqdm import tqdm
 
         self.total = total_steps
-        self.bar = tqdm(initial=start_step, total=total_steps, unit="step", dynamic_ncols=True) \
-            if sys.stderr.isatty() else None
+        self.bar = (
+            tqdm(initial=start_step, total=total_steps, unit="step", dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else None
+        )
 
     def show(self, line: Line) -> None:
         text = f"step {line['step']}/{self.total}  " + "  ".join(_shown(line, self.total))
@@ -132,8 +135,15 @@ def start_wandb(config: Any, run_dir: Path, settings: Line) -> Any:
     values = read_json(run_dir / "run.json")
     values.setdefault("wandb_id", secrets.token_hex(4))
     write_text(run_dir / "run.json", json.dumps(values))
-    options = {"project": config.project, "name": config.run_name or run_dir.name, "tags": config.tags or None,
-               "dir": str(run_dir), "id": values["wandb_id"], "resume": "allow", "config": settings}
+    options = {
+        "project": config.project,
+        "name": config.run_name or run_dir.name,
+        "tags": config.tags or None,
+        "dir": str(run_dir),
+        "id": values["wandb_id"],
+        "resume": "allow",
+        "config": settings,
+    }
     run = _init_wandb(config.wandb, options)
     run.define_metric("train/step")
     run.define_metric("valid/step")
@@ -147,8 +157,13 @@ def _init_wandb(mode: Any, options: Line) -> Any:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own telemetry waits for a silent server at exit
     import wandb
 
-    limits: dict[str, Any] = {"init_timeout": 15, "finish_timeout": 20, "x_transaction_log_flush_interval": 2,
-                              "console": "off", "silent": True}
+    limits: dict[str, Any] = {
+        "init_timeout": 15,
+        "finish_timeout": 20,
+        "x_transaction_log_flush_interval": 2,
+        "console": "off",
+        "silent": True,
+    }
     error: Any = None if mode == "offline" else _unreachable(wandb.setup().settings.base_url)
     if error is None:
         try:

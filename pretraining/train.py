@@ -137,16 +137,21 @@ def check_targets(config: RunConfig, length: int) -> None:
     """Sequence parallelism splits what a decoder writes as well; its length is the objective's."""
     parts = config.engine.tensor_parallel
     if config.engine.sequence_parallel and length % parts:
-        raise InputError(f"engine.sequence_parallel=true: targets of {length} tokens do not divide by "
-                         f"engine.tensor_parallel={parts}; objective.targets_length={length + parts - length % parts} "
-                         "does")
+        raise InputError(
+            f"engine.sequence_parallel=true: targets of {length} tokens do not divide by "
+            f"engine.tensor_parallel={parts}; objective.targets_length={length + parts - length % parts} "
+            "does"
+        )
 
 
 def run(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: StopRequest) -> None:
     """Builds everything and trains. Raises InputError, Failure, or Stopped once a signal was obeyed."""
     if world.is_main and config.scheduler.warmup_steps >= config.train.steps:
-        print(f"warning: the learning rate warms up over all of train.steps={config.train.steps}: "
-              f"scheduler.warmup_steps={config.scheduler.warmup_steps}", file=sys.stderr)
+        print(
+            f"warning: the learning rate warms up over all of train.steps={config.train.steps}: "
+            f"scheduler.warmup_steps={config.scheduler.warmup_steps}",
+            file=sys.stderr,
+        )
     trainer = build(config, inputs, world, run_dir, stop)
     with trainer.tracker:
         trainer.fit()
@@ -164,8 +169,9 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     torch.use_deterministic_algorithms(config.train.deterministic)
     objective = inputs.objective
     model = config.model.build(inputs.data.outputs, config.engine.make_layers(world))
-    flops = objective.flops_per_image(model) if config.data_kind == "images" else \
-        model.flops_per_token(config.sample_shape)
+    flops = (
+        objective.flops_per_image(model) if config.data_kind == "images" else model.flops_per_token(config.sample_shape)
+    )
     model.initialise(config.train.seed)
     if inputs.pretrained is not None:
         inputs.pretrained.load_into(model)
@@ -177,8 +183,9 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     if inputs.checkpoint is not None:
         inputs.checkpoint = _load_into(engine, inputs.checkpoint, config, inputs.identity, world)
     tracker = _open_run_dir(config, inputs, world, run_dir)  # no file of a run changes before all inputs proved good
-    trainer = Trainer(config, inputs.identity, engine, objective, *_feeds(config, inputs, world), tracker, world,
-                      run_dir, stop, flops)
+    trainer = Trainer(
+        config, inputs.identity, engine, objective, *_feeds(config, inputs, world), tracker, world, run_dir, stop, flops
+    )
     if inputs.checkpoint is not None:
         trainer.resume(inputs.checkpoint.state)
     return trainer
@@ -188,8 +195,10 @@ def _freeze(model: Any, patterns: list[str]) -> None:
     parameters = dict(model.named_parameters())
     unmatched = [p for p in patterns if not any(fnmatch(name, p) for name in parameters)]
     if unmatched:
-        raise InputError(f"train.freeze: no parameter is named {' or '.join(unmatched)}; there are "
-                         f"{', '.join(list(parameters)[:5])}, ...")
+        raise InputError(
+            f"train.freeze: no parameter is named {' or '.join(unmatched)}; there are "
+            f"{', '.join(list(parameters)[:5])}, ..."
+        )
     for name, parameter in parameters.items():
         parameter.requires_grad_(not any(fnmatch(name, pattern) for pattern in patterns))
     if not any(p.requires_grad for p in parameters.values()):
@@ -255,8 +264,14 @@ def _feeds(config: RunConfig, inputs: Inputs, world: World) -> tuple[Any, Any]:
     train = config.train
     share = Share(train.global_batch_size, train.micro_batch_size, world.data_rank, world.data_size)
     maker, evaluation = inputs.objective, inputs.objective.for_evaluation()
-    feed = partial(load, _stream(config, inputs, maker, "train"), maker, share, num_workers=config.data.num_workers,
-                   pin_memory=world.device.type == "cuda")
+    feed = partial(
+        load,
+        _stream(config, inputs, maker, "train"),
+        maker,
+        share,
+        num_workers=config.data.num_workers,
+        pin_memory=world.device.type == "cuda",
+    )
     valid = _stream(config, inputs, evaluation, "valid")
     return feed, partial(load, valid, evaluation, share, Position(), num_workers=0)
 

@@ -52,9 +52,20 @@ class Trainer:
     """config: the RunConfig; identity: what of it a checkpoint is bound to. feed and valid_feed make loaders:
     feed(position), valid_feed(). flops_per_unit: of a token or an image, whichever the objective's `tokens` counts."""
 
-    def __init__(self, config: Any, identity: dict[str, Any], engine: Engine, objective: Any, feed: Any,
-                 valid_feed: Any, tracker: Any, world: World, run_dir: Path, stop: StopRequest,
-                 flops_per_unit: float) -> None:
+    def __init__(
+        self,
+        config: Any,
+        identity: dict[str, Any],
+        engine: Engine,
+        objective: Any,
+        feed: Any,
+        valid_feed: Any,
+        tracker: Any,
+        world: World,
+        run_dir: Path,
+        stop: StopRequest,
+        flops_per_unit: float,
+    ) -> None:
         self.config, self.train, self.engine, self.objective = config, config.train, engine, objective
         self.identity = identity
         self.feed, self.valid_feed, self.tracker, self.world = feed, valid_feed, tracker, world
@@ -116,8 +127,13 @@ class Trainer:
         return loss
 
     def save(self) -> None:
-        state = {"step": self.step, "tokens": self.tokens, "evaluated_step": self.evaluated_step,
-                 "position": self.position.as_json(), "identity": self.identity}
+        state = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "evaluated_step": self.evaluated_step,
+            "position": self.position.as_json(),
+            "identity": self.identity,
+        }
         prune = partial(prune_checkpoints, self.run_dir / "checkpoints", self.train.keep_last, self.train.keep_every)
         self.saver.save(self.engine.tensors(), state, checkpoint_folder(self.run_dir, self.step), prune)
         self.saved_step = self.step
@@ -131,13 +147,25 @@ class Trainer:
             faults = [item.message for item, _ in items if isinstance(item, Fault)]
             batches = [item for item, _ in items if isinstance(item, MicroBatch)]
             content = sum(b.content_hash for b in batches) % 2**64
-            mine = [len(faults), self.stop.reason is not None, sum(b.tokens for b in batches),
-                    content % 2**32, content >> 32, *(sum(b.counts[t] for b in batches) for t in terms)]
+            mine = [
+                len(faults),
+                self.stop.reason is not None,
+                sum(b.tokens for b in batches),
+                content % 2**32,
+                content >> 32,
+                *(sum(b.counts[t] for b in batches) for t in terms),
+            ]
             fault, stop, tokens, low, high, *counts = host_sum(self.world, [float(x) for x in mine])
             if fault:
                 raise InputError(faults[0] if faults else "another rank met a fault in the data, see its message")
-            yield StepData(batches, items[-1][1], dict(zip(terms, counts, strict=True)), int(tokens),
-                           (int(low) + (int(high) << 32)) % 2**64, bool(stop))
+            yield StepData(
+                batches,
+                items[-1][1],
+                dict(zip(terms, counts, strict=True)),
+                int(tokens),
+                (int(low) + (int(high) << 32)) % 2**64,
+                bool(stop),
+            )
 
     def _train_step(self, data: StepData) -> tuple[Tensor, float]:
         """-> (the numbers that tell how it went, still on the device; the learning rate)."""
@@ -167,10 +195,16 @@ class Trainer:
         return means, sum(weight * means[term] for term, weight in self.objective.terms.items() if counts[term])
 
     def _pending(self, data: StepData, numbers: Tensor, lr: float, seconds: float) -> Pending:
-        line = {"step": self.step, "lr": lr, "samples": self.position.number, self.unit: self.tokens,
-                "step_seconds": seconds, f"{self.unit}_per_second": data.tokens / seconds,
-                "batch_hash": data.batch_hash,
-                **utilisation(self.flops_per_unit * data.tokens, seconds, self.world.size, self.peak)}
+        line = {
+            "step": self.step,
+            "lr": lr,
+            "samples": self.position.number,
+            self.unit: self.tokens,
+            "step_seconds": seconds,
+            f"{self.unit}_per_second": data.tokens / seconds,
+            "batch_hash": data.batch_hash,
+            **utilisation(self.flops_per_unit * data.tokens, seconds, self.world.size, self.peak),
+        }
         return Pending(line, data.counts, numbers)
 
     def _report(self, pending: Pending | None) -> None:
@@ -179,8 +213,12 @@ class Trainer:
         *sums, grad_norm, finite, loss_scale = pending.numbers.tolist()
         self.watch.see(pending.line["step"], bool(finite))
         terms, loss = self._means(dict(zip(self.objective.terms, sums, strict=True)), pending.counts)
-        line = {"step": pending.line["step"], "loss": loss if math.isfinite(loss) else None,
-                "grad_norm": grad_norm if math.isfinite(grad_norm) else 1e308, **pending.line}
+        line = {
+            "step": pending.line["step"],
+            "loss": loss if math.isfinite(loss) else None,
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else 1e308,
+            **pending.line,
+        }
         if len(terms) > 1:
             line |= {t: value if math.isfinite(value) else None for t, value in terms.items()}
         if not finite:

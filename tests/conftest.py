@@ -10,8 +10,28 @@ import pytest
 from tests.helpers import prepare
 from tests.images import prepare_images, write_digits
 
-MODULES = ("argparse", "ast", "bdb", "calendar", "cgi", "configparser", "copy", "csv", "dataclasses", "datetime",
-           "difflib", "enum", "fractions", "ftplib", "functools", "heapq", "inspect", "ipaddress", "locale", "mailbox")
+MODULES = (
+    "argparse",
+    "ast",
+    "bdb",
+    "calendar",
+    "cgi",
+    "configparser",
+    "copy",
+    "csv",
+    "dataclasses",
+    "datetime",
+    "difflib",
+    "enum",
+    "fractions",
+    "ftplib",
+    "functools",
+    "heapq",
+    "inspect",
+    "ipaddress",
+    "locale",
+    "mailbox",
+)
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +40,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stdlib = Path(sysconfig.get_path("stdlib"))
     files = [str(stdlib / f"{m}.py") for m in MODULES if (stdlib / f"{m}.py").exists()]
     output = tmp_path_factory.mktemp("corpus") / "data"
-    assert prepare(f"corpus.inputs=[{','.join(files)}]", f"output={output}", "tokenizer.vocab_size=512",
-                   "valid_fraction=0.1", "num_workers=1", "block_tokens=8192", "shard_bytes=131072") == 0
+    assert (
+        prepare(
+            f"corpus.inputs=[{','.join(files)}]",
+            f"output={output}",
+            "tokenizer.vocab_size=512",
+            "valid_fraction=0.1",
+            "num_workers=1",
+            "block_tokens=8192",
+            "shard_bytes=131072",
+        )
+        == 0
+    )
     return output
 
 
@@ -29,6 +59,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """300 of scikit-learn's digits, prepared."""
     folder = tmp_path_factory.mktemp("digits")
-    assert prepare_images(write_digits(folder / "in", count=300), folder / "out", "valid_fraction=0.2",
-                          "shard_bytes=200000") == 0
+    assert (
+        prepare_images(
+            write_digits(folder / "in", count=300), folder / "out", "valid_fraction=0.2", "shard_bytes=200000"
+        )
+        == 0
+    )
     return folder / "out"

@@ -17,10 +17,22 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
-TINY = ("model=gpt_debug", "model.num_layers=2", "model.hidden_size=32", "model.num_heads=2", "model.max_seq_len=32",
-        "train.global_batch_size=8", "train.micro_batch_size=2", "train.log_every=1", "train.eval_every=0",
-        "train.checkpoint_every=0", "scheduler.warmup_steps=2", "optimizer.eps=1e-6", "tracking.wandb=disabled",
-        "data.num_workers=0")
+TINY = (
+    "model=gpt_debug",
+    "model.num_layers=2",
+    "model.hidden_size=32",
+    "model.num_heads=2",
+    "model.max_seq_len=32",
+    "train.global_batch_size=8",
+    "train.micro_batch_size=2",
+    "train.log_every=1",
+    "train.eval_every=0",
+    "train.checkpoint_every=0",
+    "scheduler.warmup_steps=2",
+    "optimizer.eps=1e-6",
+    "tracking.wandb=disabled",
+    "data.num_workers=0",
+)
 
 
 def prepare(*overrides: str) -> int:
@@ -39,23 +51,46 @@ def command(module: str, *overrides: str) -> int:
 
 def run_process(*command_line: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command as a user starts it."""
-    return subprocess.run(command_line, capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+    return subprocess.run(
+        command_line,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
 
 
 def pretrain_process(*overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return run_process(sys.executable, "-m", "pretraining.train", *overrides, **environment)
 
 
-def start_ranks(size: int, *overrides: str, cwd: Path = ROOT,
-                program: tuple[str, ...] = ("-m", "pretraining.train")) -> list[subprocess.Popen[str]]:
+def start_ranks(
+    size: int, *overrides: str, cwd: Path = ROOT, program: tuple[str, ...] = ("-m", "pretraining.train")
+) -> list[subprocess.Popen[str]]:
     """`pretrain`, or another Python program, as `size` tasks of one srun."""
     port, ranks = str(free_port()), []
     for rank in range(size):
-        slurm = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": str(size), "SLURM_LOCALID": str(rank),
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        ranks.append(subprocess.Popen([sys.executable, *program, *overrides], cwd=cwd, text=True,
-                                      env={**os.environ, **slurm}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        slurm = {
+            "SLURM_PROCID": str(rank),
+            "SLURM_NTASKS": str(size),
+            "SLURM_LOCALID": str(rank),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        ranks.append(
+            subprocess.Popen(
+                [sys.executable, *program, *overrides],
+                cwd=cwd,
+                text=True,
+                env={**os.environ, **slurm},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        )
     return ranks
 
 
@@ -73,8 +108,9 @@ def clean_processes() -> Any:
     return context
 
 
-def run_world(size: int, function: Callable[..., Any], *arguments: Any, tensor_parallel: int = 1,
-              timeout: float = 240) -> list[Any]:
+def run_world(
+    size: int, function: Callable[..., Any], *arguments: Any, tensor_parallel: int = 1, timeout: float = 240
+) -> list[Any]:
     """function(world, *arguments) on `size` gloo ranks, one process each -> their results (tensors, plain
     containers), by rank."""
     import torch
@@ -82,8 +118,10 @@ def run_world(size: int, function: Callable[..., Any], *arguments: Any, tensor_p
     context = clean_processes()
     queue = context.Queue()
     port = free_port()
-    ranks = [context.Process(target=_rank, args=(rank, size, port, tensor_parallel, queue, function, arguments))
-             for rank in range(size)]
+    ranks = [
+        context.Process(target=_rank, args=(rank, size, port, tensor_parallel, queue, function, arguments))
+        for rank in range(size)
+    ]
     for process in ranks:
         process.start()
     results: dict[int, Any] = {}
@@ -99,10 +137,12 @@ def run_world(size: int, function: Callable[..., Any], *arguments: Any, tensor_p
     return [results[rank] for rank in range(size)]
 
 
-def _rank(rank: int, size: int, port: int, tensor_parallel: int, queue: Any, function: Callable[..., Any],
-          arguments: Any) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port))
+def _rank(
+    rank: int, size: int, port: int, tensor_parallel: int, queue: Any, function: Callable[..., Any], arguments: Any
+) -> None:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
     import torch
 
     from pretraining.parallel.launch import read_launch, start_world, stop_world

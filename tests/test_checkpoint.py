@@ -57,8 +57,11 @@ def test_a_flat_range_is_its_boxes(shape):
 
 
 def save_world(world, folder, parts):
-    tensors = cut(SHAPES, world.rank, parts) if parts > 1 else [
-        (Fragment.whole(n, s), value(n).clone()) for n, s in SHAPES.items()]
+    tensors = (
+        cut(SHAPES, world.rank, parts)
+        if parts > 1
+        else [(Fragment.whole(n, s), value(n).clone()) for n, s in SHAPES.items()]
+    )
     saver = Saver(world)
     saver.save(tensors, {"step": 3}, folder)
     saver.wait()
@@ -104,8 +107,18 @@ def test_newest_skips_what_is_not_whole_and_says_so(saved, capsys):
 FORM = '"format": 1, "state": {}, "files": {}'
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"format": 1}', "\x00", '{"format": 1, "state": {}, "files": []}',
-                                  f'{{{FORM}, "tensors": {{"a": {{"shape": [1], "boxes": [{{"key": "a"}}]}}}}}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[]",
+        "{",
+        '{"format": 1}',
+        "\x00",
+        '{"format": 1, "state": {}, "files": []}',
+        f'{{{FORM}, "tensors": {{"a": {{"shape": [1], "boxes": [{{"key": "a"}}]}}}}}}',
+    ],
+)
 def test_newest_skips_a_broken_manifest(saved, text):
     (saved / "step_00000003" / "manifest.json").write_text(text)
     assert newest_checkpoint(saved).folder.name == "step_00000002"
@@ -171,8 +184,12 @@ def save_for_ever(folder):
     while True:
         step += 1
         tensors = [(Fragment.whole(f"t{i}", (64, 1024)), torch.full((64, 1024), float(step))) for i in range(8)]
-        saver.save(tensors, {"step": step}, checkpoint_folder(folder, step),
-                   lambda: prune_checkpoints(folder / "checkpoints", 2, 0))
+        saver.save(
+            tensors,
+            {"step": step},
+            checkpoint_folder(folder, step),
+            lambda: prune_checkpoints(folder / "checkpoints", 2, 0),
+        )
 
 
 def test_sigkill_at_random_moments_leaves_a_whole_checkpoint(tmp_path, capsys):

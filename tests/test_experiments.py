@@ -7,10 +7,22 @@ from pretraining.config import load_config
 from tests.helpers import metrics, train_alone
 
 EXPERIMENTS = sorted(f.stem for f in (conf_dir() / "experiment").glob("*.yaml"))
-SMALL = ["model.num_layers=1", "model.hidden_size=32", "model.num_heads=2", "train.global_batch_size=4",
-         "train.micro_batch_size=2", "train.steps=2", "train.eval_every=0", "train.checkpoint_every=0",
-         "scheduler.warmup_steps=1", "train.precision=fp32", "train.log_every=1", "data.num_workers=0",
-         "tracking.wandb=disabled", "model.intermediate_size=64"]
+SMALL = [
+    "model.num_layers=1",
+    "model.hidden_size=32",
+    "model.num_heads=2",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=2",
+    "train.steps=2",
+    "train.eval_every=0",
+    "train.checkpoint_every=0",
+    "scheduler.warmup_steps=1",
+    "train.precision=fp32",
+    "train.log_every=1",
+    "data.num_workers=0",
+    "tracking.wandb=disabled",
+    "model.intermediate_size=64",
+]
 TEXT = ["model.max_seq_len=32", "data.seq_len=32"]
 IMAGES = ["model.image_size=16", "model.patch_size=4"]
 DECODER = ["model.decoder_num_layers=1", "model.decoder_hidden_size=32", "model.decoder_num_heads=2"]
@@ -25,6 +37,12 @@ def test_an_experiment_runs_shrunken(name, corpus, digits, tmp_path):
     images = whole.data_kind == "images"
     shape = (IMAGES if images else TEXT) + (DECODER if whole.model.name == "mae" else [])
     head = ["model.head_dim=16"] if whole.model.name == "t5" else []
-    train_alone(f"experiment={name}", *SMALL, *shape, *head, f"data.path={digits if images else corpus}",
-                f"run_dir={tmp_path / 'run'}")
+    train_alone(
+        f"experiment={name}",
+        *SMALL,
+        *shape,
+        *head,
+        f"data.path={digits if images else corpus}",
+        f"run_dir={tmp_path / 'run'}",
+    )
     assert sorted(metrics(tmp_path / "run")) == [1, 2]

@@ -32,14 +32,32 @@ from pretraining.train import pretrain
 
 TEXT = "The quick brown fox jumps over the lazy dog.\n\tAnd then:  it sleeps — until 18:30.\n\n"
 SMALL = ["model.num_layers=2", "model.hidden_size=32", "model.num_heads=4", "model.max_seq_len=64"]
-TRAIN = ["train.steps=3", "train.global_batch_size=4", "train.micro_batch_size=4", "scheduler.warmup_steps=1",
-         "train.eval_every=0", "train.checkpoint_every=0", "tracking.wandb=disabled", "data.num_workers=0"]
-LLAMA = ["model.positions=rotary", "model.norm=rmsnorm", "model.activation=swiglu", "model.bias=false",
-         "model.tied_head=false", "model.num_kv_heads=2"]
+TRAIN = [
+    "train.steps=3",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=4",
+    "scheduler.warmup_steps=1",
+    "train.eval_every=0",
+    "train.checkpoint_every=0",
+    "tracking.wandb=disabled",
+    "data.num_workers=0",
+]
+LLAMA = [
+    "model.positions=rotary",
+    "model.norm=rmsnorm",
+    "model.activation=swiglu",
+    "model.bias=false",
+    "model.tied_head=false",
+    "model.num_kv_heads=2",
+]
 T5 = ["model=t5_debug", "objective=span_corruption", "model.head_dim=16"]
-RUNS = {"gpt2": ["model=gpt_debug", *SMALL], "llama": ["model=gpt_debug", *SMALL, *LLAMA], "t5 v1.1": [*T5, *SMALL],
-        "t5 v1.0": [*T5, *SMALL, "model.activation=relu", "model.tied_head=true"],
-        "bert": ["model=bert_debug", "objective=masked_lm", *SMALL]}
+RUNS = {
+    "gpt2": ["model=gpt_debug", *SMALL],
+    "llama": ["model=gpt_debug", *SMALL, *LLAMA],
+    "t5 v1.1": [*T5, *SMALL],
+    "t5 v1.0": [*T5, *SMALL, "model.activation=relu", "model.tied_head=true"],
+    "bert": ["model=bert_debug", "objective=masked_lm", *SMALL],
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +65,13 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     for n in range(12):
         (folder / f"{n}.txt").write_text(f"Chapter {n}. " + TEXT * 20)
-    overrides = [f"corpus.inputs=[{folder}/*.txt]", f"output={folder}/prepared", "tokenizer.vocab_size=330",
-                 "num_workers=0", "block_tokens=2000"]
+    overrides = [
+        f"corpus.inputs=[{folder}/*.txt]",
+        f"output={folder}/prepared",
+        "tokenizer.vocab_size=330",
+        "num_workers=0",
+        "block_tokens=2000",
+    ]
     prepare(compose_config("prepare", overrides, PrepareConfig))
     return folder / "prepared"
 
@@ -106,8 +129,10 @@ def test_a_vision_model_leaves_with_its_proof_and_comes_back(model, objective, d
     assert report["max_abs_difference"] <= 1e-4 and "tokenizer_texts" not in report
     again = [*start, f"model.init_from={tmp_path / 'out'}", "train.steps=1", "optimizer.lr=1e-30"]
     assert pretrain([*again, f"run_dir={tmp_path / 'again'}"]) == 0
-    first, second = (load_plain_model(read_run_config(run), 10, newest_checkpoint(run / "checkpoints"))
-                     for run in (run_dir, tmp_path / "again"))
+    first, second = (
+        load_plain_model(read_run_config(run), 10, newest_checkpoint(run / "checkpoints"))
+        for run in (run_dir, tmp_path / "again")
+    )
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
@@ -119,9 +144,17 @@ def export_vision(digits, run_dir, output, *overrides):
 
 def test_an_exported_classifier_names_its_classes_and_sees_what_an_evaluation_sees(digits, tmp_path):
     """Up to a shade of 256: theirs rounds twice, since it scales before it crops."""
-    values = export_vision(digits, tmp_path / "r", tmp_path / "out", "model=vit_debug", "model.image_size=56",
-                           "model.patch_size=14", "objective=image_classification", "objective.mean=[0.5,0.4,0.3]",
-                           "objective.std=[0.3,0.2,0.1]")
+    values = export_vision(
+        digits,
+        tmp_path / "r",
+        tmp_path / "out",
+        "model=vit_debug",
+        "model.image_size=56",
+        "model.patch_size=14",
+        "objective=image_classification",
+        "objective.mean=[0.5,0.4,0.3]",
+        "objective.std=[0.3,0.2,0.1]",
+    )
     assert values["id2label"] == {str(i): str(i) for i in range(10)} and values["label2id"]["7"] == 7
     x, y = np.meshgrid(np.linspace(0, 255, 200), np.linspace(0, 255, 128))
     photo = Image.fromarray(np.stack([x, y, (x + y) / 2], axis=-1).astype(np.uint8))
@@ -136,8 +169,15 @@ def test_an_exported_classifier_names_its_classes_and_sees_what_an_evaluation_se
 
 
 def test_an_exported_autoencoder_tells_its_objective(digits, tmp_path):
-    values = export_vision(digits, tmp_path / "r", tmp_path / "out", "model=mae_debug", "objective=masked_image",
-                           "objective.mask_ratio=0.5", "objective.normalised_pixels=false")
+    values = export_vision(
+        digits,
+        tmp_path / "r",
+        tmp_path / "out",
+        "model=mae_debug",
+        "objective=masked_image",
+        "objective.mask_ratio=0.5",
+        "objective.normalised_pixels=false",
+    )
     assert (values["mask_ratio"], values["norm_pix_loss"]) == (0.5, False)
     assert transformers.AutoImageProcessor.from_pretrained(tmp_path / "out").crop_size["height"] == values["image_size"]
 
@@ -164,8 +204,10 @@ def test_a_difference_leaves_no_folder(train, tmp_path, monkeypatch, capsys):
 
     def wrong_map(config, vocab_size):
         swapped = {"gate": "up", "up": "gate"}
-        return [WeightMap(re.sub("(?<=mlp.)(gate|up)", lambda m: swapped[m[1]], e.ours), e.theirs, e.export, e.restore)
-                for e in true_map(config, vocab_size)]
+        return [
+            WeightMap(re.sub("(?<=mlp.)(gate|up)", lambda m: swapped[m[1]], e.ours), e.theirs, e.export, e.restore)
+            for e in true_map(config, vocab_size)
+        ]
 
     monkeypatch.setattr(gpt_huggingface, "weight_map", wrong_map)
     monkeypatch.setattr(sys, "argv", ["pretrain-export", f"checkpoint={train('llama')}", f"output={tmp_path}/out"])
@@ -231,13 +273,26 @@ def test_transformers_reads_special_ids_and_no_special_token_from_text(train, da
 SHAPE = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "max_seq_len": 64}
 MODERN = {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "num_kv_heads": 2}
 FOREIGN = {
-    "gpt2": (transformers.GPT2Config(n_layer=2, n_embd=32, n_head=4, n_positions=64, vocab_size=200),
-             GPTConfig(name="gpt", **SHAPE)),
-    "llama": (transformers.LlamaConfig(num_hidden_layers=2, hidden_size=32, num_attention_heads=4, vocab_size=200,
-                                       num_key_value_heads=2, intermediate_size=128, rms_norm_eps=1e-5),
-              GPTConfig(name="gpt", **SHAPE, **MODERN, tied_head=False)),
-    "t5": (transformers.T5Config(num_layers=2, d_model=32, num_heads=4, d_kv=8, d_ff=128, vocab_size=200),
-           T5Config(name="t5", **SHAPE)),
+    "gpt2": (
+        transformers.GPT2Config(n_layer=2, n_embd=32, n_head=4, n_positions=64, vocab_size=200),
+        GPTConfig(name="gpt", **SHAPE),
+    ),
+    "llama": (
+        transformers.LlamaConfig(
+            num_hidden_layers=2,
+            hidden_size=32,
+            num_attention_heads=4,
+            vocab_size=200,
+            num_key_value_heads=2,
+            intermediate_size=128,
+            rms_norm_eps=1e-5,
+        ),
+        GPTConfig(name="gpt", **SHAPE, **MODERN, tied_head=False),
+    ),
+    "t5": (
+        transformers.T5Config(num_layers=2, d_model=32, num_heads=4, d_kv=8, d_ff=128, vocab_size=200),
+        T5Config(name="t5", **SHAPE),
+    ),
 }
 
 
@@ -256,9 +311,18 @@ def test_a_foreign_model_comes_in_with_its_numbers(family, tmp_path):
 
 def test_an_untied_t5_comes_in_with_its_head(tmp_path):
     config = T5Config(name="t5", **SHAPE, activation="gated_gelu", tied_head=False)
-    theirs = transformers.T5ForConditionalGeneration(transformers.T5Config(
-        num_layers=2, d_model=32, num_heads=4, d_kv=8, d_ff=128, vocab_size=200, feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False)).eval()
+    theirs = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            num_layers=2,
+            d_model=32,
+            num_heads=4,
+            d_kv=8,
+            d_ff=128,
+            vocab_size=200,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+        )
+    ).eval()
     theirs.lm_head.weight = torch.nn.Parameter(torch.randn(200, 32))
     theirs.save_pretrained(tmp_path)
     model = config.build(200, PlainLayers()).eval()

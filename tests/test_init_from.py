@@ -24,8 +24,13 @@ from pretraining.train import pretrain
 
 TEXT = "The quick brown fox jumps over the lazy dog. And then it sleeps, until 18:30; 42 times.\n"
 SHAPE = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "max_seq_len": 64}
-BERT = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 128,
-        "max_position_embeddings": 64}
+BERT = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 64,
+}
 GPT2 = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": 64, "bos_token_id": 0, "eos_token_id": 0}
 SPARE = 7  # rows of the model that no token has
 
@@ -33,8 +38,12 @@ SPARE = 7  # rows of the model that no token has
 def byte_level_bpe():
     made = tokenizers.Tokenizer(models.BPE())
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return made, trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False,
-                                     initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    return made, trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
 
 
 def word_pieces():
@@ -49,18 +58,30 @@ def unigram():
     """With the sentinels last and counted down, as in T5's."""
     made = tokenizers.Tokenizer(models.Unigram())
     made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    return made, trainers.UnigramTrainer(vocab_size=60, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>",
-                                         show_progress=False)
+    return made, trainers.UnigramTrainer(
+        vocab_size=60, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
 
 
 PUBLISHED = {
-    "gpt": (byte_level_bpe, GPTConfig(name="gpt", **SHAPE), "GPT2LMHeadModel",
-            lambda size: transformers.GPT2Config(**GPT2, vocab_size=size)),
-    "bert": (word_pieces, BertConfig(name="bert", **SHAPE), "BertForPreTraining",
-             lambda size: transformers.BertConfig(**BERT, vocab_size=size)),
-    "t5": (unigram, T5Config(name="t5", **SHAPE), "T5ForConditionalGeneration",
-           lambda size: transformers.T5Config(num_layers=2, d_model=32, num_heads=4, d_kv=8, d_ff=128,
-                                              vocab_size=size)),
+    "gpt": (
+        byte_level_bpe,
+        GPTConfig(name="gpt", **SHAPE),
+        "GPT2LMHeadModel",
+        lambda size: transformers.GPT2Config(**GPT2, vocab_size=size),
+    ),
+    "bert": (
+        word_pieces,
+        BertConfig(name="bert", **SHAPE),
+        "BertForPreTraining",
+        lambda size: transformers.BertConfig(**BERT, vocab_size=size),
+    ),
+    "t5": (
+        unigram,
+        T5Config(name="t5", **SHAPE),
+        "T5ForConditionalGeneration",
+        lambda size: transformers.T5Config(num_layers=2, d_model=32, num_heads=4, d_kv=8, d_ff=128, vocab_size=size),
+    ),
 }
 
 
@@ -97,8 +118,13 @@ def save_published(family, folder):
 def prepare_with(tokenizer, root):
     for n in range(8):
         (root / f"{n}.txt").write_text(f"Chapter {n}. " + TEXT * 20)
-    overrides = [f"corpus.inputs=[{root}/*.txt]", f"output={root}/prepared", f"tokenizer.path={tokenizer}",
-                 "num_workers=0", "block_tokens=2000"]
+    overrides = [
+        f"corpus.inputs=[{root}/*.txt]",
+        f"output={root}/prepared",
+        f"tokenizer.path={tokenizer}",
+        "num_workers=0",
+        "block_tokens=2000",
+    ]
     prepare(compose_config("prepare", overrides, PrepareConfig))
     return root / "prepared"
 
@@ -118,12 +144,16 @@ def difference(family, model, folder, rows):
     _, config, architecture, _ = PUBLISHED[family]
     counterpart, ours, theirs = parity.COUNTERPARTS[family], torch.tensor(list(rows)), torch.tensor(list(rows.values()))
     probes = parity.probes(counterpart, config, len(rows))
-    written = [[{name: ids[t] if name.endswith("input_ids") else t for name, t in probe.items()} for probe in probes]
-               for ids in (ours, theirs)]
+    written = [
+        [{name: ids[t] if name.endswith("input_ids") else t for name, t in probe.items()} for probe in probes]
+        for ids in (ours, theirs)
+    ]
     mine = parity.our_outputs(counterpart, model, written[0], {})
     other = parity.their_outputs(folder, architecture, written[1], list(mine[0]))
-    shared = [[{name: t if t.shape[-1] == 2 else t[..., ids] for name, t in each.items()} for each in outputs]
-              for ids, outputs in ((ours, mine), (theirs, other))]
+    shared = [
+        [{name: t if t.shape[-1] == 2 else t[..., ids] for name, t in each.items()} for each in outputs]
+        for ids, outputs in ((ours, mine), (theirs, other))
+    ]
     return parity.largest_difference(*shared)
 
 
@@ -140,18 +170,28 @@ def test_a_published_model_comes_in_with_its_tokenizer(family, published):
     new = [i for i in range(len(before.token_embedding.weight)) if i not in checked.rows]
     assert torch.equal(model.token_embedding.weight[new], before.token_embedding.weight[new])
     assert not model.token_embedding.weight[tokenizer.total_size :].any()
-    named = {"bert": ((tokenizer.mask, "[MASK]"), (tokenizer.cls, "[CLS]"), (tokenizer.sep, "[SEP]")),
-             "t5": ((tokenizer.sentinels[0], "<extra_id_0>"), (tokenizer.sentinels[99], "<extra_id_99>")), "gpt": ()}
+    named = {
+        "bert": ((tokenizer.mask, "[MASK]"), (tokenizer.cls, "[CLS]"), (tokenizer.sep, "[SEP]")),
+        "t5": ((tokenizer.sentinels[0], "<extra_id_0>"), (tokenizer.sentinels[99], "<extra_id_99>")),
+        "gpt": (),
+    }
     assert all(checked.rows[i] == fast.token_to_id(name) for i, name in named[family])
-    assert checked.notes() == [f"model.init_from={folder}: {len(checked.rows)} rows of the vocabulary are taken from "
-                               f"it, {tokenizer.total_size - len(checked.rows)} are new"]
+    assert checked.notes() == [
+        f"model.init_from={folder}: {len(checked.rows)} rows of the vocabulary are taken from "
+        f"it, {tokenizer.total_size - len(checked.rows)} are new"
+    ]
 
 
 def test_a_sentencepiece_model_is_the_tokenizer_json_that_was_made_of_it(tmp_path):
     """Without byte pieces, decoders leave other spaces around what is unknown: the ids are the same."""
     options = {"model_type": "unigram", "vocab_size": 60, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter([TEXT + "a < b / c > d"] * 20), minloglevel=2,
-                                             model_prefix=str(tmp_path / "spiece"), hard_vocab_limit=False, **options)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([TEXT + "a < b / c > d"] * 20),
+        minloglevel=2,
+        model_prefix=str(tmp_path / "spiece"),
+        hard_vocab_limit=False,
+        **options,
+    )
     tokenizer = Tokenizer.ready(str(tmp_path / "spiece.model"))
     config = GPTConfig(name="gpt", **SHAPE)
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2, vocab_size=200)).save_pretrained(tmp_path)
@@ -163,15 +203,33 @@ def test_a_sentencepiece_model_is_the_tokenizer_json_that_was_made_of_it(tmp_pat
 def test_the_command_starts_from_a_published_folder(published, tmp_path, capsys):
     folder, data = published("bert")
     shape = [f"model.{key}={value}" for key, value in SHAPE.items()]
-    assert pretrain(["model=bert_debug", "objective=masked_lm", *shape, f"model.init_from={folder}", "train.steps=1",
-                     "optimizer.lr=1e-12", "train.global_batch_size=4", "train.micro_batch_size=4",
-                     "scheduler.warmup_steps=0", "train.eval_every=0", "train.checkpoint_every=0",
-                     "tracking.wandb=disabled", "data.num_workers=0", f"data.path={data}",
-                     f"run_dir={tmp_path}/r"]) == 0
+    assert (
+        pretrain(
+            [
+                "model=bert_debug",
+                "objective=masked_lm",
+                *shape,
+                f"model.init_from={folder}",
+                "train.steps=1",
+                "optimizer.lr=1e-12",
+                "train.global_batch_size=4",
+                "train.micro_batch_size=4",
+                "scheduler.warmup_steps=0",
+                "train.eval_every=0",
+                "train.checkpoint_every=0",
+                "tracking.wandb=disabled",
+                "data.num_workers=0",
+                f"data.path={data}",
+                f"run_dir={tmp_path}/r",
+            ]
+        )
+        == 0
+    )
     assert capsys.readouterr().err.count("rows of the vocabulary are taken from it") == 1
     tokenizer = Tokenizer.load(data / "tokenizer")
-    model = load_plain_model(read_run_config(tmp_path / "r"), tokenizer.total_size,
-                             newest_checkpoint(tmp_path / "r" / "checkpoints"))
+    model = load_plain_model(
+        read_run_config(tmp_path / "r"), tokenizer.total_size, newest_checkpoint(tmp_path / "r" / "checkpoints")
+    )
     checked, _, _ = started(folder, PUBLISHED["bert"][1], tokenizer)
     assert difference("bert", model, folder, checked.rows) <= 1e-5
 
@@ -208,8 +266,14 @@ def copied(folder, target):
     return target
 
 
-VIT = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 128, "image_size": 16,
-       "patch_size": 4}
+VIT = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "image_size": 16,
+    "patch_size": 4,
+}
 IMAGES = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "image_size": 16, "patch_size": 4, "norm_eps": 1e-12}
 
 
@@ -258,18 +322,32 @@ def test_all_faults_are_told_before_anything_starts(published, tmp_path):
         started(cut, config, tokenizer)
 
 
-LLAMA = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 128,
-         "rms_norm_eps": 1e-5, "max_position_embeddings": 64}
+LLAMA = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 64,
+}
 MODERN = {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "tied_head": False}
 BASES = {
     "GPT2LMHeadModel": (transformers.GPT2Config(**GPT2, vocab_size=200), GPTConfig(name="gpt", **SHAPE), ()),
-    "LlamaForCausalLM": (transformers.LlamaConfig(**LLAMA, vocab_size=200), GPTConfig(name="gpt", **SHAPE, **MODERN),
-                         ("lm_head.weight",)),
-    "BertForPreTraining": (transformers.BertConfig(**BERT, vocab_size=200), BertConfig(name="bert", **SHAPE),
-                           ("cls.predictions.bias", "cls.predictions.transform.dense.weight",
-                            "cls.seq_relationship.bias")),
-    "ViTForImageClassification": (transformers.ViTConfig(**VIT, num_labels=200), ViTConfig(name="vit", **IMAGES),
-                                  ("classifier.weight", "classifier.bias")),
+    "LlamaForCausalLM": (
+        transformers.LlamaConfig(**LLAMA, vocab_size=200),
+        GPTConfig(name="gpt", **SHAPE, **MODERN),
+        ("lm_head.weight",),
+    ),
+    "BertForPreTraining": (
+        transformers.BertConfig(**BERT, vocab_size=200),
+        BertConfig(name="bert", **SHAPE),
+        ("cls.predictions.bias", "cls.predictions.transform.dense.weight", "cls.seq_relationship.bias"),
+    ),
+    "ViTForImageClassification": (
+        transformers.ViTConfig(**VIT, num_labels=200),
+        ViTConfig(name="vit", **IMAGES),
+        ("classifier.weight", "classifier.bias"),
+    ),
 }
 
 
@@ -304,8 +382,11 @@ def test_the_folder_of_a_base_model_has_no_heads(architecture, tmp_path):
 
 def test_the_base_of_an_untied_t5_has_no_head(tmp_path):
     config = T5Config(name="t5", **SHAPE, tied_head=False)
-    transformers.T5Model(transformers.T5Config(num_layers=2, d_model=32, num_heads=4, d_kv=8, d_ff=128, vocab_size=200,
-                                               tie_word_embeddings=False)).save_pretrained(tmp_path)
+    transformers.T5Model(
+        transformers.T5Config(
+            num_layers=2, d_model=32, num_heads=4, d_kv=8, d_ff=128, vocab_size=200, tie_word_embeddings=False
+        )
+    ).save_pretrained(tmp_path)
     _, checked = loaded(tmp_path, config)
     assert checked.new_heads == ["lm_head.weight"]
 
@@ -326,8 +407,9 @@ def test_a_bert_for_masked_tokens_with_old_names_lacks_the_pair_head(tmp_path):
 
     rewritten(tmp_path / "masked", renamed)
     (whole, _), (part, checked) = (loaded(tmp_path / kind, config) for kind in ("whole", "masked"))
-    assert checked.new_heads == [f"{module}.{part}" for module in ("bert.pooler.dense", "cls.seq_relationship")
-                                 for part in ("weight", "bias")]
+    assert checked.new_heads == [
+        f"{module}.{part}" for module in ("bert.pooler.dense", "cls.seq_relationship") for part in ("weight", "bias")
+    ]
     new_ones(whole, part, config, ("pair_head.",))
     rewritten(tmp_path / "masked", lambda name, t: None if "layer.1.output.dense" in name else (name, t))
     with pytest.raises(InputError, match=r"lacks the weights bert\.encoder\.layer\.1\.output\.dense\.bias"):
@@ -344,8 +426,9 @@ def test_fixed_positions_stay(family, tmp_path):
         theirs = transformers.ViTForImageClassification(transformers.ViTConfig(**VIT, num_labels=200))
     else:
         config = MAEConfig(name="mae", **IMAGES, positions="sinusoidal", **ours)
-        theirs = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(
-            **VIT, **sizes, decoder_intermediate_size=64))
+        theirs = transformers.ViTMAEForPreTraining(
+            transformers.ViTMAEConfig(**VIT, **sizes, decoder_intermediate_size=64)
+        )
     whole = config.build(200, PlainLayers())
     fixed = whole.encoder.position_embedding
     with torch.no_grad():

@@ -23,8 +23,17 @@ def run_dir(finished, tmp_path):
 
 
 def pretrain(corpus, run_dir, *more):
-    return command("pretraining.train", *TINY, f"data.path={corpus}", f"run_dir={run_dir}", "train.steps=8",
-                   "train.eval_every=4", "train.eval_batches=1", "train.checkpoint_every=4", *more)
+    return command(
+        "pretraining.train",
+        *TINY,
+        f"data.path={corpus}",
+        f"run_dir={run_dir}",
+        "train.steps=8",
+        "train.eval_every=4",
+        "train.eval_batches=1",
+        "train.checkpoint_every=4",
+        *more,
+    )
 
 
 def checkpoints(run_dir):
@@ -39,8 +48,12 @@ def flip_a_bit(path):
 
 def test_going_back_to_an_older_checkpoint_sets_the_newer_ones_aside(corpus, run_dir):
     older = run_dir / "checkpoints" / "step_00000004"
-    assert pretrain(corpus, run_dir, f"train.resume={older}", "train.steps=7", "train.keep_last=1",
-                    "train.checkpoint_every=1") == 0
+    assert (
+        pretrain(
+            corpus, run_dir, f"train.resume={older}", "train.steps=7", "train.keep_last=1", "train.checkpoint_every=1"
+        )
+        == 0
+    )
     assert checkpoints(run_dir) == ["abandoned_step_00000008", "step_00000007"]
     assert sorted(metrics(run_dir)) == list(range(1, 8))
 
@@ -105,8 +118,9 @@ def test_a_run_whose_last_save_fails_has_failed_and_can_begin_anew(corpus, tmp_p
     assert pretrain(corpus, tmp_path / "run") == 0
 
 
-@pytest.mark.parametrize("pattern, told", [("blocks.0.mlpp.*", "no parameter is named blocks.0.mlpp.*"),
-                                           ("*", "leaves nothing to train")])
+@pytest.mark.parametrize(
+    "pattern, told", [("blocks.0.mlpp.*", "no parameter is named blocks.0.mlpp.*"), ("*", "leaves nothing to train")]
+)
 def test_patterns_of_frozen_parameters_that_cannot_be_meant(corpus, tmp_path, capsys, pattern, told):
     assert pretrain(corpus, tmp_path / "run", f"train.freeze=['{pattern}']") == 2
     assert told in capsys.readouterr().err
@@ -122,8 +136,7 @@ def test_a_state_that_lacks_something_is_told(corpus, run_dir, capsys):
 
 
 def test_a_checkpoint_of_another_run_is_refused(corpus, finished, tmp_path, capsys):
-    assert pretrain(corpus, tmp_path / "new", f"train.resume={finished}/checkpoints/step_00000004",
-                    "train.seed=5") == 2
+    assert pretrain(corpus, tmp_path / "new", f"train.resume={finished}/checkpoints/step_00000004", "train.seed=5") == 2
     assert "train.seed was 1, is 5" in capsys.readouterr().err
 
 
@@ -134,8 +147,16 @@ def test_the_same_data_by_another_path(corpus, run_dir, tmp_path):
 
 def test_another_tokenizer_than_the_shards_were_written_with(corpus, tmp_path, capsys):
     data = shutil.copytree(corpus, tmp_path / "data")
-    assert prepare(f"corpus.inputs=[{json.__path__[0]}]", f"output={tmp_path / 'other'}", "num_workers=1",
-                   "tokenizer.vocab_size=360", "valid_fraction=0.3") == 0
+    assert (
+        prepare(
+            f"corpus.inputs=[{json.__path__[0]}]",
+            f"output={tmp_path / 'other'}",
+            "num_workers=1",
+            "tokenizer.vocab_size=360",
+            "valid_fraction=0.3",
+        )
+        == 0
+    )
     shutil.rmtree(data / "tokenizer")
     shutil.copytree(tmp_path / "other" / "tokenizer", data / "tokenizer")
     assert pretrain(data, tmp_path / "run") == 2
@@ -186,11 +207,17 @@ def test_a_manifest_without_validation(corpus, tmp_path, capsys):
     assert "manifest.json is broken" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("override, message", [
-    ("run_dir=${nope}", "interpolations"), ("tracking.run_name=${oc.env:HOME}", "interpolations"),
-    ("optimizer@x=adamw", "package"), ("+typo=1", "did you mean"), ("optimizer.lr=inf", "optimizer.lr"),
-    ("train.resume=Never", "no such checkpoint"),
-])
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("run_dir=${nope}", "interpolations"),
+        ("tracking.run_name=${oc.env:HOME}", "interpolations"),
+        ("optimizer@x=adamw", "package"),
+        ("+typo=1", "did you mean"),
+        ("optimizer.lr=inf", "optimizer.lr"),
+        ("train.resume=Never", "no such checkpoint"),
+    ],
+)
 def test_overrides_that_are_refused(corpus, tmp_path, capsys, override, message):
     assert pretrain(corpus, tmp_path / "run", override) == 2
     assert message in capsys.readouterr().err

@@ -58,8 +58,11 @@ def test_an_unreachable_server_does_not_hold_training_up(corpus, tmp_path):
     began = time.time()
     plain = pretrain_process(*overrides(corpus, tmp_path / "plain"))
     base, began = time.time() - began, time.time()
-    done = pretrain_process(*overrides(corpus, tmp_path / "run", "tracking.wandb=online"),
-                            WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
+    done = pretrain_process(
+        *overrides(corpus, tmp_path / "run", "tracking.wandb=online"),
+        WANDB_API_KEY="0" * 40,
+        WANDB_BASE_URL="http://127.0.0.1:9",
+    )
     assert plain.returncode == done.returncode == 0, done.stderr
     assert time.time() - began - base < 30
     assert "W&B cannot be used" in done.stderr and len(metrics(tmp_path / "run")) == 4
@@ -103,7 +106,9 @@ def test_metrics_are_valid_json_even_where_a_step_was_not_finite(corpus, tmp_pat
 
     monkeypatch.setattr(CausalLM, "loss", loss)
     train_alone(*overrides(corpus, tmp_path / "run"))
-    lines = [json.loads(line, parse_constant=pytest.fail) for line in
-             (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line, parse_constant=pytest.fail)
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line.get("skipped", False) for line in lines] == [False, True, False, False]
     assert lines[1]["loss"] is None and lines[1]["grad_norm"] is not None and lines[3]["loss"] is not None

@@ -19,8 +19,9 @@ def run(corpus, folder, *more):
 
 def test_micro_batch_and_workers_change_nothing(corpus, tmp_path):
     lines, valid = run(corpus, tmp_path / "a")
-    for number, change in enumerate((["train.micro_batch_size=8"], ["train.micro_batch_size=1"],
-                                     ["data.num_workers=2"])):
+    for number, change in enumerate(
+        (["train.micro_batch_size=8"], ["train.micro_batch_size=1"], ["data.num_workers=2"])
+    ):
         other, other_valid = run(corpus, tmp_path / str(number), *change)
         for step in lines:
             assert other[step]["batch_hash"] == lines[step]["batch_hash"]
@@ -39,8 +40,14 @@ def test_dropout_is_drawn_anew_each_step_and_repeats_for_a_seed(corpus, tmp_path
 
 
 def test_learning_makes_the_loss_fall(corpus, tmp_path):
-    train_alone(*TINY, f"data.path={corpus}", f"run_dir={tmp_path / 'r'}", "train.steps=120", "optimizer.lr=1e-2",
-                "train.eval_every=120")
+    train_alone(
+        *TINY,
+        f"data.path={corpus}",
+        f"run_dir={tmp_path / 'r'}",
+        "train.steps=120",
+        "optimizer.lr=1e-2",
+        "train.eval_every=120",
+    )
     first, last = valid_losses(tmp_path / "r").values()
     assert last < 0.85 * first
 

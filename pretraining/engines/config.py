@@ -26,8 +26,10 @@ class EngineConfig:
         if self.tensor_parallel > 1 and self.name == "torch":
             faults.append(f"engine.tensor_parallel={self.tensor_parallel} needs engine=megatron, or engine=deepspeed")
         if self.tensor_parallel not in PROVEN_TENSOR_PARALLEL[self.name]:
-            faults.append(f"engine.tensor_parallel={self.tensor_parallel} is not proven with engine={self.name}; "
-                          f"proven are {', '.join(map(str, PROVEN_TENSOR_PARALLEL[self.name]))}")
+            faults.append(
+                f"engine.tensor_parallel={self.tensor_parallel} is not proven with engine={self.name}; "
+                f"proven are {', '.join(map(str, PROVEN_TENSOR_PARALLEL[self.name]))}"
+            )
         if self.sequence_parallel and (self.name != "megatron" or self.tensor_parallel == 1):
             faults.append("engine.sequence_parallel=true needs engine=megatron and engine.tensor_parallel=2 or 4")
         if self.shard_optimizer and self.name == "deepspeed":

@@ -43,8 +43,13 @@ class DeepSpeedEngine:
         self.engine = _initialize(self.module, self.optimizer, train, world, config)
         named_shapes = zip(self.places.names, self.places.shapes, strict=True)
         settings = settings_by_name(named_shapes, rule.weight_decay, rule.layer_decay)
-        layout = Layout(self.places.names, self.places.shapes, self.places.split,
-                        world.data_group if self.stage and world.data_size > 1 else None, world.tensor_group)
+        layout = Layout(
+            self.places.names,
+            self.places.shapes,
+            self.places.split,
+            world.data_group if self.stage and world.data_size > 1 else None,
+            world.tensor_group,
+        )
         self.optimizer.attach(list(self._pieces(settings)), layout, self._read_gradients)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -180,8 +185,13 @@ def _initialize(module: LossModule, optimizer: Optimizer, train: Any, world: Wor
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _require_process_group(world)
     mpu = None if world.tensor_group is None else ModelParallelUnit(world)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, mpu=mpu, dist_init_required=False,
-                                      config=_deepspeed_config(train, world, config.zero_stage))
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        optimizer=optimizer,
+        mpu=mpu,
+        dist_init_required=False,
+        config=_deepspeed_config(train, world, config.zero_stage),
+    )
     return engine
 
 
@@ -209,5 +219,6 @@ def _require_process_group(world: World) -> None:
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo", store=dist.HashStore(),
-                                rank=0, world_size=1)
+        dist.init_process_group(
+            "nccl" if world.device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1
+        )

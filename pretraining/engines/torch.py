@@ -38,15 +38,21 @@ class TorchEngine:
     def _wrap(self, module: LossModule) -> Any:
         if self.world.data_size == 1:
             return module
-        return DistributedDataParallel(module, process_group=self.world.data_group, gradient_as_bucket_view=True,
-                                       device_ids=[self.world.device] if self.world.device.type == "cuda" else None)
+        return DistributedDataParallel(
+            module,
+            process_group=self.world.data_group,
+            gradient_as_bucket_view=True,
+            device_ids=[self.world.device] if self.world.device.type == "cuda" else None,
+        )
 
     def _pieces(self) -> list[Piece]:
         named_shapes = zip(self.places.names, self.places.shapes, strict=True)
         settings = settings_by_name(named_shapes, self.rule.weight_decay, self.rule.layer_decay)
-        return [Piece(self.places.whole(name), self.parameters[name].data, settings[name], number)
-                for number, name in enumerate(self.places.names)
-                if self.owners is None or self.owners[name] == self.world.data_rank]
+        return [
+            Piece(self.places.whole(name), self.parameters[name].data, settings[name], number)
+            for number, name in enumerate(self.places.names)
+            if self.owners is None or self.owners[name] == self.world.data_rank
+        ]
 
     def _owners(self) -> dict[str, int]:
         """The data-parallel rank that updates each tensor: the largest first, each to the rank with the least."""
@@ -82,8 +88,10 @@ class TorchEngine:
 
     def _share_updates(self, owners: dict[str, int]) -> None:
         group = self.world.data_group
-        waiting = [dist.broadcast(self.parameters[name].data, dist.get_global_rank(group, owner), group=group,
-                                  async_op=True) for name, owner in owners.items()]
+        waiting = [
+            dist.broadcast(self.parameters[name].data, dist.get_global_rank(group, owner), group=group, async_op=True)
+            for name, owner in owners.items()
+        ]
         for work in waiting:
             work.wait()
 
@@ -100,5 +108,3 @@ class TorchEngine:
 
     def after_load(self) -> None:
         """Nothing is derived: the pieces are the parameters."""
-
-

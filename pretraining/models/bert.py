@@ -99,8 +99,13 @@ class BERT(nn.Module):
         self.head = MaskedHead(config, vocab_size, layers, self.token_embedding)
         self.pair_head = PairHead(size)
 
-    def forward(self, tokens: Tensor, segments: Tensor | None = None, positions: Tensor | None = None,
-                documents: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        segments: Tensor | None = None,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """segments: [batch, length], 0 or 1 (None: all 0). positions: [batch, length] (None: 0, 1, ...).
 
         documents: [batch, length]: a token attends to those of its own number alone; padding has a number that no
@@ -155,41 +160,74 @@ def huggingface_config(config: BertConfig, vocab_size: int, special_ids: dict[st
     """
     if config.norm_position != "post":
         raise InputError("model.norm_position=pre: Hugging Face's BERT has post-norm alone")
-    return {"architectures": ["BertForPreTraining"], "model_type": "bert", "vocab_size": vocab_size,
-            "hidden_size": config.hidden_size, "num_hidden_layers": config.num_layers,
-            "num_attention_heads": config.num_heads, "intermediate_size": config.mlp_size, "hidden_act": "gelu",
-            "hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.dropout,
-            "max_position_embeddings": config.max_seq_len, "type_vocab_size": SEGMENTS,
-            "initializer_range": config.initializer_range, "layer_norm_eps": config.norm_eps,
-            "pad_token_id": special_ids["pad"], "tie_word_embeddings": True}
+    return {
+        "architectures": ["BertForPreTraining"],
+        "model_type": "bert",
+        "vocab_size": vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.mlp_size,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.dropout,
+        "max_position_embeddings": config.max_seq_len,
+        "type_vocab_size": SEGMENTS,
+        "initializer_range": config.initializer_range,
+        "layer_norm_eps": config.norm_eps,
+        "pad_token_id": special_ids["pad"],
+        "tie_word_embeddings": True,
+    }
 
 
 def from_huggingface_config(values: dict[str, Any]) -> dict[str, Any]:
     """The keys of our config that a transformers config.json decides. Raises InputError for what BERT here lacks."""
-    wanted = {"model_type": "bert", "hidden_act": "gelu", "type_vocab_size": SEGMENTS, "tie_word_embeddings": True,
-              "is_decoder": False, "position_embedding_type": "absolute"}
+    wanted = {
+        "model_type": "bert",
+        "hidden_act": "gelu",
+        "type_vocab_size": SEGMENTS,
+        "tie_word_embeddings": True,
+        "is_decoder": False,
+        "position_embedding_type": "absolute",
+    }
     wrong = [f"{k}={values[k]!r} (only {v!r})" for k, v in wanted.items() if values.get(k, v) != v]
     if wrong:
         raise InputError(f"this Hugging Face model is no BERT of this kind: {', '.join(wrong)}")
-    return {"name": "bert", "num_layers": values["num_hidden_layers"], "hidden_size": values["hidden_size"],
-            "num_heads": values["num_attention_heads"], "intermediate_size": values["intermediate_size"],
-            "max_seq_len": values["max_position_embeddings"], "vocab_size": values["vocab_size"],
-            "norm_position": "post", "norm_eps": values.get("layer_norm_eps", 1e-12)}
+    return {
+        "name": "bert",
+        "num_layers": values["num_hidden_layers"],
+        "hidden_size": values["hidden_size"],
+        "num_heads": values["num_attention_heads"],
+        "intermediate_size": values["intermediate_size"],
+        "max_seq_len": values["max_position_embeddings"],
+        "vocab_size": values["vocab_size"],
+        "norm_position": "post",
+        "norm_eps": values.get("layer_norm_eps", 1e-12),
+    }
 
 
 def weight_map(config: BertConfig, vocab_size: int) -> list[WeightMap]:
     """Every tensor of ours and its name in BertForPreTraining; tied tensors once."""
-    maps = [vocabulary("token_embedding.weight", "bert.embeddings.word_embeddings.weight", vocab_size),
-            WeightMap("position_embedding.weight", "bert.embeddings.position_embeddings.weight"),
-            WeightMap("segment_embedding.weight", "bert.embeddings.token_type_embeddings.weight"),
-            vocabulary("head.decoder.bias", "cls.predictions.bias", vocab_size)]
-    modules = {"embedding_norm": "bert.embeddings.LayerNorm", "head.transform": "cls.predictions.transform.dense",
-               "head.norm": "cls.predictions.transform.LayerNorm", "pair_head.pooler": "bert.pooler.dense",
-               "pair_head.classifier": "cls.seq_relationship"}
+    maps = [
+        vocabulary("token_embedding.weight", "bert.embeddings.word_embeddings.weight", vocab_size),
+        WeightMap("position_embedding.weight", "bert.embeddings.position_embeddings.weight"),
+        WeightMap("segment_embedding.weight", "bert.embeddings.token_type_embeddings.weight"),
+        vocabulary("head.decoder.bias", "cls.predictions.bias", vocab_size),
+    ]
+    modules = {
+        "embedding_norm": "bert.embeddings.LayerNorm",
+        "head.transform": "cls.predictions.transform.dense",
+        "head.norm": "cls.predictions.transform.LayerNorm",
+        "pair_head.pooler": "bert.pooler.dense",
+        "pair_head.classifier": "cls.seq_relationship",
+    }
     for i in range(config.num_layers):
         modules |= {f"blocks.{i}.{ours}": f"bert.encoder.layer.{i}.{theirs}" for ours, theirs in BLOCK_MAP.items()}
-    return maps + [WeightMap(f"{ours}.{kind}", f"{theirs}.{kind}")
-                   for ours, theirs in modules.items() for kind in ("weight", "bias")]
+    return maps + [
+        WeightMap(f"{ours}.{kind}", f"{theirs}.{kind}")
+        for ours, theirs in modules.items()
+        for kind in ("weight", "bias")
+    ]
 
 
 BLOCK_MAP = {

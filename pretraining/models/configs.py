@@ -67,8 +67,11 @@ class GPTConfig:
 
     def split_over_ranks(self) -> dict[str, int]:
         """What tensor parallelism divides."""
-        return {"model.num_heads": self.num_heads, "model.num_kv_heads": self.kv_heads,
-                "model.intermediate_size": self.mlp_size}
+        return {
+            "model.num_heads": self.num_heads,
+            "model.num_kv_heads": self.kv_heads,
+            "model.intermediate_size": self.mlp_size,
+        }
 
     def build(self, vocab_size: int, layers: Any) -> Any:
         """The torch module, its weights still empty."""
@@ -159,8 +162,10 @@ class T5Config:
     def faults(self) -> list[str]:
         faults = [] if self.head_dim else head_faults(self.hidden_size, self.num_heads)
         if self.relative_buckets % 4 or self.relative_max_distance <= self.relative_buckets // 2:
-            faults.append(f"model.relative_buckets={self.relative_buckets} must be a multiple of 4, and half of it "
-                          f"less than model.relative_max_distance={self.relative_max_distance}")
+            faults.append(
+                f"model.relative_buckets={self.relative_buckets} must be a multiple of 4, and half of it "
+                f"less than model.relative_max_distance={self.relative_max_distance}"
+            )
         return faults
 
     def split_over_ranks(self) -> dict[str, int]:
@@ -229,8 +234,9 @@ class VisionConfig:
         if self.image_size % self.patch_size:
             faults.append(f"model.patch_size={self.patch_size} does not divide model.image_size={self.image_size}")
         if self.positions == "sinusoidal" and self.hidden_size % 4:
-            faults.append(f"model.positions=sinusoidal needs a model.hidden_size that divides by 4, not "
-                          f"{self.hidden_size}")
+            faults.append(
+                f"model.positions=sinusoidal needs a model.hidden_size that divides by 4, not {self.hidden_size}"
+            )
         return faults
 
 
@@ -266,8 +272,10 @@ class MAEConfig(VisionConfig):
     def faults(self) -> list[str]:
         faults = VisionConfig.faults(self)
         if self.decoder_hidden_size % self.decoder_num_heads:
-            faults.append(f"model.decoder_num_heads={self.decoder_num_heads} does not divide "
-                          f"model.decoder_hidden_size={self.decoder_hidden_size}")
+            faults.append(
+                f"model.decoder_num_heads={self.decoder_num_heads} does not divide "
+                f"model.decoder_hidden_size={self.decoder_hidden_size}"
+            )
         if self.decoder_hidden_size % 4:
             faults.append(f"model.decoder_hidden_size={self.decoder_hidden_size} does not divide by 4")
         return faults
@@ -289,5 +297,3 @@ def head_faults(hidden_size: int, num_heads: int) -> list[str]:
     if hidden_size % num_heads == 0:
         return []
     return [f"model.num_heads={num_heads} does not divide model.hidden_size={hidden_size}"]
-
-

@@ -32,8 +32,15 @@ class Block(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.attention_norm = layers.split(make_norm(config.norm, size, config.norm_eps, config.bias))
-        self.attention = Attention(layers, size, config.num_heads, num_kv_heads=config.kv_heads, bias=config.bias,
-                                   fused=config.kv_heads == config.num_heads and config.bias, dropout=config.dropout)
+        self.attention = Attention(
+            layers,
+            size,
+            config.num_heads,
+            num_kv_heads=config.kv_heads,
+            bias=config.bias,
+            fused=config.kv_heads == config.num_heads and config.bias,
+            dropout=config.dropout,
+        )
         self.mlp_norm = layers.split(make_norm(config.norm, size, config.norm_eps, config.bias))
         self.mlp = FeedForward(layers, size, config.mlp_size, config.activation, config.bias)
         self.dropout = Dropout(layers, config.dropout)

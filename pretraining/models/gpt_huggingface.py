@@ -40,8 +40,9 @@ def from_huggingface_config(values: dict[str, Any]) -> dict[str, Any]:
     """Our model keys, as config.json states them. Raises InputError for what this model has no option for."""
     readers = {"gpt2": _from_gpt2, "llama": _from_llama}
     if values.get("model_type") not in readers:
-        raise InputError(f"model_type {values.get('model_type')!r} is not one that model.name=gpt reads "
-                         f"({', '.join(readers)})")
+        raise InputError(
+            f"model_type {values.get('model_type')!r} is not one that model.name=gpt reads ({', '.join(readers)})"
+        )
     return readers[values["model_type"]](values)
 
 
@@ -53,8 +54,10 @@ def _is_llama(config: GPTConfig) -> bool:
     if options == _GPT2 and config.kv_heads == config.num_heads:
         return False
     told = ", ".join(f"model.{key}={value}" for key, value in {**options, "num_kv_heads": config.kv_heads}.items())
-    raise InputError(f"{told}: no Hugging Face model has these options together. GPT-2 has {_told(_GPT2)} and "
-                     f"num_kv_heads=num_heads, Llama {_told(_LLAMA)}")
+    raise InputError(
+        f"{told}: no Hugging Face model has these options together. GPT-2 has {_told(_GPT2)} and "
+        f"num_kv_heads=num_heads, Llama {_told(_LLAMA)}"
+    )
 
 
 def _told(options: dict[str, Any]) -> str:
@@ -63,44 +66,85 @@ def _told(options: dict[str, Any]) -> str:
 
 def _gpt2_config(config: GPTConfig) -> dict[str, Any]:
     rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
-    return {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_layer": config.num_layers,
-            "n_embd": config.hidden_size, "n_head": config.num_heads, "n_positions": config.max_seq_len,
-            "n_inner": config.mlp_size, "layer_norm_epsilon": config.norm_eps,
-            "activation_function": "gelu_new", "initializer_range": config.initializer_range, **rates}
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_layer": config.num_layers,
+        "n_embd": config.hidden_size,
+        "n_head": config.num_heads,
+        "n_positions": config.max_seq_len,
+        "n_inner": config.mlp_size,
+        "layer_norm_epsilon": config.norm_eps,
+        "activation_function": "gelu_new",
+        "initializer_range": config.initializer_range,
+        **rates,
+    }
 
 
 def _llama_config(config: GPTConfig) -> dict[str, Any]:
-    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": config.num_layers,
-            "hidden_size": config.hidden_size, "num_attention_heads": config.num_heads,
-            "num_key_value_heads": config.kv_heads, "intermediate_size": config.mlp_size, "hidden_act": "silu",
-            "max_position_embeddings": config.max_seq_len, "rms_norm_eps": config.norm_eps,
-            "rope_theta": config.rotary_base,  # read by transformers before 5
-            "rope_parameters": {"rope_type": "default", "rope_theta": config.rotary_base},
-            "attention_bias": False, "mlp_bias": False, "attention_dropout": config.dropout,
-            "initializer_range": config.initializer_range}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.kv_heads,
+        "intermediate_size": config.mlp_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_seq_len,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rotary_base,  # read by transformers before 5
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rotary_base},
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": config.dropout,
+        "initializer_range": config.initializer_range,
+    }
 
 
 def _from_gpt2(values: dict[str, Any]) -> dict[str, Any]:
-    _require(values, {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
-                      "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)})
-    return {**_GPT2, "num_layers": values["n_layer"], "hidden_size": values["n_embd"], "num_heads": values["n_head"],
-            "num_kv_heads": values["n_head"], "max_seq_len": values["n_positions"],
-            "intermediate_size": values.get("n_inner") or 4 * values["n_embd"],
-            "norm_eps": values.get("layer_norm_epsilon", 1e-5), "tied_head": values.get("tie_word_embeddings", True)}
+    _require(
+        values,
+        {
+            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+            "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+            "add_cross_attention": (False,),
+        },
+    )
+    return {
+        **_GPT2,
+        "num_layers": values["n_layer"],
+        "hidden_size": values["n_embd"],
+        "num_heads": values["n_head"],
+        "num_kv_heads": values["n_head"],
+        "max_seq_len": values["n_positions"],
+        "intermediate_size": values.get("n_inner") or 4 * values["n_embd"],
+        "norm_eps": values.get("layer_norm_epsilon", 1e-5),
+        "tied_head": values.get("tie_word_embeddings", True),
+    }
 
 
 def _from_llama(values: dict[str, Any]) -> dict[str, Any]:
     """Rotary positions have no weights: max_seq_len is free."""
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    _require({**values, "rope_type": rope.get("rope_type", "default")},
-             {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,), "rope_type": ("default",)})
+    _require(
+        {**values, "rope_type": rope.get("rope_type", "default")},
+        {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,), "rope_type": ("default",)},
+    )
     heads, size = values["num_attention_heads"], values["hidden_size"]
     _require({"head_dim": values.get("head_dim") or size // heads}, {"head_dim": (size // heads,)})
-    return {**_LLAMA, "num_layers": values["num_hidden_layers"], "hidden_size": size, "num_heads": heads,
-            "num_kv_heads": values.get("num_key_value_heads") or heads,
-            "intermediate_size": values["intermediate_size"], "norm_eps": values.get("rms_norm_eps", 1e-6),
-            "rotary_base": float(rope.get("rope_theta", values.get("rope_theta", 10000.0))),
-            "tied_head": values.get("tie_word_embeddings", False)}
+    return {
+        **_LLAMA,
+        "num_layers": values["num_hidden_layers"],
+        "hidden_size": size,
+        "num_heads": heads,
+        "num_kv_heads": values.get("num_key_value_heads") or heads,
+        "intermediate_size": values["intermediate_size"],
+        "norm_eps": values.get("rms_norm_eps", 1e-6),
+        "rotary_base": float(rope.get("rope_theta", values.get("rope_theta", 10000.0))),
+        "tied_head": values.get("tie_word_embeddings", False),
+    }
 
 
 def _require(values: dict[str, Any], allowed: dict[str, tuple[Any, ...]]) -> None:
@@ -118,8 +162,9 @@ def _gpt2_block(config: GPTConfig, i: int) -> list[WeightMap]:
         entries.append(transposed(f"{ours}.{a}.weight", f"{theirs}.{b}.weight"))
         entries.append(WeightMap(f"{ours}.{a}.bias", f"{theirs}.{b}.bias"))
     norms = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
-    return entries + [WeightMap(f"{ours}.{a}.{part}", f"{theirs}.{b}.{part}")
-                      for a, b in norms.items() for part in ("weight", "bias")]
+    return entries + [
+        WeightMap(f"{ours}.{a}.{part}", f"{theirs}.{b}.{part}") for a, b in norms.items() for part in ("weight", "bias")
+    ]
 
 
 def _blocks_of(config: GPTConfig) -> Any:
@@ -144,8 +189,15 @@ def _heads_of(config: GPTConfig) -> Any:
 
 def _llama_block(config: GPTConfig, i: int) -> list[WeightMap]:
     """Both rotate the halves of a head against each other: no row changes its place."""
-    names = {"attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_proj",
-             "attention.value": "self_attn.v_proj", "attention.output": "self_attn.o_proj",
-             "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj",
-             "attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    names = {
+        "attention.query": "self_attn.q_proj",
+        "attention.key": "self_attn.k_proj",
+        "attention.value": "self_attn.v_proj",
+        "attention.output": "self_attn.o_proj",
+        "mlp.gate": "mlp.gate_proj",
+        "mlp.up": "mlp.up_proj",
+        "mlp.down": "mlp.down_proj",
+        "attention_norm": "input_layernorm",
+        "mlp_norm": "post_attention_layernorm",
+    }
     return [WeightMap(f"blocks.{i}.{a}.weight", f"model.layers.{i}.{b}.weight") for a, b in names.items()]

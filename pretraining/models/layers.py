@@ -47,9 +47,19 @@ class Attention(nn.Module):
     a plain chunk of the rows is then a whole number of heads.
     """
 
-    def __init__(self, layers: Layers, hidden: int, num_heads: int, *, num_kv_heads: int | None = None,
-                 bias: bool = True, fused: bool = False, dropout: float = 0.0, head_dim: int | None = None,
-                 scale: float | None = None) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        hidden: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        bias: bool = True,
+        fused: bool = False,
+        dropout: float = 0.0,
+        head_dim: int | None = None,
+        scale: float | None = None,
+    ) -> None:
         super().__init__()
         self.layers = layers
         self.head_dim = head_dim or hidden // num_heads
@@ -66,8 +76,15 @@ class Attention(nn.Module):
             self.value = layers.column(hidden, kv_features, bias)
         self.output = layers.row(num_heads * self.head_dim, hidden, bias)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, *, causal: bool = False,
-                rotary: tuple[Tensor, Tensor] | None = None, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        causal: bool = False,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
         """mask: broadcast to [batch, heads, length, keys]; bool, True where attention is allowed, or added to the
         scores. context: [batch, keys, hidden], where keys and values come from (None: x; not with `fused`).
         """
@@ -77,8 +94,15 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         with self.layers.split_random() if dropout else contextlib.nullcontext():
             mixed = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, is_causal=causal and mask is None, dropout_p=dropout,
-                scale=self.scale, enable_gqa=self.groups > 1)
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                is_causal=causal and mask is None,
+                dropout_p=dropout,
+                scale=self.scale,
+                enable_gqa=self.groups > 1,
+            )
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def _project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,8 +122,9 @@ class FeedForward(nn.Module):
 
     dropout: between the activation and the last layer (T5 alone has it there)."""
 
-    def __init__(self, layers: Layers, hidden: int, intermediate: int, activation: str, bias: bool = True,
-                 dropout: float = 0.0) -> None:
+    def __init__(
+        self, layers: Layers, hidden: int, intermediate: int, activation: str, bias: bool = True, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.layers, self.dropout = layers, nn.Dropout(dropout)
         self.activation = ACTIVATIONS[activation]
@@ -201,8 +226,10 @@ class _VocabularyLoss(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             x, w = hidden.to(kind), weight.to(kind)
             loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-            grads = [torch.zeros_like(t) if t is not None and need else None
-                     for t, need in zip((x, weight, bias), ctx.needs_input_grad, strict=False)]
+            grads = [
+                torch.zeros_like(t) if t is not None and need else None
+                for t, need in zip((x, weight, bias), ctx.needs_input_grad, strict=False)
+            ]
             size = max(1, LOGITS_IN_MEMORY // weight.shape[0])
             for first in range(0, len(x), size):
                 part = slice(first, first + size)
@@ -219,8 +246,14 @@ class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         scale = grads[0]
-        return *(None if g is None else (g * scale).to(kind)
-                 for g, kind in zip(ctx.saved_tensors, ctx.kinds, strict=True)), None, None
+        return (
+            *(
+                None if g is None else (g * scale).to(kind)
+                for g, kind in zip(ctx.saved_tensors, ctx.kinds, strict=True)
+            ),
+            None,
+            None,
+        )
 
 
 def _add_gradients(grads: list[Tensor | None], grad: Tensor, x: Tensor, w: Tensor, part: slice) -> None:
@@ -251,8 +284,9 @@ def _chunk_loss(logits: Tensor, labels: Tensor, rows: Rows) -> tuple[Tensor, Ten
     return (losses * counted).sum(), grad.mul_(counted[:, None])
 
 
-def initialise(model: nn.Module, layers: Layers, seed: int,
-               rule: Callable[[str, Tensor, torch.Generator], None]) -> None:
+def initialise(
+    model: nn.Module, layers: Layers, seed: int, rule: Callable[[str, Tensor, torch.Generator], None]
+) -> None:
     """Fills every parameter by `rule(name, whole tensor, generator)`.
 
     Each has a generator of its own, keyed by seed and name: weights depend neither on the order in which

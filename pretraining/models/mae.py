@@ -37,8 +37,10 @@ class Decoder(nn.Module):
         self.embedding = nn.utils.skip_init(nn.Linear, config.hidden_size, hidden)
         self.mask_token = nn.Parameter(torch.empty(hidden))
         self.register_buffer("position_embedding", sinusoidal_positions(math.isqrt(patches), hidden, True))
-        self.blocks = nn.ModuleList(Block(layers, hidden, config.decoder_num_heads, 4 * hidden, config.norm_eps)
-                                    for _ in range(config.decoder_num_layers))
+        self.blocks = nn.ModuleList(
+            Block(layers, hidden, config.decoder_num_heads, 4 * hidden, config.norm_eps)
+            for _ in range(config.decoder_num_layers)
+        )
         self.final_norm = layers.split(nn.LayerNorm(hidden, eps=config.norm_eps))
         self.pixels = nn.utils.skip_init(nn.Linear, hidden, 3 * config.patch_size**2)
 
@@ -101,8 +103,10 @@ def _fill(name: str, tensor: Tensor, generator: torch.Generator) -> None:
 def huggingface_config(config: MAEConfig, num_classes: int, special_ids: dict[str, int]) -> dict[str, Any]:
     """config.json of ViTMAEForPreTraining. Raises InputError where it has no such model."""
     if config.positions == "learned":
-        raise InputError("model.positions=learned has no counterpart in transformers' ViTMAEForPreTraining; "
-                         "model.positions=sinusoidal has")
+        raise InputError(
+            "model.positions=learned has no counterpart in transformers' ViTMAEForPreTraining; "
+            "model.positions=sinusoidal has"
+        )
     return {
         "architectures": ["ViTMAEForPreTraining"],
         "model_type": "vit_mae",
@@ -127,15 +131,27 @@ def huggingface_config(config: MAEConfig, num_classes: int, special_ids: dict[st
 
 def from_huggingface_config(values: dict[str, Any]) -> dict[str, Any]:
     """Our model keys of a ViTMAEForPreTraining's config.json. Raises InputError for what ours has not."""
-    wanted = {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3,
-              "decoder_intermediate_size": 4 * values["decoder_hidden_size"]}
+    wanted = {
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "num_channels": 3,
+        "decoder_intermediate_size": 4 * values["decoder_hidden_size"],
+    }
     for key, value in wanted.items():
         if values.get(key, value) != value:
             raise InputError(f"{key}={values[key]!r} is not offered, {value!r} is")
-    keys = {"num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "num_heads": "num_attention_heads",
-            "intermediate_size": "intermediate_size", "image_size": "image_size", "patch_size": "patch_size",
-            "norm_eps": "layer_norm_eps", "decoder_num_layers": "decoder_num_hidden_layers",
-            "decoder_hidden_size": "decoder_hidden_size", "decoder_num_heads": "decoder_num_attention_heads"}
+    keys = {
+        "num_layers": "num_hidden_layers",
+        "hidden_size": "hidden_size",
+        "num_heads": "num_attention_heads",
+        "intermediate_size": "intermediate_size",
+        "image_size": "image_size",
+        "patch_size": "patch_size",
+        "norm_eps": "layer_norm_eps",
+        "decoder_num_layers": "decoder_num_hidden_layers",
+        "decoder_hidden_size": "decoder_hidden_size",
+        "decoder_num_heads": "decoder_num_attention_heads",
+    }
     return {"name": "mae", "positions": "sinusoidal", **{ours: values[theirs] for ours, theirs in keys.items()}}
 
 

@@ -55,8 +55,9 @@ class RelativeBias(nn.Module):
     def forward(self, length: int, device: torch.device) -> Tensor:
         """-> [heads, length, length], for queries and keys of one sequence."""
         distances = torch.arange(1 - length, length, device=device)
-        buckets = relative_bucket(distances, bidirectional=self.bidirectional, buckets=self.buckets,
-                                  max_distance=self.max_distance)
+        buckets = relative_bucket(
+            distances, bidirectional=self.bidirectional, buckets=self.buckets, max_distance=self.max_distance
+        )
         by_distance = self.table[:, buckets]
         # query i sees the distances from -i on: a window that begins at length - 1 - i
         return by_distance.unfold(1, length, 1).flip(1)
@@ -71,8 +72,9 @@ class Block(nn.Module):
         if cross:
             self.cross_norm, self.cross_attention = _norm(config, layers), _attention(config, layers)
         self.mlp_norm = _norm(config, layers)
-        self.mlp = FeedForward(layers, config.hidden_size, config.mlp_size, config.activation, bias=False,
-                               dropout=config.dropout)
+        self.mlp = FeedForward(
+            layers, config.hidden_size, config.mlp_size, config.activation, bias=False, dropout=config.dropout
+        )
         self.dropout = Dropout(layers, config.dropout)
 
     def forward(self, x: Tensor, bias: Tensor, context: Tensor | None, context_mask: Tensor | None) -> Tensor:
@@ -94,8 +96,9 @@ class Stack(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.final_dropout = Dropout(layers, config.dropout)
 
-    def forward(self, x: Tensor, documents: Tensor | None, context: Tensor | None = None,
-                context_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, documents: Tensor | None, context: Tensor | None = None, context_mask: Tensor | None = None
+    ) -> Tensor:
         """x: [batch, length, hidden]; documents: [batch, length]. context_mask: as in Attention."""
         bias = self._masked_bias(x, documents)
         x = self.layers.enter(self.dropout(x))
@@ -130,8 +133,13 @@ class T5(nn.Module):
         untied = (padded_vocabulary(vocab_size), config.hidden_size)
         self.head = TokenHead(layers, vocab_size, table if config.tied_head else layers.parameter(untied, 0))
 
-    def forward(self, inputs: Tensor, targets: Tensor, input_documents: Tensor | None = None,
-                target_documents: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        input_documents: Tensor | None = None,
+        target_documents: Tensor | None = None,
+    ) -> Tensor:
         """*_documents: [batch, length], which packed document a token belongs to, -1 for padding: a token looks at its
         own document alone, in the encoder, in the decoder and across (None: one document a row, no padding)."""
         context = self.encoder(self.token_embedding(inputs), input_documents)
@@ -193,8 +201,15 @@ def _norm(config: T5Config, layers: Layers) -> nn.Module:
 
 
 def _attention(config: T5Config, layers: Layers) -> Attention:
-    return Attention(layers, config.hidden_size, config.num_heads, bias=False, dropout=config.dropout,
-                     head_dim=config.attention_head_dim, scale=1.0)
+    return Attention(
+        layers,
+        config.hidden_size,
+        config.num_heads,
+        bias=False,
+        dropout=config.dropout,
+        head_dim=config.attention_head_dim,
+        scale=1.0,
+    )
 
 
 def _cross_mask(targets: Tensor, inputs: Tensor) -> Tensor:

@@ -14,15 +14,29 @@ _ACTIVATIONS = {"relu": "relu", "gated_gelu": "gated-gelu"}
 def huggingface_config(config: T5Config, vocab_size: int, special_ids: dict[str, int]) -> dict[str, Any]:
     """config.json. transformers scales the logits where tie_word_embeddings is not false, and leaves the head untied
     where the weights hold one."""
-    return {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True,
-            "vocab_size": vocab_size, "d_model": config.hidden_size, "d_kv": config.attention_head_dim,
-            "d_ff": config.mlp_size, "num_layers": config.num_layers, "num_decoder_layers": config.decoder_layers,
-            "num_heads": config.num_heads, "relative_attention_num_buckets": config.relative_buckets,
-            "relative_attention_max_distance": config.relative_max_distance, "dropout_rate": config.dropout,
-            "layer_norm_epsilon": config.norm_eps, "feed_forward_proj": _ACTIVATIONS[config.activation],
-            "n_positions": config.max_seq_len, "tie_word_embeddings": config.tied_head,
-            "pad_token_id": special_ids["pad"], "eos_token_id": special_ids["eos"],
-            "decoder_start_token_id": special_ids["pad"], "dtype": "float32"}
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "is_encoder_decoder": True,
+        "vocab_size": vocab_size,
+        "d_model": config.hidden_size,
+        "d_kv": config.attention_head_dim,
+        "d_ff": config.mlp_size,
+        "num_layers": config.num_layers,
+        "num_decoder_layers": config.decoder_layers,
+        "num_heads": config.num_heads,
+        "relative_attention_num_buckets": config.relative_buckets,
+        "relative_attention_max_distance": config.relative_max_distance,
+        "dropout_rate": config.dropout,
+        "layer_norm_epsilon": config.norm_eps,
+        "feed_forward_proj": _ACTIVATIONS[config.activation],
+        "n_positions": config.max_seq_len,
+        "tie_word_embeddings": config.tied_head,
+        "pad_token_id": special_ids["pad"],
+        "eos_token_id": special_ids["eos"],
+        "decoder_start_token_id": special_ids["pad"],
+        "dtype": "float32",
+    }
 
 
 def from_huggingface_config(values: dict[str, Any]) -> dict[str, Any]:
@@ -31,16 +45,25 @@ def from_huggingface_config(values: dict[str, Any]) -> dict[str, Any]:
     activations = {theirs: ours for ours, theirs in _ACTIVATIONS.items()}
     activation = values.get("feed_forward_proj", "relu")
     if values.get("model_type") != "t5" or activation not in activations:
-        raise InputError(f"model_type {values.get('model_type')!r} with feed_forward_proj {activation!r} is not one "
-                         f"that model.name=t5 reads (t5 with {' or '.join(activations)})")
+        raise InputError(
+            f"model_type {values.get('model_type')!r} with feed_forward_proj {activation!r} is not one "
+            f"that model.name=t5 reads (t5 with {' or '.join(activations)})"
+        )
     # transformers 5 always writes tie_word_embeddings=true, and scale_decoder_outputs=false where it was false
     tied = values.get("scale_decoder_outputs", values.get("tie_word_embeddings", True))
-    return {"num_layers": values["num_layers"], "hidden_size": values["d_model"], "num_heads": values["num_heads"],
-            "num_decoder_layers": values.get("num_decoder_layers") or values["num_layers"],
-            "head_dim": values["d_kv"], "intermediate_size": values["d_ff"], "activation": activations[activation],
-            "tied_head": tied, "relative_buckets": values.get("relative_attention_num_buckets", 32),
-            "relative_max_distance": values.get("relative_attention_max_distance", 128),
-            "norm_eps": values.get("layer_norm_epsilon", 1e-6)}
+    return {
+        "num_layers": values["num_layers"],
+        "hidden_size": values["d_model"],
+        "num_heads": values["num_heads"],
+        "num_decoder_layers": values.get("num_decoder_layers") or values["num_layers"],
+        "head_dim": values["d_kv"],
+        "intermediate_size": values["d_ff"],
+        "activation": activations[activation],
+        "tied_head": tied,
+        "relative_buckets": values.get("relative_attention_num_buckets", 32),
+        "relative_max_distance": values.get("relative_attention_max_distance", 128),
+        "norm_eps": values.get("layer_norm_epsilon", 1e-6),
+    }
 
 
 def weight_map(config: T5Config, vocab_size: int) -> list[WeightMap]:
@@ -64,8 +87,9 @@ def _block(config: T5Config, stack: str, i: int) -> list[WeightMap]:
     gated = {"mlp.gate": "wi_0", "mlp.up": "wi_1", "mlp.down": "wo"}
     mlp = gated if config.activation == "gated_gelu" else {"mlp.up": "wi", "mlp.down": "wo"}
     names |= {"mlp_norm": f"{last}.layer_norm", **{a: f"{last}.DenseReluDense.{b}" for a, b in mlp.items()}}
-    return [WeightMap(f"{stack}.blocks.{i}.{a}.weight", f"{stack}.block.{i}.layer.{b}.weight")
-            for a, b in names.items()]
+    return [
+        WeightMap(f"{stack}.blocks.{i}.{a}.weight", f"{stack}.block.{i}.layer.{b}.weight") for a, b in names.items()
+    ]
 
 
 def _attention(ours: str, norm: str, layer: int, theirs: str) -> dict[str, str]:

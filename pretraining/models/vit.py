@@ -34,8 +34,16 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """A pre-norm block; attention looks at every patch."""
 
-    def __init__(self, layers: Layers, hidden: int, num_heads: int, mlp_size: int, eps: float,
-                 dropout: float = 0.0, drop_path: float = 0.0) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        hidden: int,
+        num_heads: int,
+        mlp_size: int,
+        eps: float,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
         super().__init__()
         self.attention_norm = layers.split(nn.LayerNorm(hidden, eps=eps))
         self.attention = Attention(layers, hidden, num_heads, dropout=dropout)
@@ -64,8 +72,10 @@ class Encoder(nn.Module):
             table = sinusoidal_positions(math.isqrt(grid.patches), hidden, class_token)
             self.register_buffer("position_embedding", table)
         rates = [config.drop_path * i / max(1, config.num_layers - 1) for i in range(config.num_layers)]
-        self.blocks = nn.ModuleList(Block(layers, hidden, config.num_heads, config.mlp_size, config.norm_eps,
-                                          config.dropout, rate) for rate in rates)
+        self.blocks = nn.ModuleList(
+            Block(layers, hidden, config.num_heads, config.mlp_size, config.norm_eps, config.dropout, rate)
+            for rate in rates
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.final_norm = layers.split(nn.LayerNorm(hidden, eps=config.norm_eps))
 
@@ -178,8 +188,10 @@ def blocks_flops(num_layers: int, hidden: int, mlp_size: int, length: int) -> fl
 def huggingface_config(config: ViTConfig, num_classes: int, special_ids: dict[str, int]) -> dict[str, Any]:
     """config.json of ViTForImageClassification. Raises InputError where it has no such model."""
     if config.pooling == "mean":
-        raise InputError("model.pooling=mean has no counterpart in transformers' ViTForImageClassification, which "
-                         "reads the class token; model.pooling=cls has")
+        raise InputError(
+            "model.pooling=mean has no counterpart in transformers' ViTForImageClassification, which "
+            "reads the class token; model.pooling=cls has"
+        )
     return {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",
@@ -207,12 +219,23 @@ def from_huggingface_config(values: dict[str, Any]) -> dict[str, Any]:
     for key, value in wanted.items():
         if values.get(key, value) != value:
             raise InputError(f"{key}={values[key]!r} is not offered, {value!r} is")
-    keys = {"num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "num_heads": "num_attention_heads",
-            "intermediate_size": "intermediate_size", "image_size": "image_size", "patch_size": "patch_size",
-            "norm_eps": "layer_norm_eps"}
+    keys = {
+        "num_layers": "num_hidden_layers",
+        "hidden_size": "hidden_size",
+        "num_heads": "num_attention_heads",
+        "intermediate_size": "intermediate_size",
+        "image_size": "image_size",
+        "patch_size": "patch_size",
+        "norm_eps": "layer_norm_eps",
+    }
     classes = len(values.get("id2label") or range(values.get("num_labels", 2)))
-    return {"name": "vit", "pooling": "cls", "positions": "learned", "num_classes": classes,
-            **{ours: values[theirs] for ours, theirs in keys.items()}}
+    return {
+        "name": "vit",
+        "pooling": "cls",
+        "positions": "learned",
+        "num_classes": classes,
+        **{ours: values[theirs] for ours, theirs in keys.items()},
+    }
 
 
 def weight_map(config: ViTConfig, num_classes: int) -> list[WeightMap]:
@@ -226,8 +249,12 @@ def encoder_map(config: VisionConfig) -> list[WeightMap]:
     found = [
         WeightMap("encoder.class_token", f"{embeddings}.cls_token", lambda t: t[None, None], lambda t: t[0, 0]),
         WeightMap("encoder.position_embedding", f"{embeddings}.position_embeddings", lambda t: t[None], lambda t: t[0]),
-        WeightMap("encoder.patch_embedding.weight", f"{embeddings}.patch_embeddings.projection.weight",
-                  lambda t: t.unflatten(1, (3, size, size)), lambda t: t.flatten(1)),
+        WeightMap(
+            "encoder.patch_embedding.weight",
+            f"{embeddings}.patch_embeddings.projection.weight",
+            lambda t: t.unflatten(1, (3, size, size)),
+            lambda t: t.flatten(1),
+        ),
         WeightMap("encoder.patch_embedding.bias", f"{embeddings}.patch_embeddings.projection.bias"),
         *both("encoder.final_norm", "vit.layernorm"),
     ]
@@ -237,10 +264,16 @@ def encoder_map(config: VisionConfig) -> list[WeightMap]:
 
 
 def block_map(ours: str, theirs: str) -> list[WeightMap]:
-    names = {"attention_norm": "layernorm_before", "attention.query": "attention.attention.query",
-             "attention.key": "attention.attention.key", "attention.value": "attention.attention.value",
-             "attention.output": "attention.output.dense", "mlp_norm": "layernorm_after",
-             "mlp.up": "intermediate.dense", "mlp.down": "output.dense"}
+    names = {
+        "attention_norm": "layernorm_before",
+        "attention.query": "attention.attention.query",
+        "attention.key": "attention.attention.key",
+        "attention.value": "attention.attention.value",
+        "attention.output": "attention.output.dense",
+        "mlp_norm": "layernorm_after",
+        "mlp.up": "intermediate.dense",
+        "mlp.down": "output.dense",
+    }
     return [entry for mine, other in names.items() for entry in both(f"{ours}.{mine}", f"{theirs}.{other}")]
 
 

@@ -53,8 +53,12 @@ class CausalLM:
         lengths = [len(p) for p in pieces]
         documents = np.repeat(np.arange(len(pieces)), lengths)
         same = documents[:-1] == documents[1:]
-        sample = {"tokens": tokens[:-1], "labels": np.where(same, tokens[1:], IGNORED),
-                  "positions": np.concatenate([np.arange(n) for n in lengths])[:-1], "documents": documents[:-1]}
+        sample = {
+            "tokens": tokens[:-1],
+            "labels": np.where(same, tokens[1:], IGNORED),
+            "positions": np.concatenate([np.arange(n) for n in lengths])[:-1],
+            "documents": documents[:-1],
+        }
         if self.config.cross_document_attention:
             sample["positions"] = np.arange(len(tokens) - 1)
             del sample["documents"]
@@ -94,10 +98,15 @@ class CausalLM:
         parts = []
         for document in np.unique(documents):
             tokens, labels = (sample[name][documents == document] for name in ("tokens", "labels"))
-            steps = [f"{spell(tokenizer, [t])!r} -> {spell(tokenizer, [n])!r}"
-                     for t, n in zip(tokens[:SHOWN], labels, strict=False) if n != IGNORED]
-            parts.append(f"--- document {document}, {len(tokens)} tokens\n{spell(tokenizer, tokens)}\n"
-                         f"--- predicts {', '.join(steps)}")
+            steps = [
+                f"{spell(tokenizer, [t])!r} -> {spell(tokenizer, [n])!r}"
+                for t, n in zip(tokens[:SHOWN], labels, strict=False)
+                if n != IGNORED
+            ]
+            parts.append(
+                f"--- document {document}, {len(tokens)} tokens\n{spell(tokenizer, tokens)}\n"
+                f"--- predicts {', '.join(steps)}"
+            )
         return "\n".join(parts)
 
 
@@ -125,8 +134,9 @@ def pad_to(length: int, rows: list[np.ndarray], fill: int) -> np.ndarray:
     return out
 
 
-def generate(model: Any, prompt: list[int], length: int, stop: int, seed: int,
-             temperature: float = 0.8, top_k: int = 50) -> list[int]:
+def generate(
+    model: Any, prompt: list[int], length: int, stop: int, seed: int, temperature: float = 0.8, top_k: int = 50
+) -> list[int]:
     """Samples a continuation of `prompt` until `stop` or `length` tokens (Fan et al. 2018: top-k sampling)."""
     import torch
 

@@ -39,8 +39,10 @@ class ImageClassificationConfig(ImageViewsConfig):
 
     def huggingface_config(self, classes: tuple[str, ...]) -> dict[str, Any]:
         """What config.json says of the objective."""
-        return {"id2label": {str(i): name for i, name in enumerate(classes)},
-                "label2id": {name: i for i, name in enumerate(classes)}}
+        return {
+            "id2label": {str(i): name for i, name in enumerate(classes)},
+            "label2id": {name: i for i, name in enumerate(classes)},
+        }
 
 
 class ImageClassification:
@@ -51,8 +53,9 @@ class ImageClassification:
 
     terms = {"image_classification": 1.0, "accuracy": 0.0}
 
-    def __init__(self, config: ImageClassificationConfig, classes: tuple[str, ...], image_size: int,
-                 training: bool = True) -> None:
+    def __init__(
+        self, config: ImageClassificationConfig, classes: tuple[str, ...], image_size: int, training: bool = True
+    ) -> None:
         self.config, self.classes, self.size, self.training = config, classes, image_size, training
         self.mixes = training and (config.mixup > 0 or config.cutmix > 0)
 
@@ -67,13 +70,19 @@ class ImageClassification:
         image, weight = self._view(pieces[0], rng), 1.0
         if self.mixes:
             image, weight = self._mix(image, self._view(pieces[1], rng), rng)
-        return {"image": image, "labels": np.array([pieces[0].label, pieces[-1].label]),
-                "weight": np.array(weight, np.float32)}
+        return {
+            "image": image,
+            "labels": np.array([pieces[0].label, pieces[-1].label]),
+            "weight": np.array(weight, np.float32),
+        }
 
     def collate(self, samples: list[Sample]) -> Sample:
         """-> images uint8 [batch, 3, size, size], labels int64 [batch, 2], weights fp32 [batch]."""
-        return {"images": np.stack([s["image"] for s in samples]), "labels": np.stack([s["labels"] for s in samples]),
-                "weights": np.stack([s["weight"] for s in samples])}
+        return {
+            "images": np.stack([s["image"] for s in samples]),
+            "labels": np.stack([s["labels"] for s in samples]),
+            "weights": np.stack([s["weight"] for s in samples]),
+        }
 
     def counts(self, samples: list[Sample]) -> dict[str, int]:
         return dict.fromkeys(self.terms, len(samples))
@@ -88,8 +97,10 @@ class ImageClassification:
 
         logits = model.head(model(self.config.normalise(batch["images"]))).float()
         smoothing = self.config.label_smoothing if model.training else 0.0
-        own, other = (F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-                      for labels in batch["labels"].unbind(1))
+        own, other = (
+            F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+            for labels in batch["labels"].unbind(1)
+        )
         losses = batch["weights"] * own + (1.0 - batch["weights"]) * other
         hits = (logits.argmax(-1) == batch["labels"][:, 0]).float()
         return {"image_classification": losses.sum(), "accuracy": hits.sum()}

@@ -56,17 +56,29 @@ class ImageViewsConfig:
     def huggingface_processor(self, size: int) -> dict[str, Any]:
         """preprocessor_config.json of what an evaluation sees. It is Bit's, as for DINOv2: ViT's own takes the whole
         image, squeezed into a square, instead of the middle."""
-        return {"image_processor_type": "BitImageProcessor", "do_convert_rgb": True, "do_resize": True,
-                "size": {"shortest_edge": round(size / self.eval_crop)}, "resample": int(Image.Resampling.BICUBIC),
-                "do_center_crop": True, "crop_size": {"height": size, "width": size}, "do_rescale": True,
-                "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": self.mean, "image_std": self.std}
+        return {
+            "image_processor_type": "BitImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"shortest_edge": round(size / self.eval_crop)},
+            "resample": int(Image.Resampling.BICUBIC),
+            "do_center_crop": True,
+            "crop_size": {"height": size, "width": size},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": self.mean,
+            "image_std": self.std,
+        }
 
     def normalise(self, images: Any) -> Any:
         """uint8 [batch, 3, height, width] -> fp32. By scalars: a tensor of means would be copied to the device."""
         import torch
 
-        channels = [images[:, c].float().div_(255 * std).sub_(mean / std)
-                    for c, (mean, std) in enumerate(zip(self.mean, self.std, strict=True))]
+        channels = [
+            images[:, c].float().div_(255 * std).sub_(mean / std)
+            for c, (mean, std) in enumerate(zip(self.mean, self.std, strict=True))
+        ]
         return torch.stack(channels, dim=1)
 
     def visible(self, images: Any) -> Pixels:

@@ -59,8 +59,11 @@ class MaskedImage:
 
     def corrupt(self, pieces: list[EncodedImage], rng: np.random.Generator) -> Sample:
         size = self.grid.image_size
-        view = pixels(self.config.training_view(pieces[0], size, rng)) if self.training \
+        view = (
+            pixels(self.config.training_view(pieces[0], size, rng))
+            if self.training
             else self.config.evaluation_view(pieces[0], size)
+        )
         return {"image": view, "visible": np.sort(rng.permutation(self.grid.patches)[: self.kept])}
 
     def collate(self, samples: list[Sample]) -> Sample:
@@ -101,14 +104,18 @@ class MaskedImage:
         import torch
 
         device = next(model.parameters()).device
-        batch = {name: torch.from_numpy(array).to(device)
-                 for name, array in self.collate(context.samples[:SHOWN]).items()}
+        batch = {
+            name: torch.from_numpy(array).to(device) for name, array in self.collate(context.samples[:SHOWN]).items()
+        }
         model.eval()
         with torch.no_grad():
             back = self._reconstruction(self.config.normalise(batch["images"]), model, batch["visible"])
             loss = self.loss(model, batch)["masked_image"] / self.counts(context.samples[:SHOWN])["masked_image"]
-        rows = [[s["image"] for s in context.samples[:SHOWN]], [self._masked(s) for s in context.samples[:SHOWN]],
-                [self.config.visible(image) for image in back]]
+        rows = [
+            [s["image"] for s in context.samples[:SHOWN]],
+            [self._masked(s) for s in context.samples[:SHOWN]],
+            [self.config.visible(image) for image in back],
+        ]
         path = context.run_dir / "reconstruction.png"
         picture_grid(rows).save(path)
         return f"masked patches are reconstructed with a squared error of {float(loss):.4f}\npicture: {path}"

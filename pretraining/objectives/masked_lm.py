@@ -115,10 +115,14 @@ class MaskedLM:
         batch = self.collate(context.samples)
         best, labels = best_fillings(model, batch, 3), batch["labels"]
         right = (best == labels[..., None])[labels != IGNORED]
-        shown = [self._filled(sample, fillings, context.tokenizer)
-                 for sample, fillings in zip(context.samples[:READABLE], best, strict=False)]
-        score = (f"of {len(right)} masked tokens in {len(context.samples)} samples the first choice is right "
-                 f"for {right[:, 0].mean():.1%}, one of three for {right.any(1).mean():.1%}")
+        shown = [
+            self._filled(sample, fillings, context.tokenizer)
+            for sample, fillings in zip(context.samples[:READABLE], best, strict=False)
+        ]
+        score = (
+            f"of {len(right)} masked tokens in {len(context.samples)} samples the first choice is right "
+            f"for {right[:, 0].mean():.1%}, one of three for {right.any(1).mean():.1%}"
+        )
         return "\n\n".join([*shown, score])
 
     def describe(self, sample: Sample, tokenizer: Tokenizer) -> str:
@@ -142,9 +146,12 @@ class MaskedLM:
         framed = [tokens for tokens in framed if len(tokens) > 2] or framed[:1]
         lengths = [len(tokens) for tokens in framed]
         tokens = np.concatenate(framed)
-        return {"tokens": tokens, "segments": np.zeros_like(tokens),
-                "positions": np.concatenate([np.arange(n) for n in lengths]),
-                "documents": np.repeat(np.arange(len(lengths)), lengths)}
+        return {
+            "tokens": tokens,
+            "segments": np.zeros_like(tokens),
+            "positions": np.concatenate([np.arange(n) for n in lengths]),
+            "documents": np.repeat(np.arange(len(lengths)), lengths),
+        }
 
     def _framed(self, piece: np.ndarray) -> np.ndarray:
         before = [] if piece[0] == self.cls else [self.cls]
@@ -156,16 +163,24 @@ class MaskedLM:
         second = [*pair.second, self.sep] if len(pair.second) else []
         tokens = np.array([self.cls, *pair.first, self.sep, *second], np.int64)
         segments = np.repeat([0, 1], [len(tokens) - len(second), len(second)])
-        return {"tokens": tokens, "segments": segments, "positions": np.arange(len(tokens)),
-                "documents": np.zeros_like(tokens), "pair_label": np.array(pair.label)}
+        return {
+            "tokens": tokens,
+            "segments": segments,
+            "positions": np.arange(len(tokens)),
+            "documents": np.zeros_like(tokens),
+            "pair_label": np.array(pair.label),
+        }
 
     def _masked(self, tokens: np.ndarray, rng: np.random.Generator) -> Sample:
         maskable = self.ordinary[tokens]
         begins = np.ones_like(maskable) if self.words is None else self.words.starts(tokens)
         words = find_words(maskable, begins)
         positions = choose(words, self._predictions(int(maskable.sum())), LONGEST_NGRAM[self.config.masking], rng)
-        return {"tokens": replace(tokens, positions, self.mask, self.ordinary_ids, rng),
-                "masked_positions": positions, "labels": tokens[positions]}
+        return {
+            "tokens": replace(tokens, positions, self.mask, self.ordinary_ids, rng),
+            "masked_positions": positions,
+            "labels": tokens[positions],
+        }
 
     def _filled(self, sample: Sample, fillings: np.ndarray, tokenizer: Tokenizer) -> str:
         lines = [spell(tokenizer, sample["tokens"])]

@@ -68,8 +68,9 @@ def excerpt(document: Document, target: int, rng: np.random.Generator) -> np.nda
     return document.tokens[start : ends[np.abs(ends - start - target).argmin()]]
 
 
-def truncate(first: np.ndarray, second: np.ndarray, length: int,
-             rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def truncate(
+    first: np.ndarray, second: np.ndarray, length: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Takes tokens from the longer one (the second, if equal), from front or back at random, until both have
     `length` tokens together (create_pretraining_data.py, truncate_seq_pair)."""
     segments, borders = (first, second), [[0, len(first)], [0, len(second)]]

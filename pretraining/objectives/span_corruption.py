@@ -66,9 +66,15 @@ def mixture(config: SpanCorruptionConfig) -> list[Moded]:
     if config.mode == "prefix_lm":
         return [Moded(Prefix(1.0))]
     regular, sequential, extreme = (3, 1, 2)
-    return [Moded(Spans(0.15, 3.0), regular), Moded(Spans(0.15, 8.0), regular), Moded(Prefix(0.5), sequential),
-            Moded(Spans(0.5, 3.0), extreme), Moded(Spans(0.5, 8.0), extreme), Moded(Spans(0.15, 64.0), extreme),
-            Moded(Spans(0.5, 64.0), extreme)]
+    return [
+        Moded(Spans(0.15, 3.0), regular),
+        Moded(Spans(0.15, 8.0), regular),
+        Moded(Prefix(0.5), sequential),
+        Moded(Spans(0.5, 3.0), extreme),
+        Moded(Spans(0.5, 8.0), extreme),
+        Moded(Spans(0.15, 64.0), extreme),
+        Moded(Spans(0.5, 64.0), extreme),
+    ]
 
 
 @dataclass(frozen=True)
@@ -149,13 +155,22 @@ class SpanCorruption:
         parts = [self._corrupt_piece(piece.astype(np.int64), rng) for piece in pieces]
         inputs, labels = [a for a, _ in parts], [b for _, b in parts]
         shifted = [np.concatenate([[self.pad], b[:-1]]) for b in labels]
-        return {"inputs": np.concatenate(inputs), "input_documents": _numbered(inputs),
-                "decoder_inputs": np.concatenate(shifted), "labels": np.concatenate(labels),
-                "target_documents": _numbered(labels)}
+        return {
+            "inputs": np.concatenate(inputs),
+            "input_documents": _numbered(inputs),
+            "decoder_inputs": np.concatenate(shifted),
+            "labels": np.concatenate(labels),
+            "target_documents": _numbered(labels),
+        }
 
     def collate(self, samples: list[Sample]) -> Sample:
-        fill = {"inputs": self.pad, "input_documents": -1, "decoder_inputs": self.pad, "labels": IGNORED,
-                "target_documents": -1}
+        fill = {
+            "inputs": self.pad,
+            "input_documents": -1,
+            "decoder_inputs": self.pad,
+            "labels": IGNORED,
+            "target_documents": -1,
+        }
         lengths = {name: self.inputs_length if name.startswith("input") else self.targets_length for name in fill}
         return {name: pad_to(lengths[name], [s[name] for s in samples], fill[name]) for name in fill}
 
@@ -183,14 +198,18 @@ class SpanCorruption:
         assert context.tokenizer is not None
         shown = [self._filled(model, sample, context.tokenizer) for sample in context.samples[:READABLE]]
         right = self._right(model, context.samples)
-        score = (f"of {len(right)} tokens of the spans of {len(context.samples)} samples, the likeliest one after "
-                 f"those that stood before it is right for {right.mean():.1%}")
+        score = (
+            f"of {len(right)} tokens of the spans of {len(context.samples)} samples, the likeliest one after "
+            f"those that stood before it is right for {right.mean():.1%}"
+        )
         return "\n\n".join([*shown, score])
 
     def _filled(self, model: Any, sample: Sample, tokenizer: Tokenizer) -> str:
         """The first document of a sample."""
-        inputs, labels = (sample[name][sample[documents] == 0].tolist()
-                          for name, documents in (("inputs", "input_documents"), ("labels", "target_documents")))
+        inputs, labels = (
+            sample[name][sample[documents] == 0].tolist()
+            for name, documents in (("inputs", "input_documents"), ("labels", "target_documents"))
+        )
         written = greedy(model, inputs, self.pad, self.eos, self.targets_length, set(self.all_sentinels))
         truth, guess = self._spans(labels, tokenizer), self._spans(written, tokenizer)
         lines = [f"  {name}: {text!r}, written {guess.get(name, '')!r}" for name, text in truth.items()]
@@ -245,12 +264,16 @@ class SpanCorruption:
         needed = max(m.denoiser.sentinels(self.longest) for m in self.mixture)
         if needed > len(self.sentinels):
             longer = " or a larger objective.mean_span_length" if self.config.mode == "span" else ""
-            raise InputError(f"objective.mode={self.config.mode} with data.seq_len={max_seq_len} needs {needed} "
-                             f"sentinels, there are {len(self.sentinels)}: a smaller data.seq_len{longer} needs fewer")
+            raise InputError(
+                f"objective.mode={self.config.mode} with data.seq_len={max_seq_len} needs {needed} "
+                f"sentinels, there are {len(self.sentinels)}: a smaller data.seq_len{longer} needs fewer"
+            )
         fits = self.packing()._fits((self.inputs_length, self.targets_length))
         if fits < SHORTEST_CUT:
-            raise InputError(f"data.seq_len={max_seq_len} with objective.targets_length={self.targets_length} hold no "
-                             f"more than {fits} tokens of a document: at least {SHORTEST_CUT} are needed")
+            raise InputError(
+                f"data.seq_len={max_seq_len} with objective.targets_length={self.targets_length} hold no "
+                f"more than {fits} tokens of a document: at least {SHORTEST_CUT} are needed"
+            )
 
 
 def _hidden(model: Any, batch: dict[str, Any]) -> Any:

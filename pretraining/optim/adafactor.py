@@ -56,8 +56,10 @@ class Adafactor(Rule):
         self.weight_decay, self.layer_decay = config.weight_decay, config.layer_decay
 
     def initial_state(self, piece: Piece) -> dict[str, Tensor]:
-        state = {name: piece.value.new_zeros(shape)
-                 for name, shape in zip((ROW, COLUMN), factor_shapes(piece.fragment.shape), strict=False)}
+        state = {
+            name: piece.value.new_zeros(shape)
+            for name, shape in zip((ROW, COLUMN), factor_shapes(piece.fragment.shape), strict=False)
+        }
         state = state or {"exp_avg_sq": torch.zeros_like(piece.value)}
         return state if self.config.beta1 is None else state | {"exp_avg": torch.zeros_like(piece.value)}
 
@@ -169,8 +171,15 @@ class Statistics:
         limit = CPU_PATCH if self.vector.device.type == "cpu" else GPU_PATCH
         for box, start in patch_boxes(piece.fragment, limit):
             *lead, row, column = box.slices_of(Fragment.whole("", piece.fragment.shape).box)
-            self.patches.append(Patch(number, start, start + box.numel, self.rows[-1][(*lead, row, None)],
-                                      self.columns[-1][(*lead, None, column)]))
+            self.patches.append(
+                Patch(
+                    number,
+                    start,
+                    start + box.numel,
+                    self.rows[-1][(*lead, row, None)],
+                    self.columns[-1][(*lead, None, column)],
+                )
+            )
 
     def measure(self, pieces: list[Piece], with_values: bool) -> Tensor:
         """Means over the whole tensors -> [pieces], that of the squared values."""

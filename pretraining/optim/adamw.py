@@ -24,8 +24,21 @@ class AdamW(Rule):
         beta1, beta2 = self.config.betas
         for settings, group in by_settings(pieces).items():
             steps = list(step.updates.repeat(len(group)).unbind())
-            adamw([p.value for p in group], [p.grad for p in group],
-                  [p.state["exp_avg"] for p in group], [p.state["exp_avg_sq"] for p in group], [], steps,
-                  fused=True, grad_scale=step.grad_scale, found_inf=1.0 - step.finite, amsgrad=False,
-                  beta1=beta1, beta2=beta2, lr=step.lr * settings.lr_scale, weight_decay=settings.weight_decay,
-                  eps=self.config.eps, maximize=False)
+            adamw(
+                [p.value for p in group],
+                [p.grad for p in group],
+                [p.state["exp_avg"] for p in group],
+                [p.state["exp_avg_sq"] for p in group],
+                [],
+                steps,
+                fused=True,
+                grad_scale=step.grad_scale,
+                found_inf=1.0 - step.finite,
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=step.lr * settings.lr_scale,
+                weight_decay=settings.weight_decay,
+                eps=self.config.eps,
+                maximize=False,
+            )

@@ -72,14 +72,17 @@ class Rule:
         raise NotImplementedError
 
 
-def settings_by_name(named_shapes: Iterable[tuple[str, tuple[int, ...]]], weight_decay: float,
-                     layer_decay: float = 1.0) -> dict[str, Settings]:
+def settings_by_name(
+    named_shapes: Iterable[tuple[str, tuple[int, ...]]], weight_decay: float, layer_decay: float = 1.0
+) -> dict[str, Settings]:
     """Each parameter's group: no decay on biases and norms; the learning rate falls by layer_decay per layer from the
     top (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT)."""
     shapes = dict(named_shapes)
     above = layers_above(shapes)
-    return {name: Settings(weight_decay if is_weight(name, shape) else 0.0, layer_decay ** above[name])
-            for name, shape in shapes.items()}
+    return {
+        name: Settings(weight_decay if is_weight(name, shape) else 0.0, layer_decay ** above[name])
+        for name, shape in shapes.items()
+    }
 
 
 def is_weight(name: str, shape: tuple[int, ...]) -> bool:

@@ -38,8 +38,9 @@ class Lamb(Rule):
 
     def attach(self, pieces: list[Piece], layout: Layout, device: torch.device) -> None:
         self.chunks = list(chunks(pieces, CPU_CHUNK if device.type == "cpu" else GPU_CHUNK))
-        self.buffer = torch.empty(max((sum(s.stop - s.start for s in c) for c in self.chunks), default=0),
-                                  device=device)
+        self.buffer = torch.empty(
+            max((sum(s.stop - s.start for s in c) for c in self.chunks), default=0), device=device
+        )
         self.numbers = torch.tensor([p.tensor for p in pieces], dtype=torch.long, device=device)
         self.span_numbers = torch.tensor([pieces[s.piece].tensor for c in self.chunks for s in c], device=device)
         self.lr_scales = torch.tensor([p.settings.lr_scale for p in pieces], device=device)
@@ -61,6 +62,7 @@ class Lamb(Rule):
 
         -> [spans, 2], the norms of x and of the update. A step that is not finite leaves the moments alone.
         """
+
         def of_chunk(tensors: list[Tensor]) -> list[Tensor]:
             return [t.view(-1)[s.start : s.stop] for t, s in zip(tensors, chunk, strict=True)]
 
@@ -70,19 +72,40 @@ class Lamb(Rule):
         descent = list(self.buffer[: sum(sizes)].split(sizes))
         for owner, value, out in zip(owners, values, descent, strict=True):
             torch.mul(value, 0.0 if self.config.decoupled_decay else -owner.settings.weight_decay, out=out)
-        self._subtract_adam(descent, grads, of_chunk([p.state["exp_avg"] for p in owners]),
-                            of_chunk([p.state["exp_avg_sq"] for p in owners]), step)
+        self._subtract_adam(
+            descent,
+            grads,
+            of_chunk([p.state["exp_avg"] for p in owners]),
+            of_chunk([p.state["exp_avg_sq"] for p in owners]),
+            step,
+        )
         torch._foreach_copy_(grads, descent)
         return torch.stack(torch._foreach_norm(values + descent)).view(2, -1).T
 
-    def _subtract_adam(self, values: list[Tensor], grads: list[Tensor], first: list[Tensor], second: list[Tensor],
-                       step: Step) -> None:
+    def _subtract_adam(
+        self, values: list[Tensor], grads: list[Tensor], first: list[Tensor], second: list[Tensor], step: Step
+    ) -> None:
         """values -= r, by torch's fused Adam with learning rate 1; after infinitely many steps it corrects no bias."""
         updates = step.updates if self.config.bias_correction else torch.full_like(step.updates, math.inf)
         beta1, beta2 = self.config.betas
-        adamw(values, grads, first, second, [], list(updates.repeat(len(values)).unbind()), fused=True,
-              grad_scale=step.grad_scale, found_inf=1.0 - step.finite, amsgrad=False, beta1=beta1, beta2=beta2,
-              lr=1.0, weight_decay=0.0, eps=self.config.eps, maximize=False)
+        adamw(
+            values,
+            grads,
+            first,
+            second,
+            [],
+            list(updates.repeat(len(values)).unbind()),
+            fused=True,
+            grad_scale=step.grad_scale,
+            found_inf=1.0 - step.finite,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=1.0,
+            weight_decay=0.0,
+            eps=self.config.eps,
+            maximize=False,
+        )
 
     def _trust_ratios(self, norms: Tensor) -> Tensor:
         """norms: [tensors, 2], of x and of its update -> [pieces], line 11 with phi the identity."""

@@ -19,8 +19,9 @@ class ScheduleConfig:
     stable_decay: constant, then over the last `decay_fraction` of the steps linearly down (Hu et al. 2024, MiniCPM).
     """
 
-    name: Literal["warmup_cosine", "warmup_linear", "warmup_polynomial", "inverse_sqrt", "constant",
-                  "warmup_stable_decay"]
+    name: Literal[
+        "warmup_cosine", "warmup_linear", "warmup_polynomial", "inverse_sqrt", "constant", "warmup_stable_decay"
+    ]
     warmup_steps: NonNegative = 0
     min_ratio: Fraction = 0.0
     decay_fraction: Fraction = 0.2

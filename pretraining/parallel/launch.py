@@ -85,16 +85,31 @@ def start_world(launch: Launch, tensor_parallel: int = 1, timeout_seconds: float
     # we and DeepSpeed call collectives by names that newer torch versions deprecate, at every step
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", rank=launch.rank, world_size=launch.size,
-                                timeout=timedelta(seconds=timeout_seconds))
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            rank=launch.rank,
+            world_size=launch.size,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
     host_group = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
     data_size = launch.size // tensor_parallel
     data_rank, tensor_rank = divmod(launch.rank, tensor_parallel)
     data_group, tensor_group = dist.group.WORLD, None
     if tensor_parallel > 1:
         data_group, tensor_group = _megatron_groups(tensor_parallel)
-    return World(launch.rank, launch.size, device, data_rank, data_size, tensor_rank, tensor_parallel, host_group,
-                 dist.new_group(backend="gloo"), data_group, tensor_group)
+    return World(
+        launch.rank,
+        launch.size,
+        device,
+        data_rank,
+        data_size,
+        tensor_rank,
+        tensor_parallel,
+        host_group,
+        dist.new_group(backend="gloo"),
+        data_group,
+        tensor_group,
+    )
 
 
 def _megatron_groups(tensor_parallel: int) -> tuple[Any, Any]:

@@ -55,23 +55,41 @@ class MegatronLayers:
     def __init__(self, world: World, sequence_parallel: bool) -> None:
         self.group, self.sequence_parallel = world.tensor_group, sequence_parallel
         self.size, self.rank = world.tensor_size, world.tensor_rank
-        self.config = ModelParallelConfig(tensor_model_parallel_size=self.size, use_cpu_initialization=True,
-                                          sequence_parallel=sequence_parallel, perform_initialization=False,
-                                          params_dtype=torch.float32)
+        self.config = ModelParallelConfig(
+            tensor_model_parallel_size=self.size,
+            use_cpu_initialization=True,
+            sequence_parallel=sequence_parallel,
+            perform_initialization=False,
+            params_dtype=torch.float32,
+        )
 
     def column(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
-        layer = _Column(in_features, out_features, bias=bias, gather_output=False, config=self.config,
-                        init_method=_leave_empty, tp_group=self.group)
+        layer = _Column(
+            in_features,
+            out_features,
+            bias=bias,
+            gather_output=False,
+            config=self.config,
+            init_method=_leave_empty,
+            tp_group=self.group,
+        )
         return _sharded(layer, weight=0, bias=0)
 
     def row(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
-        layer = _Row(in_features, out_features, bias=bias, input_is_parallel=True, skip_bias_add=False,
-                     config=self.config, init_method=_leave_empty, tp_group=self.group)
+        layer = _Row(
+            in_features,
+            out_features,
+            bias=bias,
+            input_is_parallel=True,
+            skip_bias_add=False,
+            config=self.config,
+            init_method=_leave_empty,
+            tp_group=self.group,
+        )
         return _sharded(self.split(layer, "bias") if bias else layer, weight=1)
 
     def embedding(self, num_embeddings: int, features: int) -> nn.Module:
-        layer = _Embedding(num_embeddings, features, init_method=_leave_empty, config=self.config,
-                           tp_group=self.group)
+        layer = _Embedding(num_embeddings, features, init_method=_leave_empty, config=self.config, tp_group=self.group)
         return _sharded(layer, weight=0)
 
     def parameter(self, shape: tuple[int, ...], dim: int) -> nn.Parameter:

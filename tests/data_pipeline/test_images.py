@@ -38,14 +38,19 @@ def prepared(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*"))
-            if p.is_file() and p.name != ".lock"}
+    return {
+        str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file() and p.name != ".lock"
+    }
 
 
 def all_images(root: Path, split: str) -> list[EncodedImage]:
     reader = ImageReader(load_manifest(root), split)
-    return [reader.read_document(shard, block, i) for shard, blocks in enumerate(reader.blocks_per_shard)
-            for block in range(blocks) for i in range(len(reader.document_lengths(shard, block)))]
+    return [
+        reader.read_document(shard, block, i)
+        for shard, blocks in enumerate(reader.blocks_per_shard)
+        for block in range(blocks)
+        for i in range(len(reader.document_lengths(shard, block)))
+    ]
 
 
 def test_every_image_is_there_once_with_its_bytes_and_its_class(source: Path, prepared: Path) -> None:
@@ -89,7 +94,8 @@ def test_workers_and_a_killed_run_change_no_byte(source: Path, prepared: Path, t
 
 
 def test_a_complete_folder_is_left_alone_and_other_settings_are_refused(
-        source: Path, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = contents(prepared)
     assert prepare_images(source, prepared, *SMALL_SHARDS) == 0
     assert "already complete" in capsys.readouterr().out
@@ -134,15 +140,19 @@ def test_whole_numbers_are_ordered_by_value() -> None:
 
 
 def test_broken_images_are_all_named_and_left_out_up_to_the_limit(
-        source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_digits(tmp_path / "in", count=30)
     whole = (folder / "1" / "0001.png").read_bytes()
     (folder / "1" / "cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "2" / "none.png").write_bytes(b"")
     for number in range(5):
         (folder / "1" / f"text{number}.jpg").write_text("no image")
-    named = ["cut.png: ", "none.png: an empty file",
-             *(f"text{number}.jpg: neither a JPEG nor a PNG" for number in range(5))]
+    named = [
+        "cut.png: ",
+        "none.png: an empty file",
+        *(f"text{number}.jpg: neither a JPEG nor a PNG" for number in range(5)),
+    ]
     assert prepare_images(folder, tmp_path / "stops", "corpus.max_bad_images=6") == 2
     error = capsys.readouterr().err
     assert all(name in error for name in named) and " at 0x" not in error
@@ -177,10 +187,16 @@ def test_refused_inputs_name_what_is_wrong(tmp_path: Path, capsys: pytest.Captur
     table.write_text("file,label\nmissing.png,1\n")
     headless = tmp_path / "headless.csv"
     headless.write_text("a.png,1\nb.png,2\n")
-    for path, message in ((empty, "no class folders"), (loose, "void is empty"), (flat, "beside.png"),
-                          (deep, "subfolders are the classes"), (kinds, "moving.gif is of no known kind"),
-                          (tmp_path / "nowhere", "no file or folder"), (table, "line 2: there is no file"),
-                          (headless, "corpus.file_field")):
+    for path, message in (
+        (empty, "no class folders"),
+        (loose, "void is empty"),
+        (flat, "beside.png"),
+        (deep, "subfolders are the classes"),
+        (kinds, "moving.gif is of no known kind"),
+        (tmp_path / "nowhere", "no file or folder"),
+        (table, "line 2: there is no file"),
+        (headless, "corpus.file_field"),
+    ):
         assert prepare_images(path, tmp_path / "out") == 2, path
         assert message in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
@@ -198,9 +214,17 @@ def test_of_several_faults_the_first_ten_are_told(tmp_path: Path, capsys: pytest
     table.write_text("file,label\nin/0/0000.png,\nin/1/0001.png, \nin/2/0002.png\n,1\n" + missing)
     assert prepare("corpus=images", f"corpus.inputs=[{folder},{table}]", f"output={tmp_path / 'out'}") == 2
     told = capsys.readouterr().err
-    for part in ("void is empty", "hollow is empty", "moving.gif is of no known kind", "line 2: label='' is no label",
-                 "line 3: label=' ' is no label", "line 4: label=None is no label", "line 5: file='' names no file",
-                 "missing5.png", "... and 6 more like these"):
+    for part in (
+        "void is empty",
+        "hollow is empty",
+        "moving.gif is of no known kind",
+        "line 2: label='' is no label",
+        "line 3: label=' ' is no label",
+        "line 4: label=None is no label",
+        "line 5: file='' names no file",
+        "missing5.png",
+        "... and 6 more like these",
+    ):
         assert part in told
     assert "missing6.png" not in told and not (tmp_path / "out").exists()
 

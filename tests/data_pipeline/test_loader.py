@@ -58,8 +58,13 @@ def test_loading_in_processes_gives_the_same(corpus, maker, workers):
 
 
 def test_arrays_of_any_type_and_size_leave_a_worker_in_one_tensor():
-    arrays = {"a": np.array([[True, False, True]]), "b": np.arange(6).reshape(2, 3)[:, ::2], "c": np.float32([1.5]),
-              "d": np.zeros((2, 0), np.int64), "e": np.uint8([1, 2, 255])}
+    arrays = {
+        "a": np.array([[True, False, True]]),
+        "b": np.arange(6).reshape(2, 3)[:, ::2],
+        "c": np.float32([1.5]),
+        "d": np.zeros((2, 0), np.int64),
+        "e": np.uint8([1, 2, 255]),
+    }
     out = _Boxed.of(MicroBatch(arrays, {}, 2, 3, 4)).batch_of_views()
     assert (out.samples, out.tokens, out.content_hash) == (2, 3, 4)
     for name, array in arrays.items():

@@ -85,10 +85,7 @@ def test_workers_do_not_change_what_is_written(
     corpus: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("data_pipeline.encoding._CHUNK_CHARACTERS", 5000)
-    assert (
-        run(monkeypatch, f"corpus.inputs=[{corpus}]", f"output={tmp_path / 'o'}", "num_workers=2", *SMALL)
-        == 0
-    )
+    assert run(monkeypatch, f"corpus.inputs=[{corpus}]", f"output={tmp_path / 'o'}", "num_workers=2", *SMALL) == 0
     assert files(tmp_path / "o") == files(prepared)
 
 
@@ -170,9 +167,7 @@ def test_killed_anywhere_the_same_command_gives_the_same_bytes(
     assert process.wait() == -signal.SIGKILL
     written = {path for path in files(output) if not any(p.startswith(".") for p in Path(path).parts)}
     assert "manifest.json" not in written
-    assert all((whole / path).read_bytes() == (output / path).read_bytes() for path in written), (
-        "half-written"
-    )
+    assert all((whole / path).read_bytes() == (output / path).read_bytes() for path in written), "half-written"
     assert start(source, output, num_workers).wait() == 0
     assert files(output) == files(whole)
 
@@ -219,10 +214,7 @@ def test_ready_tokenizer_and_its_warning(
         hard_vocab_limit=False,
         minloglevel=2,
     )
-    assert (
-        run(monkeypatch, *arguments, f"output={tmp_path / 'b'}", f"tokenizer.path={tmp_path / 'm.model'}")
-        == 0
-    )
+    assert run(monkeypatch, *arguments, f"output={tmp_path / 'b'}", f"tokenizer.path={tmp_path / 'm.model'}") == 0
     assert "does not give text back exactly" in capsys.readouterr().out
 
 

@@ -18,29 +18,35 @@ def corpus(seed, longest_sentence=12, documents=40):
 
 def cut_all(documents, packing):
     plan = packing.plan(np.array([len(d.tokens) for d in documents]))
-    return [[(p.document, packing.cut(documents[p.document], p)) for p in plan.pieces(i)]
-            for i in range(plan.num_sequences)]
+    return [
+        [(p.document, packing.cut(documents[p.document], p)) for p in plan.pieces(i)] for i in range(plan.num_sequences)
+    ]
 
 
 @pytest.mark.parametrize("longest_sentence", [2, 12, 200])
 def test_each_token_stands_in_one_span(longest_sentence):
     documents = corpus(1, longest_sentence)
     sequences = cut_all(documents, SentenceSpans(50))
-    tokens = np.concatenate([span.tokens for (_, span), in sequences])
+    tokens = np.concatenate([span.tokens for ((_, span),) in sequences])
     assert np.array_equal(tokens, np.arange(sum(len(d.tokens) for d in documents)))
-    assert min(len(span.tokens) for (_, span), in sequences) > 0
+    assert min(len(span.tokens) for ((_, span),) in sequences) > 0
 
 
 def test_spans_are_whole_sentences_of_about_the_length():
     documents = corpus(2)
     sequences = cut_all(documents, SentenceSpans(50, short_rate=0.0))
     starts = {int(d.tokens[0]) + int(s) for d in documents for s in d.sentences}
-    for (_, span), in sequences:  # the rest of a document can lie within its last sentence
+    for ((_, span),) in sequences:  # the rest of a document can lie within its last sentence
         assert len(span.tokens) < 12 or int(span.tokens[0]) in starts
         assert span.sentences[0] == 0 and all(int(span.tokens[s]) in starts for s in span.sentences[1:])
         assert len(span.tokens) <= 50 + 12
-    whole = [len(span.tokens) for (number, span), (following, _) in
-             zip([s[0] for s in sequences], [s[0] for s in sequences[1:]], strict=False) if number == following]
+    whole = [
+        len(span.tokens)
+        for (number, span), (following, _) in zip(
+            [s[0] for s in sequences], [s[0] for s in sequences[1:]], strict=False
+        )
+        if number == following
+    ]
     assert np.mean(whole) == pytest.approx(50, abs=4)
 
 
@@ -58,8 +64,10 @@ def test_partners_come_from_another_document():
         assert own != other and 0 < len(partner.tokens) <= 100 and partner.sentences[0] == 0
     long_and_short = [*corpus(4, documents=1), *corpus(5, documents=1)]
     long_and_short[0] = Document(np.arange(5000), np.arange(0, 5000, 10))  # more than half of the window
-    assert all(len(pieces) == 2 and pieces[0][0] != pieces[1][0]
-               for pieces in cut_all(long_and_short, SentenceSpans(50, partners=True)))
+    assert all(
+        len(pieces) == 2 and pieces[0][0] != pieces[1][0]
+        for pieces in cut_all(long_and_short, SentenceSpans(50, partners=True))
+    )
     assert all(len(pieces) == 1 for pieces in cut_all(documents[:1], SentenceSpans(50, partners=True)))
 
 

@@ -102,9 +102,7 @@ def test_the_webdataset_library_reads_them(tmp_path: Path) -> None:
     assert len({s["__key__"] for s in samples}) == manifest.splits["train"].samples == len(samples)
     found: list[Any] = []
     for sample in samples:
-        tokens, borders = (
-            np.load(io.BytesIO(sample[f"{m}.npy"]), allow_pickle=False) for m in ("tokens", "documents")
-        )
+        tokens, borders = (np.load(io.BytesIO(sample[f"{m}.npy"]), allow_pickle=False) for m in ("tokens", "documents"))
         found += [tokens[a:b].tolist() for a, b in pairwise(borders)]
     assert found == [d.tokens.tolist() for d in made]
 

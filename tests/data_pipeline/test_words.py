@@ -33,8 +33,12 @@ def test_hugging_face_tokenizers(kind, tmp_path):
     if kind == "byte_level":
         tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="[UNK]"))
         tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special,
-                                      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=320,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
     else:
         tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
         tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()

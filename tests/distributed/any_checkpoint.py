@@ -54,9 +54,18 @@ def _overrides(data: Path, folder: Path, optimizer: str, family: str, layout: st
     engine = [] if layout == "one" else LAYOUTS[layout][1]
     start = [f"train.resume='{checkpoint_folder(folder / source, SAVED)}'"] if source else []
     name = f"{source} to {layout}" if source else layout
-    return [*COMMON, *FAMILIES[family], *OPTIMIZERS[optimizer], *engine, *start, f"train.steps={STEPS}",
-            f"train.checkpoint_every={SAVED}", "train.keep_last=9", f"data.path={data / kind}",
-            f"run_dir={folder / name}"]
+    return [
+        *COMMON,
+        *FAMILIES[family],
+        *OPTIMIZERS[optimizer],
+        *engine,
+        *start,
+        f"train.steps={STEPS}",
+        f"train.checkpoint_every={SAVED}",
+        "train.keep_last=9",
+        f"data.path={data / kind}",
+        f"run_dir={folder / name}",
+    ]
 
 
 def _world(job: Job) -> tuple[int, int, str]:
@@ -88,8 +97,11 @@ def main() -> int:
             run_all(ALL, data, folder, optimizer, family)
             bad = [pair for pair in itertools.product(ALL, ALL) if not holds(folder, *pair)]
             worst = max(difference(folder, *pair) for pair in itertools.product(ALL, ALL))
-            print(f"{optimizer} {family}: {len(ALL)} x {len(ALL)} layouts, {len(bad)} fail {bad}, "
-                  f"largest difference of the loss {worst:.1e}", flush=True)
+            print(
+                f"{optimizer} {family}: {len(ALL)} x {len(ALL)} layouts, {len(bad)} fail {bad}, "
+                f"largest difference of the loss {worst:.1e}",
+                flush=True,
+            )
             failed += len(bad)
     print(f"{(time.time() - began) / 60:.0f} minutes")
     return 1 if failed else 0

@@ -14,8 +14,10 @@ import torch
 from tests.distributed.parity import FAMILIES, OPTIMIZERS, overrides, prepare_data
 from tests.helpers import metrics, pretrain_process
 
-ENGINES = {"torch": ["engine=torch"], **{f"ZeRO-{stage}": ["engine=deepspeed", f"engine.zero_stage={stage}"]
-                                         for stage in (1, 2, 3)}}
+ENGINES = {
+    "torch": ["engine=torch"],
+    **{f"ZeRO-{stage}": ["engine=deepspeed", f"engine.zero_stage={stage}"] for stage in (1, 2, 3)},
+}
 BOUNDS = {"fp32": 1e-4, "bf16": 2e-2}  # of the loss: other kernels, other orders of sums
 
 
@@ -40,13 +42,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         data = prepare_data(Path(name))
         for optimizer, family in itertools.product(OPTIMIZERS, FAMILIES):
-            reference = {"fp32": train(data, Path(name), optimizer, family, "torch", "fp32", CUDA_VISIBLE_DEVICES=""),
-                         "bf16": train(data, Path(name), optimizer, family, "torch", "bf16")}
+            reference = {
+                "fp32": train(data, Path(name), optimizer, family, "torch", "fp32", CUDA_VISIBLE_DEVICES=""),
+                "bf16": train(data, Path(name), optimizer, family, "torch", "bf16"),
+            }
             for engine, precision in itertools.product(ENGINES, BOUNDS):
                 found = difference(reference[precision], train(data, Path(name), optimizer, family, engine, precision))
                 failed += found > BOUNDS[precision]
-                print(f"{optimizer} {family} {engine} {precision}: largest difference of the loss {found:.1e}"
-                      f"{'' if found <= BOUNDS[precision] else ' FAILS'}", flush=True)
+                print(
+                    f"{optimizer} {family} {engine} {precision}: largest difference of the loss {found:.1e}"
+                    f"{'' if found <= BOUNDS[precision] else ' FAILS'}",
+                    flush=True,
+                )
     print(f"{torch.cuda.get_device_name()}, {os.cpu_count()} cores: {failed} failed")
     return 1 if failed else 0
 

@@ -20,10 +20,23 @@ from tests.images import prepare_images, write_digits
 
 LOSS_BOUND, WEIGHT_BOUND = 1e-5, 1e-4
 STEPS, HEADS = 20, 4
-COMMON = [f"train.steps={STEPS}", "train.global_batch_size=8", "train.micro_batch_size=2", "train.grad_clip=0.5",
-          "train.log_every=1", "train.eval_every=0", "train.checkpoint_every=0", "scheduler.warmup_steps=3",
-          "tracking.wandb=disabled", "data.num_workers=0", "model.num_layers=2", "model.hidden_size=36",
-          f"model.num_heads={HEADS}", "model.intermediate_size=52", "model.dropout=0.0"]
+COMMON = [
+    f"train.steps={STEPS}",
+    "train.global_batch_size=8",
+    "train.micro_batch_size=2",
+    "train.grad_clip=0.5",
+    "train.log_every=1",
+    "train.eval_every=0",
+    "train.checkpoint_every=0",
+    "scheduler.warmup_steps=3",
+    "tracking.wandb=disabled",
+    "data.num_workers=0",
+    "model.num_layers=2",
+    "model.hidden_size=36",
+    f"model.num_heads={HEADS}",
+    "model.intermediate_size=52",
+    "model.dropout=0.0",
+]
 OPTIMIZERS = {
     "adamw": ["optimizer=adamw", "optimizer.lr=2e-3", "optimizer.eps=1e-6"],
     "lamb": ["optimizer=lamb", "optimizer.lr=5e-3"],
@@ -33,15 +46,34 @@ TEXT = ["model.max_seq_len=32"]
 FAMILIES = {
     "bert": [*TEXT, "model=bert_debug", "objective=masked_lm", "train.freeze=['position_embedding.*']"],
     "gpt": [*TEXT, "model=gpt_debug", "train.freeze=['blocks.0.mlp_norm.*']"],
-    "t5": [*TEXT, "model=t5_debug", "objective=span_corruption", "model.tied_head=true", "model.head_dim=14",
-           "train.freeze=['encoder.blocks.0.mlp.up.weight']"],
-    "vit": ["model=vit_debug", "objective=image_classification", "model.pooling=mean",
-            "train.freeze=['encoder.patch_embedding.*']"],
+    "t5": [
+        *TEXT,
+        "model=t5_debug",
+        "objective=span_corruption",
+        "model.tied_head=true",
+        "model.head_dim=14",
+        "train.freeze=['encoder.blocks.0.mlp.up.weight']",
+    ],
+    "vit": [
+        "model=vit_debug",
+        "objective=image_classification",
+        "model.pooling=mean",
+        "train.freeze=['encoder.patch_embedding.*']",
+    ],
 }
 RELATIVES = {  # options of a family, and a relative: under tensor parallelism with AdamW
-    "llama": [*TEXT, "model=gpt_debug", "model.hidden_size=48", "model.positions=rotary", "model.norm=rmsnorm",
-              "model.activation=swiglu", "model.bias=false", "model.tied_head=false", "model.num_kv_heads=4",
-              "model.num_heads=8"],
+    "llama": [
+        *TEXT,
+        "model=gpt_debug",
+        "model.hidden_size=48",
+        "model.positions=rotary",
+        "model.norm=rmsnorm",
+        "model.activation=swiglu",
+        "model.bias=false",
+        "model.tied_head=false",
+        "model.num_kv_heads=4",
+        "model.num_heads=8",
+    ],
     "mae": ["model=mae_debug", "objective=masked_image", "model.decoder_num_heads=4"],
 }
 LAYOUTS = {  # name -> (ranks, overrides)
@@ -90,8 +122,15 @@ def overrides(data: Path, folder: Path, case: Case) -> list[str]:
     group = [o for o in every[family] if o.split("=")[0] in ("model", "objective")]
     rest = [o for o in every[family] if o not in group]
     engine = [] if layout == "one" else LAYOUTS[layout][1]
-    return [*group, *COMMON, *rest, *OPTIMIZERS[optimizer], *engine, f"data.path={data / kind}",
-            f"run_dir={folder / '-'.join(case).replace(' ', '')}"]
+    return [
+        *group,
+        *COMMON,
+        *rest,
+        *OPTIMIZERS[optimizer],
+        *engine,
+        f"data.path={data / kind}",
+        f"run_dir={folder / '-'.join(case).replace(' ', '')}",
+    ]
 
 
 def prepare_data(folder: Path) -> Path:
@@ -100,8 +139,17 @@ def prepare_data(folder: Path) -> Path:
 
     library = Path(sysconfig.get_path("stdlib"))
     files = ",".join(str(library / f"{m}.py") for m in ("argparse", "ast", "enum", "inspect", "typing"))
-    assert prepare(f"corpus.inputs=[{files}]", f"output={folder / 'text'}", "tokenizer.vocab_size=400",
-                   "valid_fraction=0.1", "num_workers=1", "corpus.max_document_bytes=8192") == 0
+    assert (
+        prepare(
+            f"corpus.inputs=[{files}]",
+            f"output={folder / 'text'}",
+            "tokenizer.vocab_size=400",
+            "valid_fraction=0.1",
+            "num_workers=1",
+            "corpus.max_document_bytes=8192",
+        )
+        == 0
+    )
     assert prepare_images(write_digits(folder / "digits", count=200), folder / "images", "valid_fraction=0.1") == 0
     return folder
 
@@ -153,21 +201,38 @@ def _tensor_differences(expected: dict[str, torch.Tensor], found: dict[str, torc
 
 
 def table(results: dict[Case, Difference], seconds: float) -> str:
-    lines = ["# Parity of the layouts", "", (__doc__ or "").strip().splitlines()[-1], "",
-             f"`make parity`: {len(results)} runs against one process, {seconds / 60:.0f} minutes on two CPU cores, "
-             f"torch {torch.__version__.split('+')[0]}, gloo. Each cell: largest difference of the loss at any step "
-             f"(bound {LOSS_BOUND:.0e}) / of any parameter tensor at step {STEPS}, relative to its norm (bound "
-             f"{WEIGHT_BOUND:.0e}).", "", LEFT_OUT, ""]
+    lines = [
+        "# Parity of the layouts",
+        "",
+        (__doc__ or "").strip().splitlines()[-1],
+        "",
+        f"`make parity`: {len(results)} runs against one process, {seconds / 60:.0f} minutes on two CPU cores, "
+        f"torch {torch.__version__.split('+')[0]}, gloo. Each cell: largest difference of the loss at any step "
+        f"(bound {LOSS_BOUND:.0e}) / of any parameter tensor at step {STEPS}, relative to its norm (bound "
+        f"{WEIGHT_BOUND:.0e}).",
+        "",
+        LEFT_OUT,
+        "",
+    ]
     for optimizer in OPTIMIZERS:
         families = [f for f in FAMILIES | RELATIVES if any(case[:2] == (optimizer, f) for case in results)]
         if families:
-            lines += [f"## {optimizer}", "", f"| layout | {' | '.join(families)} |",
-                      "| --- " * (len(families) + 1) + "|"]
+            lines += [
+                f"## {optimizer}",
+                "",
+                f"| layout | {' | '.join(families)} |",
+                "| --- " * (len(families) + 1) + "|",
+            ]
         for layout in LAYOUTS if families else ():
             cells = [results.get((optimizer, family, layout)) for family in families]
-            lines.append(f"| {layout} | " + " | ".join(
-                "-" if d is None else f"{d.loss:.1e} / {d.weight:.1e}{'' if d.holds else ' **FAILS**'}"
-                for d in cells) + " |")
+            lines.append(
+                f"| {layout} | "
+                + " | ".join(
+                    "-" if d is None else f"{d.loss:.1e} / {d.weight:.1e}{'' if d.holds else ' **FAILS**'}"
+                    for d in cells
+                )
+                + " |"
+            )
         lines.append("")
     return "\n".join(lines)
 
@@ -175,8 +240,11 @@ def table(results: dict[Case, Difference], seconds: float) -> str:
 def cases() -> list[Case]:
     """MAE's 17 tokens do not divide under sequence parallelism: it is refused."""
     split = [layout for layout, (_, engine) in LAYOUTS.items() if tensor_parallel(engine) > 1]
-    relatives = [("adamw", family, layout) for family, layout in itertools.product(RELATIVES, split)
-                 if (family, "SP") != ("mae", layout[-2:])]
+    relatives = [
+        ("adamw", family, layout)
+        for family, layout in itertools.product(RELATIVES, split)
+        if (family, "SP") != ("mae", layout[-2:])
+    ]
     return [*itertools.product(OPTIMIZERS, FAMILIES, LAYOUTS), *relatives]
 
 

@@ -8,9 +8,17 @@ from pretraining.optim.shards import Layout
 from tests.distributed.parity import LOSS_BOUND, WEIGHT_BOUND, compare, difference, overrides, prepare_data
 from tests.helpers import run_world, train_alone, train_in_world
 
-CASES = [("adafactor", "vit", "DDP x2"), ("lamb", "gpt", "ZeRO-3 x2"), ("adafactor", "t5", "ZeRO-2 x2"),
-         ("adamw", "bert", "TP2 + SP"), ("adafactor", "t5", "TP2 + SP"), ("lamb", "gpt", "TP2 x DP2"),
-         ("adafactor", "t5", "TP2 x ZeRO-3"), ("adamw", "llama", "TP2 + SP"), ("adamw", "mae", "TP2")]
+CASES = [
+    ("adafactor", "vit", "DDP x2"),
+    ("lamb", "gpt", "ZeRO-3 x2"),
+    ("adafactor", "t5", "ZeRO-2 x2"),
+    ("adamw", "bert", "TP2 + SP"),
+    ("adafactor", "t5", "TP2 + SP"),
+    ("lamb", "gpt", "TP2 x DP2"),
+    ("adafactor", "t5", "TP2 x ZeRO-3"),
+    ("adamw", "llama", "TP2 + SP"),
+    ("adamw", "mae", "TP2"),
+]
 
 
 @pytest.fixture(scope="module")

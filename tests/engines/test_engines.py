@@ -19,8 +19,17 @@ BAD = ["train.precision=fp16", "train.steps=4"]
 
 
 def overrides(corpus, run_dir, *more):
-    return [*TINY, f"data.path={corpus}", f"run_dir={run_dir}", f"train.steps={STEPS}", "model.dropout=0.0",
-            "scheduler=constant", "train.grad_clip=0.5", "optimizer.layer_decay=0.7", *more]
+    return [
+        *TINY,
+        f"data.path={corpus}",
+        f"run_dir={run_dir}",
+        f"train.steps={STEPS}",
+        "model.dropout=0.0",
+        "scheduler=constant",
+        "train.grad_clip=0.5",
+        "optimizer.layer_decay=0.7",
+        *more,
+    ]
 
 
 def trainer_of(world, *overrides):
@@ -32,8 +41,9 @@ def train_with_a_bad_step(world, *overrides):
     """The losses of step 2 are infinite."""
     trainer = trainer_of(world, *overrides)
     forward = trainer.engine.forward
-    trainer.engine.forward = lambda batch: {term: loss * (math.inf if trainer.step == 1 else 1.0)
-                                            for term, loss in forward(batch).items()}
+    trainer.engine.forward = lambda batch: {
+        term: loss * (math.inf if trainer.step == 1 else 1.0) for term, loss in forward(batch).items()
+    }
     trainer.fit()
 
 
@@ -66,8 +76,14 @@ def test_equals_one_process(runs, layout):
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_zero_times_tensor_parallel_without_data_parallel(runs, corpus, tmp_path, stage):
-    run_world(2, train_in_world, *overrides(corpus, tmp_path / "run", "engine=deepspeed", "engine.tensor_parallel=2",
-                                            f"engine.zero_stage={stage}"), tensor_parallel=2)
+    run_world(
+        2,
+        train_in_world,
+        *overrides(
+            corpus, tmp_path / "run", "engine=deepspeed", "engine.tensor_parallel=2", f"engine.zero_stage={stage}"
+        ),
+        tensor_parallel=2,
+    )
     require_same(runs, tmp_path / "run")
 
 
@@ -118,8 +134,10 @@ def test_the_reference_hands_layer_decay_on(corpus, tmp_path):
     """The others are compared with it."""
     engine = trainer_of(start_world(Launch()), *overrides(corpus, tmp_path / "r")).engine
     scales = {piece.fragment.name: piece.settings.lr_scale for piece in engine.optimizer.pieces}
-    assert [scales[name] for name in ("token_embedding.weight", "blocks.0.mlp.up.weight", "blocks.1.mlp.up.weight",
-                                      "final_norm.weight")] == [0.7**3, 0.7**2, 0.7, 1.0]
+    assert [
+        scales[name]
+        for name in ("token_embedding.weight", "blocks.0.mlp.up.weight", "blocks.1.mlp.up.weight", "final_norm.weight")
+    ] == [0.7**3, 0.7**2, 0.7, 1.0]
 
 
 def test_two_runs_of_different_layouts_share_a_checkpoint(runs, corpus, tmp_path):

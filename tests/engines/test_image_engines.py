@@ -10,12 +10,29 @@ import pytest
 from tests.helpers import metrics, run_world, train_alone, train_in_world
 from tests.images import prepare_images, write_digits
 
-COMMON = ("train.global_batch_size=8", "train.micro_batch_size=2", "train.log_every=1", "train.eval_every=0",
-          "train.checkpoint_every=0", "scheduler=constant", "scheduler.warmup_steps=2", "optimizer.eps=1e-6",
-          "tracking.wandb=disabled", "data.num_workers=0", "train.steps=3")
-FAMILIES = {"vit": ("model=vit_debug", "objective=image_classification", "objective.mixup=0.2", "objective.cutmix=1.0",
-                    "objective.rand_augment_ops=2"),
-            "mae": ("model=mae_debug", "objective=masked_image")}
+COMMON = (
+    "train.global_batch_size=8",
+    "train.micro_batch_size=2",
+    "train.log_every=1",
+    "train.eval_every=0",
+    "train.checkpoint_every=0",
+    "scheduler=constant",
+    "scheduler.warmup_steps=2",
+    "optimizer.eps=1e-6",
+    "tracking.wandb=disabled",
+    "data.num_workers=0",
+    "train.steps=3",
+)
+FAMILIES = {
+    "vit": (
+        "model=vit_debug",
+        "objective=image_classification",
+        "objective.mixup=0.2",
+        "objective.cutmix=1.0",
+        "objective.rand_augment_ops=2",
+    ),
+    "mae": ("model=mae_debug", "objective=masked_image"),
+}
 SMALL = ("model.num_layers=2", "model.hidden_size=16", "model.num_heads=2")
 LAYOUTS = {"ddp": (), **{f"zero{s}": ("engine=deepspeed", f"engine.zero_stage={s}") for s in (1, 2, 3)}}
 
@@ -63,5 +80,6 @@ def test_a_resumed_run_draws_the_same_drop_path(data: Path, tmp_path: Path) -> N
     train_alone(*overrides(data, tmp_path / "half", "vit", *random, "train.steps=2"))
     train_alone(*overrides(data, tmp_path / "half", "vit", *random))
     whole, resumed = metrics(tmp_path / "whole"), metrics(tmp_path / "half")
-    assert [(line["loss"], line["grad_norm"]) for line in resumed.values()] == \
-        [(line["loss"], line["grad_norm"]) for line in whole.values()]
+    assert [(line["loss"], line["grad_norm"]) for line in resumed.values()] == [
+        (line["loss"], line["grad_norm"]) for line in whole.values()
+    ]

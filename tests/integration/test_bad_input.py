@@ -21,8 +21,9 @@ def run(data, tmp_path, capfd):
     """pretrain with these overrides -> (exit code, what it said)."""
 
     def pretrain(*overrides):
-        code = command("pretraining.train", *TINY, f"data.path={data}", f"run_dir={tmp_path / 'run'}",
-                       "train.steps=2", *overrides)
+        code = command(
+            "pretraining.train", *TINY, f"data.path={data}", f"run_dir={tmp_path / 'run'}", "train.steps=2", *overrides
+        )
         return code, capfd.readouterr().err
 
     return pretrain
@@ -77,9 +78,17 @@ def test_another_vocabulary_than_the_models(run, tmp_path):
     assert code == EXIT_INPUT_ERROR and "50257" in said and only_a_verdict(tmp_path / "run")
 
 
-@pytest.mark.parametrize("change", ["model.num_layers=1", "objective.cross_document_attention=true",
-                                    "optimizer.lr=1e-2", "train.seed=9", "train.global_batch_size=4",
-                                    "data.seq_len=16"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "model.num_layers=1",
+        "objective.cross_document_attention=true",
+        "optimizer.lr=1e-2",
+        "train.seed=9",
+        "train.global_batch_size=4",
+        "data.seq_len=16",
+    ],
+)
 def test_a_run_dir_that_holds_another_run(run, tmp_path, change):
     assert run()[0] == 0
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != "verdict.json"}

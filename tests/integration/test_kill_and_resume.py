@@ -17,11 +17,29 @@ STEPS = 40
 
 def start(corpus, run_dir, *more, ranks=1):
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port())]
-    command = [sys.executable, *(launcher if ranks > 1 else []), "-m", "pretraining.train", *TINY,
-               f"data.path={corpus}", f"run_dir={run_dir}", f"train.steps={STEPS}", "train.checkpoint_every=4",
-               "model.dropout=0.1", "data.num_workers=1", *more]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        *(launcher if ranks > 1 else []),
+        "-m",
+        "pretraining.train",
+        *TINY,
+        f"data.path={corpus}",
+        f"run_dir={run_dir}",
+        f"train.steps={STEPS}",
+        "train.checkpoint_every=4",
+        "model.dropout=0.1",
+        "data.num_workers=1",
+        *more,
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def wait_for_step(run_dir, step, process):

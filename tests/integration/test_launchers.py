@@ -31,18 +31,34 @@ def same(run_dir, plain):
 
 
 def test_torchrun(corpus, tmp_path, plain):
-    done = run_process(str(BIN / "torchrun"), "--nproc-per-node", "2", "--master-port", str(free_port()), "-m",
-                       "pretraining.train", *overrides(corpus, tmp_path / "run"))
+    done = run_process(
+        str(BIN / "torchrun"),
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+        "-m",
+        "pretraining.train",
+        *overrides(corpus, tmp_path / "run"),
+    )
     assert done.returncode == 0, done.stderr
     same(tmp_path / "run", plain)
 
 
 def test_deepspeed_launcher(corpus, tmp_path, plain):
     """It appends --local_rank=N to the arguments."""
-    done = run_process(str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port()),
-                       "--module", "pretraining.train",
-                       *overrides(corpus, tmp_path / "run", "engine=deepspeed", "engine.zero_stage=1"),
-                       DS_ACCELERATOR="cpu", PATH=f"{BIN}:{os.environ['PATH']}")
+    done = run_process(
+        str(BIN / "deepspeed"),
+        "--num_gpus",
+        "2",
+        "--master_port",
+        str(free_port()),
+        "--module",
+        "pretraining.train",
+        *overrides(corpus, tmp_path / "run", "engine=deepspeed", "engine.zero_stage=1"),
+        DS_ACCELERATOR="cpu",
+        PATH=f"{BIN}:{os.environ['PATH']}",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     same(tmp_path / "run", plain)
 
@@ -57,10 +73,16 @@ def test_srun_environment_and_a_run_dir_that_rank_0_names(corpus, tmp_path, plai
     assert read_json(run_dir / "verdict.json") == {"exit_code": 0, "reason": "done"}
 
 
-@pytest.mark.parametrize("size, engine", [
-    (2, ("engine=torch",)), (2, ("engine=deepspeed", "engine.zero_stage=2")),
-    (2, ("engine=megatron", "engine.tensor_parallel=2")), (1, ("engine=deepspeed",)),
-], ids=["ddp", "zero2", "tp2", "deepspeed alone"])
+@pytest.mark.parametrize(
+    "size, engine",
+    [
+        (2, ("engine=torch",)),
+        (2, ("engine=deepspeed", "engine.zero_stage=2")),
+        (2, ("engine=megatron", "engine.tensor_parallel=2")),
+        (1, ("engine=deepspeed",)),
+    ],
+    ids=["ddp", "zero2", "tp2", "deepspeed alone"],
+)
 def test_the_command_ends_without_winding_up_the_interpreter(corpus, tmp_path, size, engine):
     """Threads of process groups are alive by then: one that dropped a tensor meanwhile would abort a perfect run."""
     ranks = start_ranks(size, *overrides(corpus, tmp_path / "run", *engine), program=("-c", WOUND_UP))

@@ -9,19 +9,41 @@ import pytest
 from tests.helpers import ROOT, command, metrics, run_process, train_alone, valid_losses
 
 BIN = Path(sys.executable).parent
-SHORT = ("train.steps=4", "scheduler.warmup_steps=2", "train.eval_every=0", "train.checkpoint_every=0",
-         "train.global_batch_size=4", "train.micro_batch_size=4", "data.num_workers=0", "tracking.wandb=disabled")
+SHORT = (
+    "train.steps=4",
+    "scheduler.warmup_steps=2",
+    "train.eval_every=0",
+    "train.checkpoint_every=0",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=4",
+    "data.num_workers=0",
+    "tracking.wandb=disabled",
+)
 
 
 def test_quickstart_shrunk(tmp_path):
     stdlib = Path(sysconfig.get_path("stdlib"))
-    data = run_process(str(BIN / "pretrain-data"), f"corpus.inputs=[{stdlib}/a*.py,{stdlib}/json,{stdlib}/email]",
-                       "corpus.exclude=['*/test/*']", f"output={tmp_path / 'data'}", "tokenizer.vocab_size=512",
-                       "valid_fraction=0.05")
+    data = run_process(
+        str(BIN / "pretrain-data"),
+        f"corpus.inputs=[{stdlib}/a*.py,{stdlib}/json,{stdlib}/email]",
+        "corpus.exclude=['*/test/*']",
+        f"output={tmp_path / 'data'}",
+        "tokenizer.vocab_size=512",
+        "valid_fraction=0.05",
+    )
     assert data.returncode == 0, data.stderr
-    run = run_process(str(BIN / "pretrain"), "experiment=quickstart_gpt", f"data.path={tmp_path / 'data'}",
-                      f"run_dir={tmp_path / 'run'}", "train.steps=12", "train.eval_every=6", "train.eval_batches=1",
-                      "scheduler.warmup_steps=3", "model.max_seq_len=64", "train.checkpoint_every=6")
+    run = run_process(
+        str(BIN / "pretrain"),
+        "experiment=quickstart_gpt",
+        f"data.path={tmp_path / 'data'}",
+        f"run_dir={tmp_path / 'run'}",
+        "train.steps=12",
+        "train.eval_every=6",
+        "train.eval_batches=1",
+        "scheduler.warmup_steps=3",
+        "model.max_seq_len=64",
+        "train.checkpoint_every=6",
+    )
     assert run.returncode == 0, run.stderr
     first, *_, last = valid_losses(tmp_path / "run").values()
     assert last < first and 12 in metrics(tmp_path / "run")
@@ -56,8 +78,15 @@ def test_vision_families_show_pictures(family, picture, digits, tmp_path):
     assert (tmp_path / "run" / picture).read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("experiment, data", [("quickstart_gpt", "corpus"), ("quickstart_bert", "corpus"),
-                                              ("quickstart_t5", "corpus"), ("quickstart_mae", "digits")])
+@pytest.mark.parametrize(
+    "experiment, data",
+    [
+        ("quickstart_gpt", "corpus"),
+        ("quickstart_bert", "corpus"),
+        ("quickstart_t5", "corpus"),
+        ("quickstart_mae", "digits"),
+    ],
+)
 def test_inspect_shows_what_the_model_is_fed(experiment, data, request, tmp_path, capsys, monkeypatch):
     path = request.getfixturevalue(data)
     monkeypatch.chdir(tmp_path)

@@ -93,8 +93,9 @@ def test_masked_positions_only_equal_all_positions():
     for row, column, label in zip([0, 0, 0, 1, 1, 2], [1, 4, 19, 0, 7, 2], range(5, 11), strict=True):
         everywhere[row, column] = label
     logits = model.head.logits(hidden, torch.arange(20).expand(3, 20))
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), everywhere.flatten(), ignore_index=IGNORED,
-                                                 reduction="sum")
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), everywhere.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
     assert abs(model.head(hidden, positions, labels) - expected) < 1e-4
     assert torch.equal(model.head.logits(hidden, positions)[1, 1], logits[1, 7])
 
@@ -111,8 +112,9 @@ def test_chunked_loss_with_a_bias_is_exact(monkeypatch, rows):
     (2 * loss).backward()
     exact = [t.detach().double().requires_grad_() for t in (hidden, head.weight, head.bias)]
     logits = (exact[0] @ exact[1].T + exact[2])[..., :100]
-    reference = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED,
-                                                  reduction="sum")
+    reference = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
     (2 * reference).backward()
     assert abs(loss.item() / reference.item() - 1) < 1e-6
     for ours, theirs in zip((hidden, head.weight, head.bias), exact, strict=True):

@@ -15,8 +15,15 @@ def preset(name):
     return compose_config("pretrain", [f"model={name}", "data.path=x"], RunConfig).model
 
 
-@pytest.mark.parametrize("name, published", [("gpt2_small", 124_439_808), ("gpt2_medium", 354_823_168),
-                                             ("gpt2_large", 774_030_080), ("gpt2_xl", 1_557_611_200)])
+@pytest.mark.parametrize(
+    "name, published",
+    [
+        ("gpt2_small", 124_439_808),
+        ("gpt2_medium", 354_823_168),
+        ("gpt2_large", 774_030_080),
+        ("gpt2_xl", 1_557_611_200),
+    ],
+)
 def test_parameter_counts_are_the_published_ones(name, published):
     with torch.device("meta"):
         model = preset(name).build(GPT2_VOCABULARY, PlainLayers())
@@ -25,8 +32,11 @@ def test_parameter_counts_are_the_published_ones(name, published):
 
 def test_logits_equal_transformers():
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=300, n_positions=64, n_embd=48, n_layer=3, n_head=4, attn_implementation="eager")).eval()
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=300, n_positions=64, n_embd=48, n_layer=3, n_head=4, attn_implementation="eager"
+        )
+    ).eval()
     ours = GPTConfig("gpt", 3, 48, 4, 64).build(300, PlainLayers()).eval()
     copy_gpt2(theirs, ours)
     tokens = torch.randint(0, 300, (2, 50))
@@ -53,8 +63,11 @@ def copy_gpt2(theirs, ours):
                 norm.load_state_dict({"weight": s[f"{name}.weight"], "bias": s[f"{name}.bias"]})
             block.attention.qkv.weight.copy_(fused(s["attn.c_attn.weight"].T))
             block.attention.qkv.bias.copy_(fused(s["attn.c_attn.bias"])[:, 0])
-            for layer, name in ((block.attention.output, "attn.c_proj"), (block.mlp.up, "mlp.c_fc"),
-                                (block.mlp.down, "mlp.c_proj")):
+            for layer, name in (
+                (block.attention.output, "attn.c_proj"),
+                (block.mlp.up, "mlp.c_fc"),
+                (block.mlp.down, "mlp.c_proj"),
+            ):
                 layer.weight.copy_(s[f"{name}.weight"].T)
                 layer.bias.copy_(s[f"{name}.bias"])
 
@@ -85,8 +98,9 @@ def test_chunked_loss_is_exact(monkeypatch, rows):
     loss.backward()
     exact_hidden, exact_weight = (t.detach().double().requires_grad_() for t in (hidden, weight))
     logits = (exact_hidden @ exact_weight.T)[..., :100]
-    exact = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED,
-                                              reduction="sum")
+    exact = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
     exact.backward()
     assert abs(loss.item() / exact.item() - 1) < 1e-6
     for ours, reference in ((hidden, exact_hidden), (weight, exact_weight)):

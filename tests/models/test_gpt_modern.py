@@ -15,7 +15,9 @@ VOCABULARY = 200
 SHAPE = {"name": "gpt", "num_layers": 3, "hidden_size": 48, "num_heads": 4, "max_seq_len": 64}
 MODERN = {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False}
 CASES = {
-    "gpt2": {}, "gpt2 untied": {"tied_head": False}, "llama": {**MODERN, "tied_head": False},
+    "gpt2": {},
+    "gpt2 untied": {"tied_head": False},
+    "llama": {**MODERN, "tied_head": False},
     "llama grouped": {**MODERN, "num_kv_heads": 2, "intermediate_size": 80, "rotary_base": 500.0, "norm_eps": 1e-6},
 }
 PUBLISHED = {"llama_160m": 162_417_408, "llama_1b": 1_100_048_384, "llama_7b": 6_738_415_616}  # vocabulary 32000
@@ -49,8 +51,9 @@ def test_logits_are_those_of_transformers(case):
     for table in (model.head.weight, model.token_embedding.weight):
         table.data[VOCABULARY:] = 0
     reference, parameters = counterpart(config, VOCABULARY).eval(), dict(model.named_parameters())
-    weights = {e.theirs: e.export(parameters[e.ours].detach()).clone()
-               for e in gpt_huggingface.weight_map(config, VOCABULARY)}
+    weights = {
+        e.theirs: e.export(parameters[e.ours].detach()).clone() for e in gpt_huggingface.weight_map(config, VOCABULARY)
+    }
     missing, unexpected = reference.load_state_dict(weights, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}
     tokens = torch.randint(0, VOCABULARY, (2, 64), generator=torch.Generator().manual_seed(3))
@@ -60,8 +63,9 @@ def test_logits_are_those_of_transformers(case):
         assert torch.equal(entry.restore(weights[entry.theirs]), parameters[entry.ours])
 
 
-@pytest.mark.parametrize("keys", [{**MODERN, "bias": True}, {"norm": "rmsnorm"}, {"num_kv_heads": 2},
-                                  {**MODERN, "positions": "learned"}])
+@pytest.mark.parametrize(
+    "keys", [{**MODERN, "bias": True}, {"norm": "rmsnorm"}, {"num_kv_heads": 2}, {**MODERN, "positions": "learned"}]
+)
 def test_a_combination_without_a_counterpart_is_refused_by_name(keys):
     with pytest.raises(InputError, match=r"model\.positions=.* no Hugging Face model"):
         gpt_huggingface.huggingface_config(GPTConfig(**SHAPE, **keys), VOCABULARY, {})

@@ -15,9 +15,16 @@ from pretraining.parallel.layers import PlainLayers
 VOCABULARY = 200
 SHAPES = {"v1.0": {"activation": "relu", "tied_head": True}, "v1.1": {"activation": "gated_gelu", "tied_head": False}}
 PUBLISHED = {  # with a vocabulary of 32128: those of the released checkpoints
-    "t5_small": 60_506_624, "t5_base": 222_903_552, "t5_large": 737_668_096, "t5_3b": 2_851_598_336,
-    "t5_11b": 11_307_321_344, "t5_v1_1_small": 76_961_152, "t5_v1_1_base": 247_577_856,
-    "t5_v1_1_large": 783_150_080, "t5_v1_1_xl": 2_849_757_184, "t5_v1_1_xxl": 11_135_332_352,
+    "t5_small": 60_506_624,
+    "t5_base": 222_903_552,
+    "t5_large": 737_668_096,
+    "t5_3b": 2_851_598_336,
+    "t5_11b": 11_307_321_344,
+    "t5_v1_1_small": 76_961_152,
+    "t5_v1_1_base": 247_577_856,
+    "t5_v1_1_large": 783_150_080,
+    "t5_v1_1_xl": 2_849_757_184,
+    "t5_v1_1_xxl": 11_135_332_352,
 }
 
 
@@ -34,8 +41,18 @@ class MetaLayers(PlainLayers):
 
 
 def make(version, **keys):
-    config = T5Config(name="t5", num_layers=2, num_decoder_layers=3, hidden_size=32, num_heads=4, head_dim=12,
-                      intermediate_size=48, max_seq_len=256, **SHAPES[version], **keys)
+    config = T5Config(
+        name="t5",
+        num_layers=2,
+        num_decoder_layers=3,
+        hidden_size=32,
+        num_heads=4,
+        head_dim=12,
+        intermediate_size=48,
+        max_seq_len=256,
+        **SHAPES[version],
+        **keys,
+    )
     model = config.build(VOCABULARY, PlainLayers())
     model.initialise(1)
     return config, model.eval()
@@ -47,8 +64,9 @@ def theirs(config, model):
     if not config.tied_head:  # transformers 5 ties the head of every new model
         made.lm_head.weight = nn.Parameter(torch.empty_like(made.lm_head.weight))
     parameters = dict(model.named_parameters())
-    weights = {e.theirs: e.export(parameters[e.ours].detach()).clone()
-               for e in t5_huggingface.weight_map(config, VOCABULARY)}
+    weights = {
+        e.theirs: e.export(parameters[e.ours].detach()).clone() for e in t5_huggingface.weight_map(config, VOCABULARY)
+    }
     missing, unexpected = made.load_state_dict(weights, strict=False)
     assert not unexpected and all("embed_tokens" in name or "lm_head" in name for name in missing)
     return made
@@ -92,8 +110,9 @@ def test_packed_documents_are_computed_as_if_alone():
     inputs = [torch.randint(0, VOCABULARY, (1, n)) for n, _ in sizes]
     targets = [torch.randint(0, VOCABULARY, (1, n)) for _, n in sizes]
     padding = torch.zeros(1, 3, dtype=torch.long)
-    numbers = [torch.cat([torch.full((1, pair[i]), n) for n, pair in enumerate(sizes)] + [padding - 1], dim=1)
-               for i in (0, 1)]
+    numbers = [
+        torch.cat([torch.full((1, pair[i]), n) for n, pair in enumerate(sizes)] + [padding - 1], dim=1) for i in (0, 1)
+    ]
     with torch.no_grad():
         packed = model(torch.cat([*inputs, padding], 1), torch.cat([*targets, padding], 1), *numbers)
         alone = torch.cat([model(a, b) for a, b in zip(inputs, targets, strict=True)], dim=1)

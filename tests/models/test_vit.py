@@ -18,10 +18,21 @@ from pretraining.models.configs import MAEConfig, ViTConfig
 from pretraining.models.vit import DropPath, patchify, sinusoidal_positions, unpatchify
 from pretraining.parallel.layers import PlainLayers
 
-SMALL = ViTConfig(name="vit", num_layers=2, hidden_size=32, num_heads=4, image_size=24, patch_size=8,
-                  intermediate_size=48)
-SMALL_MAE = MAEConfig(name="mae", num_layers=2, hidden_size=32, num_heads=4, image_size=24, patch_size=8,
-                      positions="sinusoidal", decoder_num_layers=1, decoder_hidden_size=16, decoder_num_heads=2)
+SMALL = ViTConfig(
+    name="vit", num_layers=2, hidden_size=32, num_heads=4, image_size=24, patch_size=8, intermediate_size=48
+)
+SMALL_MAE = MAEConfig(
+    name="mae",
+    num_layers=2,
+    hidden_size=32,
+    num_heads=4,
+    image_size=24,
+    patch_size=8,
+    positions="sinusoidal",
+    decoder_num_layers=1,
+    decoder_hidden_size=16,
+    decoder_num_heads=2,
+)
 
 
 def preset(name: str, objective: str) -> Any:
@@ -38,8 +49,10 @@ def write_folder(folder: Path, module: Any, model: Any, config: Any, classes: in
     """The model as a Hugging Face folder, by its family's map."""
     (folder / "config.json").write_text(json.dumps(module.huggingface_config(config, classes, {})))
     ours = model.state_dict()
-    save_file({m.theirs: m.export(ours[m.ours]).contiguous() for m in module.weight_map(config, classes)},
-              folder / "model.safetensors")
+    save_file(
+        {m.theirs: m.export(ours[m.ours]).contiguous() for m in module.weight_map(config, classes)},
+        folder / "model.safetensors",
+    )
 
 
 def restored(folder: Path, module: Any, config: Any, classes: int) -> Any:
@@ -62,9 +75,16 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).detach().abs().max())
 
 
-@pytest.mark.parametrize(("name", "count"), [("vit_tiny", 5_717_416), ("vit_small", 22_050_664),
-                                             ("vit_base", 86_567_656), ("vit_large", 304_326_632),
-                                             ("vit_huge", 632_045_800)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("vit_tiny", 5_717_416),
+        ("vit_small", 22_050_664),
+        ("vit_base", 86_567_656),
+        ("vit_large", 304_326_632),
+        ("vit_huge", 632_045_800),
+    ],
+)
 def test_parameter_counts_are_the_published_ones(name: str, count: int) -> None:
     assert on_meta(preset(name, "image_classification"), 1000).published_parameters() == count
 
@@ -98,8 +118,9 @@ def test_a_published_config_gives_our_keys_back() -> None:
     values = vit.huggingface_config(SMALL, 5, {})
     again = ViTConfig(**vit.from_huggingface_config(values))
     assert again == ViTConfig(**{**vars_of(SMALL), "num_classes": 5})
-    assert MAEConfig(**mae.from_huggingface_config(mae.huggingface_config(SMALL_MAE, 0, {}))) == \
-        MAEConfig(**{**vars_of(SMALL_MAE), "intermediate_size": 128})
+    assert MAEConfig(**mae.from_huggingface_config(mae.huggingface_config(SMALL_MAE, 0, {}))) == MAEConfig(
+        **{**vars_of(SMALL_MAE), "intermediate_size": 128}
+    )
     with pytest.raises(InputError, match="hidden_act"):
         vit.from_huggingface_config({**values, "hidden_act": "relu"})
 
@@ -188,14 +209,19 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 
 def test_flops_of_vit_base_are_the_known_ones() -> None:
     """17.6 billion multiply-adds forward (Touvron et al. 2020, "DeiT", table 5): 2 FLOPs each, three times."""
-    assert on_meta(preset("vit_base", "image_classification"), 1000).flops_per_image() / 6 == \
-        pytest.approx(17.5e9, rel=0.02)
+    assert on_meta(preset("vit_base", "image_classification"), 1000).flops_per_image() / 6 == pytest.approx(
+        17.5e9, rel=0.02
+    )
 
 
-@pytest.mark.parametrize(("change", "key"), [({"patch_size": 7}, "model.patch_size=7"),
-                                             ({"num_heads": 5}, "model.num_heads=5"),
-                                             ({"positions": "sinusoidal", "hidden_size": 30, "num_heads": 3},
-                                              "divides by 4")])
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"patch_size": 7}, "model.patch_size=7"),
+        ({"num_heads": 5}, "model.num_heads=5"),
+        ({"positions": "sinusoidal", "hidden_size": 30, "num_heads": 3}, "divides by 4"),
+    ],
+)
 def test_faults_name_the_key(change: dict[str, Any], key: str) -> None:
     assert any(key in fault for fault in ViTConfig(**{**vars_of(SMALL), **change}).faults())
 

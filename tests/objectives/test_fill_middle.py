@@ -50,7 +50,7 @@ def test_the_parts_make_the_document_without_its_last_tokens(tokenizer):
         tokens = [*tokens["tokens"].tolist(), int(tokens["labels"][-1])]
         if tokenizer.fim_middle in tokens:
             suffix, middle = tokens.index(tokenizer.fim_suffix), tokens.index(tokenizer.fim_middle)
-            whole = tokens[1:suffix] + tokens[middle + 1:] + tokens[suffix + 1:middle]
+            whole = tokens[1:suffix] + tokens[middle + 1 :] + tokens[suffix + 1 : middle]
             assert whole == list(range(10, 107))
 
 

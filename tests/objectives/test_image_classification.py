@@ -28,11 +28,28 @@ from pretraining.objectives.image_views import picture_grid
 from tests.helpers import command, metrics, train_alone
 from tests.images import png
 
-RUN = ("model=vit_debug", "model.num_layers=2", "model.hidden_size=16", "model.num_heads=2", "model.image_size=8",
-       "model.patch_size=4", "objective=image_classification", "objective.mixup=0.5", "objective.cutmix=1.0",
-       "objective.rand_augment_ops=2", "train.steps=2", "train.global_batch_size=8", "train.micro_batch_size=2",
-       "train.log_every=1", "train.eval_every=0", "train.checkpoint_every=0", "scheduler.warmup_steps=2",
-       "tracking.wandb=disabled", "data.num_workers=0", "data.window_blocks=2")
+RUN = (
+    "model=vit_debug",
+    "model.num_layers=2",
+    "model.hidden_size=16",
+    "model.num_heads=2",
+    "model.image_size=8",
+    "model.patch_size=4",
+    "objective=image_classification",
+    "objective.mixup=0.5",
+    "objective.cutmix=1.0",
+    "objective.rand_augment_ops=2",
+    "train.steps=2",
+    "train.global_batch_size=8",
+    "train.micro_batch_size=2",
+    "train.log_every=1",
+    "train.eval_every=0",
+    "train.checkpoint_every=0",
+    "scheduler.warmup_steps=2",
+    "tracking.wandb=disabled",
+    "data.num_workers=0",
+    "data.window_blocks=2",
+)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -164,8 +181,11 @@ def test_mixing_weights_follow_the_beta_distribution() -> None:
 
 def test_loss_of_a_mixed_smoothed_image_by_hand() -> None:
     maker, model = objective(label_smoothing=0.3, mixup=0.2), Scores([2.0, 1.0, 0.0])
-    batch = {"images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "labels": torch.tensor([[0, 1], [2, 2]]),
-             "weights": torch.tensor([0.75, 1.0])}
+    batch = {
+        "images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        "labels": torch.tensor([[0, 1], [2, 2]]),
+        "weights": torch.tensor([0.75, 1.0]),
+    }
     log = torch.tensor([2.0, 1.0, 0.0]).log_softmax(0)
     target = torch.tensor([[0.75 * 0.7 + 0.1, 0.25 * 0.7 + 0.1, 0.1], [0.1, 0.1, 0.8]])
     losses = maker.loss(model.train(), batch)
@@ -191,12 +211,19 @@ def test_normalisation_by_hand() -> None:
     assert config.visible(config.normalise(images)[0]).flatten().tolist() == [255, 255, 255]
 
 
-@pytest.mark.parametrize("override, right", [
-    ("crop_scale=[0.9,0.1]", "the smaller bound stands first"), ("crop_scale=[5,9]", "less than or equal to 1"),
-    ("crop_scale=[0,1]", "greater than 0"), ("crop_ratio=[2,1]", "the smaller bound stands first"),
-    ("std=[0,1,1]", "greater than 0")])
-def test_views_that_cannot_be_are_told_by_their_key(override: str, right: str,
-                                                    capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "override, right",
+    [
+        ("crop_scale=[0.9,0.1]", "the smaller bound stands first"),
+        ("crop_scale=[5,9]", "less than or equal to 1"),
+        ("crop_scale=[0,1]", "greater than 0"),
+        ("crop_ratio=[2,1]", "the smaller bound stands first"),
+        ("std=[0,1,1]", "greater than 0"),
+    ],
+)
+def test_views_that_cannot_be_are_told_by_their_key(
+    override: str, right: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command("pretraining.train", *RUN, "data.path=x", f"objective.{override}") == 2
     told = capsys.readouterr().err
     assert f"objective.{override.split('=')[0]}: " in told and right in told
@@ -248,25 +275,43 @@ def test_lines_count_images_and_evaluations_tell_accuracy(digits: Path, tmp_path
 
 @pytest.mark.parametrize("experiment", ["vit_s16_imagenet", "mae_vit_base"])
 def test_recipes_take_two_shrunken_steps(experiment: str, digits: Path, tmp_path: Path) -> None:
-    train_alone(f"experiment={experiment}", f"data.path={digits}", f"run_dir={tmp_path}", "model.num_layers=1",
-                       "model.hidden_size=16", "model.num_heads=2", "model.image_size=32", "train.steps=2",
-                       "train.global_batch_size=4", "train.micro_batch_size=4", "train.eval_every=2",
-                       "train.eval_batches=1", "train.checkpoint_every=0", "train.log_every=1", "data.num_workers=0",
-                       "scheduler.warmup_steps=1", "train.precision=fp32", "tracking.wandb=disabled")
+    train_alone(
+        f"experiment={experiment}",
+        f"data.path={digits}",
+        f"run_dir={tmp_path}",
+        "model.num_layers=1",
+        "model.hidden_size=16",
+        "model.num_heads=2",
+        "model.image_size=32",
+        "train.steps=2",
+        "train.global_batch_size=4",
+        "train.micro_batch_size=4",
+        "train.eval_every=2",
+        "train.eval_batches=1",
+        "train.checkpoint_every=0",
+        "train.log_every=1",
+        "data.num_workers=0",
+        "scheduler.warmup_steps=1",
+        "train.precision=fp32",
+        "tracking.wandb=disabled",
+    )
     assert len(metrics(tmp_path)) == 2
 
 
-def test_data_and_objective_that_do_not_fit_are_told_at_once(digits: Path, corpus: Path,
-                                                             capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_and_objective_that_do_not_fit_are_told_at_once(
+    digits: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for overrides, message in (
-            (("model=gpt_debug", f"data.path={digits}"), "holds images, objective=causal_lm needs text"),
-            ((*RUN, f"data.path={corpus}"), "holds text, objective=image_classification needs images"),
-            ((*RUN, f"data.path={digits}", "model.num_classes=7"), "model.num_classes=7"),
-            ((*RUN, f"data.path={digits}", "objective=causal_lm"),
-             "does not fit model.name=vit: objective=image_classification does"),
-            (("model=gpt_debug", "objective=masked_image", f"data.path={digits}"),
-             "does not fit model.name=gpt"),
-            ((*RUN, f"data.path={digits}", "data.seq_len=8"), "data.seq_len=8")):
+        (("model=gpt_debug", f"data.path={digits}"), "holds images, objective=causal_lm needs text"),
+        ((*RUN, f"data.path={corpus}"), "holds text, objective=image_classification needs images"),
+        ((*RUN, f"data.path={digits}", "model.num_classes=7"), "model.num_classes=7"),
+        (
+            (*RUN, f"data.path={digits}", "objective=causal_lm"),
+            "does not fit model.name=vit: objective=image_classification does",
+        ),
+        (("model=gpt_debug", "objective=masked_image", f"data.path={digits}"), "does not fit model.name=gpt"),
+        ((*RUN, f"data.path={digits}", "data.seq_len=8"), "data.seq_len=8"),
+    ):
         if "objective=causal_lm" in overrides:
             overrides = tuple(o for o in overrides if "objective." not in o and o != "objective=image_classification")
         assert command("pretraining.train", *overrides) == 2

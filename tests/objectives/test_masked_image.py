@@ -20,8 +20,18 @@ from tests.helpers import metrics, train_alone
 from tests.images import png, prepare_images, write_digits
 
 GRID = PatchGrid(16, 4)
-MODEL = MAEConfig(name="mae", num_layers=2, hidden_size=16, num_heads=2, image_size=16, patch_size=4,
-                  positions="sinusoidal", decoder_num_layers=1, decoder_hidden_size=8, decoder_num_heads=2)
+MODEL = MAEConfig(
+    name="mae",
+    num_layers=2,
+    hidden_size=16,
+    num_heads=2,
+    image_size=16,
+    patch_size=4,
+    positions="sinusoidal",
+    decoder_num_layers=1,
+    decoder_hidden_size=8,
+    decoder_num_heads=2,
+)
 
 
 def objective(**options: float) -> MaskedImage:
@@ -117,12 +127,27 @@ def test_demonstration_keeps_the_visible_patches(normalised: bool, tmp_path: Pat
 
 def test_the_loss_falls(tmp_path: Path) -> None:
     assert prepare_images(write_digits(tmp_path / "in", count=200), tmp_path / "data", "valid_fraction=0.1") == 0
-    train_alone("model=mae_debug", "model.image_size=8", "model.patch_size=2", "model.num_layers=2",
-                       "model.hidden_size=32", "objective=masked_image", f"data.path={tmp_path / 'data'}",
-                       "objective.crop_scale=[0.9,1.0]", "objective.flip_probability=0",
-                       "objective.normalised_pixels=false", "train.steps=40", "train.global_batch_size=16",
-                       "train.micro_batch_size=16", "train.eval_every=0", "train.checkpoint_every=0",
-                       "optimizer.lr=3e-3", "scheduler.warmup_steps=5", "tracking.wandb=disabled",
-                       "data.num_workers=0", f"run_dir={tmp_path / 'run'}")
+    train_alone(
+        "model=mae_debug",
+        "model.image_size=8",
+        "model.patch_size=2",
+        "model.num_layers=2",
+        "model.hidden_size=32",
+        "objective=masked_image",
+        f"data.path={tmp_path / 'data'}",
+        "objective.crop_scale=[0.9,1.0]",
+        "objective.flip_probability=0",
+        "objective.normalised_pixels=false",
+        "train.steps=40",
+        "train.global_batch_size=16",
+        "train.micro_batch_size=16",
+        "train.eval_every=0",
+        "train.checkpoint_every=0",
+        "optimizer.lr=3e-3",
+        "scheduler.warmup_steps=5",
+        "tracking.wandb=disabled",
+        "data.num_workers=0",
+        f"run_dir={tmp_path / 'run'}",
+    )
     lines = metrics(tmp_path / "run")
     assert lines[40]["loss"] < 0.6 * lines[1]["loss"]

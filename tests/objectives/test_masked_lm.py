@@ -19,8 +19,14 @@ from pretraining.parallel.layers import PlainLayers
 
 PAD, UNK, CLS, SEP, MASK = 0, 3, 101, 102, 100
 ORDINARY = np.arange(105) % 100 > 3
-TOKENIZER = SimpleNamespace(pad=PAD, cls=CLS, sep=SEP, mask=MASK, ordinary=ORDINARY,
-                            words=WordPieces(~ORDINARY | (np.arange(105) % 3 == 0), ~ORDINARY))
+TOKENIZER = SimpleNamespace(
+    pad=PAD,
+    cls=CLS,
+    sep=SEP,
+    mask=MASK,
+    ordinary=ORDINARY,
+    words=WordPieces(~ORDINARY | (np.arange(105) % 3 == 0), ~ORDINARY),
+)
 ALWAYS = np.ones(1000, bool)
 
 

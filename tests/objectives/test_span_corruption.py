@@ -43,8 +43,10 @@ def published_helper(inputs_length, noise_density=0.15, mean_noise_span_length=3
     return tokens_length, *to_lengths(tokens_length)
 
 
-@pytest.mark.parametrize(("length", "tokens", "targets", "noise", "spans"), [
-    (128, 141, 29, 21, 7), (512, 568, 114, 85, 28), (1024, 1137, 229, 171, 57)])
+@pytest.mark.parametrize(
+    ("length", "tokens", "targets", "noise", "spans"),
+    [(128, 141, 29, 21, 7), (512, 568, 114, 85, 28), (1024, 1137, 229, 171, 57)],
+)
 def test_counts_are_those_of_the_published_algorithm(length, tokens, targets, noise, spans, tokenizer):
     assert published_helper(length) == (tokens, length, targets)
     assert T5.counts(tokens) == (noise, spans)
@@ -67,7 +69,8 @@ def test_divisions_are_equally_likely():
     rng = np.random.default_rng(0)
     found = [tuple(segments(5, 3, rng)) for _ in range(6000)]
     assert {d: abs(found.count(d) / 6000 - 1 / 6) < 0.02 for d in set(found)} == dict.fromkeys(
-        [(1, 1, 3), (1, 3, 1), (3, 1, 1), (1, 2, 2), (2, 1, 2), (2, 2, 1)], True)
+        [(1, 1, 3), (1, 3, 1), (3, 1, 1), (1, 2, 2), (2, 1, 2), (2, 2, 1)], True
+    )
 
 
 def test_noise_is_spread_over_the_piece_and_spans_are_three_long_on_average():
@@ -186,9 +189,14 @@ def test_what_cannot_work_is_refused(tokenizer):
         build(tokenizer, 512, targets_length=2)
 
 
-@pytest.mark.parametrize("override, right", [
-    ("objective.mean_span_length=0.5", "greater than or equal to 1"), ("objective.noise_density=0", "greater than 0"),
-    ("objective.noise_density=0.9999999", "less than or equal to 0.9")])
+@pytest.mark.parametrize(
+    "override, right",
+    [
+        ("objective.mean_span_length=0.5", "greater than or equal to 1"),
+        ("objective.noise_density=0", "greater than 0"),
+        ("objective.noise_density=0.9999999", "less than or equal to 0.9"),
+    ],
+)
 def test_noise_that_no_text_can_have_is_told_by_its_key(override, right, capsys):
     assert command("pretraining.train", "model=t5_debug", "objective=span_corruption", "data.path=x", override) == 2
     key, value = override.split("=")
@@ -223,6 +231,7 @@ class Oracle(torch.nn.Module):
 
     def forward(self, inputs, decoder_inputs, *documents):
         return torch.nn.functional.pad(decoder_inputs[:, 1:], (0, 1), value=self.wrong)
+
 
 def test_a_demonstration_counts_the_tokens_of_spans_alone(tokenizer):
     objective = build(tokenizer, 128)

@@ -20,20 +20,37 @@ from pretraining.parallel.launch import World
 from tests.helpers import run_world
 
 # Name -> shape and the dimension that tensor parallelism splits.
-SPLIT = {"token_embedding.weight": ((14, 5), 0), "blocks.0.up.weight": ((8, 7), 0), "blocks.0.up.bias": ((8,), 0),
-         "blocks.0.down.weight": ((7, 8), 1), "blocks.0.experts": ((3, 4, 6), 1)}
+SPLIT = {
+    "token_embedding.weight": ((14, 5), 0),
+    "blocks.0.up.weight": ((8, 7), 0),
+    "blocks.0.up.bias": ((8,), 0),
+    "blocks.0.down.weight": ((7, 8), 1),
+    "blocks.0.experts": ((3, 4, 6), 1),
+}
 SHAPES = {name: shape for name, (shape, _) in SPLIT.items()} | {
-    "blocks.0.norm.weight": (7,), "blocks.1.convolution": (4, 3, 2, 5), "blocks.1.gate": (1,),
-    "blocks.1.out.weight": (11, 3), "head.bias": (13,)}
+    "blocks.0.norm.weight": (7,),
+    "blocks.1.convolution": (4, 3, 2, 5),
+    "blocks.1.gate": (1,),
+    "blocks.1.out.weight": (11, 3),
+    "head.bias": (13,),
+}
 
 CONFIGS: dict[str, AdamWConfig | LambConfig | AdafactorConfig] = {
     "adamw": AdamWConfig(name="adamw", lr=1e-2, layer_decay=0.8),
     "lamb": LambConfig(name="lamb", lr=1e-2, layer_decay=0.8),
-    "lamb_options": LambConfig(name="lamb", lr=1e-2, bias_correction=False, trust_clip=(0.5, 1.5), adapt_1d=True,
-                               decoupled_decay=True),
+    "lamb_options": LambConfig(
+        name="lamb", lr=1e-2, bias_correction=False, trust_clip=(0.5, 1.5), adapt_1d=True, decoupled_decay=True
+    ),
     "adafactor": AdafactorConfig(name="adafactor", lr=1e-2, layer_decay=0.8),
-    "adafactor_options": AdafactorConfig(name="adafactor", lr=1e-2, beta1=0.9, weight_decay=0.1,
-                                         scale_parameter=False, relative_step=False, clip_threshold=0.5),
+    "adafactor_options": AdafactorConfig(
+        name="adafactor",
+        lr=1e-2,
+        beta1=0.9,
+        weight_decay=0.1,
+        scale_parameter=False,
+        relative_step=False,
+        clip_threshold=0.5,
+    ),
 }
 BAD_STEP = 7
 
@@ -54,8 +71,10 @@ def values() -> dict[str, Tensor]:
 def gradients(step: int) -> dict[str, Tensor]:
     """Of very different sizes; that of one element is not finite at BAD_STEP."""
     generator = torch.Generator().manual_seed(100 + step)
-    grads = {name: torch.randn(shape, generator=generator) * 10.0 ** (i % 4 - 2)
-             for i, (name, shape) in enumerate(SHAPES.items())}
+    grads = {
+        name: torch.randn(shape, generator=generator) * 10.0 ** (i % 4 - 2)
+        for i, (name, shape) in enumerate(SHAPES.items())
+    }
     if step == BAD_STEP:
         grads["blocks.0.experts"][1, 2, 3] = math.nan
     return grads
@@ -140,12 +159,20 @@ def cut(grid: Grid) -> tuple[Layout, list[Fragment]]:
     across = [dist.new_group(list(range(i, grid.data * grid.tensor, grid.tensor))) for i in range(grid.tensor)]
     along = [dist.new_group(list(range(i * grid.tensor, (i + 1) * grid.tensor))) for i in range(grid.data)]
     data_rank, tensor_rank = divmod(rank, grid.tensor)
-    layout = Layout(tuple(SHAPES), tuple(SHAPES.values()), len(SPLIT), across[tensor_rank],
-                    along[data_rank] if grid.tensor > 1 else None)
+    layout = Layout(
+        tuple(SHAPES),
+        tuple(SHAPES.values()),
+        len(SPLIT),
+        across[tensor_rank],
+        along[data_rank] if grid.tensor > 1 else None,
+    )
     boxes = {name: local_box(name, tensor_rank, grid.tensor) for name in SHAPES}
     share = flat_shares if grid.flat else even_shares
-    return layout, [Fragment(name, SHAPES[name], boxes[name], start, stop)
-                    for name, start, stop in share(boxes, data_rank, grid.data) if start < stop]
+    return layout, [
+        Fragment(name, SHAPES[name], boxes[name], start, stop)
+        for name, start, stop in share(boxes, data_rank, grid.data)
+        if start < stop
+    ]
 
 
 def local_box(name: str, rank: int, size: int) -> Box:

@@ -31,17 +31,24 @@ def make(rule: Rule, weight_decay: float, **options: object) -> Optimizer:
 
 
 def make_groups(rule: Rule, groups: list[Settings], **options: object) -> Optimizer:
-    pieces = [Piece(Fragment.whole(str(i), s), p, groups[i % len(groups)], i)
-              for i, (s, p) in enumerate(zip(SHAPES, start(), strict=True))]
+    pieces = [
+        Piece(Fragment.whole(str(i), s), p, groups[i % len(groups)], i)
+        for i, (s, p) in enumerate(zip(SHAPES, start(), strict=True))
+    ]
     defaults = {"grad_clip": 0.0, "dynamic_loss_scale": False}
     optimizer = Optimizer([p.value for p in pieces], rule, **(defaults | options))  # type: ignore[arg-type]
     optimizer.attach(pieces, Layout(tuple(map(str, range(len(SHAPES)))), tuple(SHAPES)))
     return optimizer
 
 
-def assert_same_steps(optimizer: Optimizer, lr: Callable[[int], float],
-                      reference: Callable[[list[nn.Parameter], float], None],
-                      parameters: list[nn.Parameter], tolerance: float, steps: int = 100) -> None:
+def assert_same_steps(
+    optimizer: Optimizer,
+    lr: Callable[[int], float],
+    reference: Callable[[list[nn.Parameter], float], None],
+    parameters: list[nn.Parameter],
+    tolerance: float,
+    steps: int = 100,
+) -> None:
     """reference(parameters, lr) makes one step from their `grad`. Every step of every tensor is compared."""
     for step in range(steps):
         for piece, parameter, grad in zip(optimizer.pieces, parameters, gradients(step), strict=True):

@@ -22,8 +22,12 @@ from tests.optim.references import (
 )
 
 RELATIVE: list[dict[str, Any]] = [
-    {}, {"scale_parameter": False}, {"warmup_init": True}, {"beta1": 0.9, "weight_decay": 0.1},
-    {"clip_threshold": 0.3, "decay_rate": -0.5, "eps": (1e-10, 0.5)}]
+    {},
+    {"scale_parameter": False},
+    {"warmup_init": True},
+    {"beta1": 0.9, "weight_decay": 0.1},
+    {"clip_threshold": 0.3, "decay_rate": -0.5, "eps": (1e-10, 0.5)},
+]
 
 
 @pytest.mark.parametrize("options", RELATIVE, ids=str)
@@ -33,21 +37,25 @@ def test_equals_transformers_with_relative_steps(options: dict[str, Any]) -> Non
     config = AdafactorConfig(name="adafactor", lr=1e-2, **options)
     parameters = [nn.Parameter(p) for p in start()]
     reference = Adafactor(parameters, relative_step=True, **options)
-    assert_same_steps(make(config.build(), config.weight_decay), lambda _: 1e-2,
-                      lambda *_: reference.step(), parameters, 2e-6)
+    assert_same_steps(
+        make(config.build(), config.weight_decay), lambda _: 1e-2, lambda *_: reference.step(), parameters, 2e-6
+    )
 
 
 @pytest.mark.parametrize("scale_parameter", [True, False])
 def test_equals_transformers_with_a_schedule(scale_parameter: bool) -> None:
     from transformers.optimization import Adafactor
 
-    config = AdafactorConfig(name="adafactor", lr=1e-2, relative_step=False, scale_parameter=scale_parameter,
-                             beta1=0.5, weight_decay=0.01)
+    config = AdafactorConfig(
+        name="adafactor", lr=1e-2, relative_step=False, scale_parameter=scale_parameter, beta1=0.5, weight_decay=0.01
+    )
     parameters = [nn.Parameter(p) for p in start()]
-    reference = Adafactor(parameters, lr=1e-2, relative_step=False, scale_parameter=scale_parameter, beta1=0.5,
-                          weight_decay=0.01)
-    assert_same_steps(make(config.build(), config.weight_decay), rising_and_falling, with_torch(reference),
-                      parameters, 2e-6)
+    reference = Adafactor(
+        parameters, lr=1e-2, relative_step=False, scale_parameter=scale_parameter, beta1=0.5, weight_decay=0.01
+    )
+    assert_same_steps(
+        make(config.build(), config.weight_decay), rising_and_falling, with_torch(reference), parameters, 2e-6
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"scale_parameter": False, "beta1": 0.9}], ids=str)
@@ -57,8 +65,9 @@ def test_each_group_has_its_own_decay_and_learning_rate(options: dict[str, Any])
     config = AdafactorConfig(name="adafactor", lr=1e-2, relative_step=False, weight_decay=0.1, **options)
     parameters = [nn.Parameter(p) for p in start()]
     reference = Adafactor(groups_of(parameters), lr=1e-2, relative_step=False, **options)
-    assert_same_steps(make_groups(config.build(), GROUPS), rising_and_falling, with_torch(reference), parameters,
-                      2e-6, steps=20)
+    assert_same_steps(
+        make_groups(config.build(), GROUPS), rising_and_falling, with_torch(reference), parameters, 2e-6, steps=20
+    )
 
 
 @pytest.mark.parametrize("lr", [1e-2, 0.2])

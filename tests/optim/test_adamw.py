@@ -20,13 +20,15 @@ def test_equals_torch_for_a_hundred_steps() -> None:
     config = AdamWConfig(name="adamw", lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     parameters = [nn.Parameter(p) for p in start()]
     reference = torch.optim.AdamW(parameters, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
-    assert_same_steps(make(config.build(), config.weight_decay), rising_and_falling, with_torch(reference),
-                      parameters, 1e-6)
+    assert_same_steps(
+        make(config.build(), config.weight_decay), rising_and_falling, with_torch(reference), parameters, 1e-6
+    )
 
 
 def test_each_group_has_its_own_decay_and_learning_rate() -> None:
     config = AdamWConfig(name="adamw", lr=1e-2, weight_decay=0.1)
     parameters = [nn.Parameter(p) for p in start()]
     reference = torch.optim.AdamW(groups_of(parameters), betas=config.betas, eps=config.eps)
-    assert_same_steps(make_groups(config.build(), GROUPS), rising_and_falling, with_torch(reference), parameters,
-                      1e-6, steps=20)
+    assert_same_steps(
+        make_groups(config.build(), GROUPS), rising_and_falling, with_torch(reference), parameters, 1e-6, steps=20
+    )

@@ -13,8 +13,13 @@ from tests.optim.cases import differences, whole_run
 from tests.optim.references import GROUPS, SHAPES, assert_same_steps, make, make_groups, rising_and_falling, start
 
 OPTIONS: list[dict[str, Any]] = [
-    {}, {"bias_correction": False}, {"trust_clip": (0.3, 2.0)}, {"adapt_1d": True}, {"decoupled_decay": True},
-    {"betas": (0.0, 0.99), "bias_correction": False, "adapt_1d": True}]
+    {},
+    {"bias_correction": False},
+    {"trust_clip": (0.3, 2.0)},
+    {"adapt_1d": True},
+    {"decoupled_decay": True},
+    {"betas": (0.0, 0.99), "bias_correction": False, "adapt_1d": True},
+]
 
 
 class Paper:
@@ -67,8 +72,9 @@ def test_equals_the_papers_algorithm_for_a_hundred_steps(options: dict[str, Any]
 def test_each_group_has_its_own_decay_and_learning_rate(options: dict[str, Any]) -> None:
     config = LambConfig(name="lamb", lr=1e-2, weight_decay=0.1, **options)
     parameters = [nn.Parameter(p.double()) for p in start()]
-    assert_same_steps(make_groups(config.build(), GROUPS), rising_and_falling, Paper(config, GROUPS).step,
-                      parameters, 1e-5, steps=20)
+    assert_same_steps(
+        make_groups(config.build(), GROUPS), rising_and_falling, Paper(config, GROUPS).step, parameters, 1e-5, steps=20
+    )
 
 
 def test_a_tensor_of_zeros_or_an_update_of_zeros_has_trust_ratio_one() -> None:

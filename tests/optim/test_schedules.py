@@ -16,23 +16,32 @@ def test_all_warm_up_in_equal_steps(name: Any) -> None:
     assert [schedule.ratio(step, 20) for step in range(1, 5)] == [0.25, 0.5, 0.75, 1.0]
 
 
-@pytest.mark.parametrize(("name", "options", "expected"), [
-    # of 12 steps, 4 of them warm-up, at steps 6, 8, 10, 12: progress 1/4, 1/2, 3/4, 1
-    ("warmup_cosine", {}, [0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), 0.0]),
-    ("warmup_cosine", {"min_ratio": 0.2}, [0.2 + 0.8 * (0.5 + math.sqrt(0.125)), 0.6,
-                                           0.2 + 0.8 * (0.5 - math.sqrt(0.125)), 0.2]),
-    ("warmup_linear", {}, [0.75, 0.5, 0.25, 0.0]),
-    ("warmup_linear", {"min_ratio": 0.5}, [0.875, 0.75, 0.625, 0.5]),
-    ("warmup_polynomial", {"power": 2.0}, [0.5625, 0.25, 0.0625, 0.0]),
-    ("warmup_polynomial", {"power": 0.5, "min_ratio": 0.2}, [0.2 + 0.8 * math.sqrt(0.75), 0.2 + 0.8 * math.sqrt(0.5),
-                                                           0.6, 0.2]),
-    ("constant", {}, [1.0, 1.0, 1.0, 1.0]),
-    ("inverse_sqrt", {}, [math.sqrt(4 / 6), math.sqrt(4 / 8), math.sqrt(4 / 10), math.sqrt(4 / 12)]),
-    # the last third of 12 steps begins after step 8
-    ("warmup_stable_decay", {"decay_fraction": 1 / 3}, [1.0, 1.0, 0.5, 0.0]),
-    # a decay longer than what follows the warm-up begins with it
-    ("warmup_stable_decay", {"decay_fraction": 0.9, "min_ratio": 0.5}, [0.875, 0.75, 0.625, 0.5]),
-])
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        # of 12 steps, 4 of them warm-up, at steps 6, 8, 10, 12: progress 1/4, 1/2, 3/4, 1
+        ("warmup_cosine", {}, [0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), 0.0]),
+        (
+            "warmup_cosine",
+            {"min_ratio": 0.2},
+            [0.2 + 0.8 * (0.5 + math.sqrt(0.125)), 0.6, 0.2 + 0.8 * (0.5 - math.sqrt(0.125)), 0.2],
+        ),
+        ("warmup_linear", {}, [0.75, 0.5, 0.25, 0.0]),
+        ("warmup_linear", {"min_ratio": 0.5}, [0.875, 0.75, 0.625, 0.5]),
+        ("warmup_polynomial", {"power": 2.0}, [0.5625, 0.25, 0.0625, 0.0]),
+        (
+            "warmup_polynomial",
+            {"power": 0.5, "min_ratio": 0.2},
+            [0.2 + 0.8 * math.sqrt(0.75), 0.2 + 0.8 * math.sqrt(0.5), 0.6, 0.2],
+        ),
+        ("constant", {}, [1.0, 1.0, 1.0, 1.0]),
+        ("inverse_sqrt", {}, [math.sqrt(4 / 6), math.sqrt(4 / 8), math.sqrt(4 / 10), math.sqrt(4 / 12)]),
+        # the last third of 12 steps begins after step 8
+        ("warmup_stable_decay", {"decay_fraction": 1 / 3}, [1.0, 1.0, 0.5, 0.0]),
+        # a decay longer than what follows the warm-up begins with it
+        ("warmup_stable_decay", {"decay_fraction": 0.9, "min_ratio": 0.5}, [0.875, 0.75, 0.625, 0.5]),
+    ],
+)
 def test_shape_after_warm_up(name: Any, options: dict[str, float], expected: list[float]) -> None:
     schedule = ScheduleConfig(name=name, warmup_steps=4, **options)
     assert [schedule.ratio(step, 12) for step in (6, 8, 10, 12)] == pytest.approx(expected)

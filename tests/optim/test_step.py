@@ -73,8 +73,9 @@ def test_clipping_is_torchs(clip: float) -> None:
         for parameter, grad in zip(parameters, gradients(step).values(), strict=True):
             parameter.grad = grad.clone()
         norm = nn.utils.clip_grad_norm_(parameters, clip)
-        for ours, plain, parameter, grad in zip(clipped.pieces, unclipped.pieces, parameters,
-                                                gradients(step).values(), strict=True):
+        for ours, plain, parameter, grad in zip(
+            clipped.pieces, unclipped.pieces, parameters, gradients(step).values(), strict=True
+        ):
             assert parameter.grad is not None
             ours.grad, plain.grad = grad, parameter.grad
         clipped.step()

@@ -8,8 +8,12 @@ import torch
 from tests.distributed.parity import FAMILIES, overrides, prepare_data
 from tests.helpers import run_world
 
-RATES = {"gpt": ["model.dropout=0.2"], "bert": ["model.dropout=0.2"], "t5": ["model.dropout=0.2"],
-         "vit": ["model.dropout=0.2", "model.drop_path=0.3"]}
+RATES = {
+    "gpt": ["model.dropout=0.2"],
+    "bert": ["model.dropout=0.2"],
+    "t5": ["model.dropout=0.2"],
+    "vit": ["model.dropout=0.2", "model.drop_path=0.3"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +71,11 @@ def train(world, runs):
         config = load_config(run)
         trainer = build(config, Inputs(config), world, Path(config.run_dir), StopRequest())
         trainer.fit()
-        weights |= {f"{number} {name}": p.detach() for name, p in trainer.engine.module.named_parameters()
-                    if not getattr(p, "tensor_model_parallel", False)}
+        weights |= {
+            f"{number} {name}": p.detach()
+            for name, p in trainer.engine.module.named_parameters()
+            if not getattr(p, "tensor_model_parallel", False)
+        }
     return weights
 
 
@@ -76,8 +83,9 @@ def train(world, runs):
 def test_replicated_weights_stay_the_same_bits(layout, data, tmp_path):
     """Nothing but sequence parallelism reduces their gradients over the tensor-parallel ranks: masks that differ where
     activations are replicated would drive them apart."""
-    runs = [[*overrides(data, tmp_path, ("adamw", family, layout)), *RATES[family], "train.steps=3"]
-            for family in FAMILIES]
+    runs = [
+        [*overrides(data, tmp_path, ("adamw", family, layout)), *RATES[family], "train.steps=3"] for family in FAMILIES
+    ]
     one, other = run_world(2, train, runs, tensor_parallel=2)
     assert len(one) > 40
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
