@@ -23,7 +23,7 @@ endif
 
 ifneq ($(filter $(FAMILY),vit mae),)
 $(OUT)/data/manifest.json: | setup
-	$(BIN)/python -m data_pipeline.digits $(OUT)/digits
+	$(BIN)/python -m data_pipeline.sources.digits $(OUT)/digits
 	$(BIN)/pretrain-data corpus=images "corpus.inputs=[$(OUT)/digits]" output=$(OUT)/data valid_fraction=0.15
 else
 $(OUT)/data/manifest.json: | setup

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from pretraining.checkpoint import Saver, load_tensors, open_checkpoint
-from pretraining.optim.shards import Fragment
+from pretraining.parallel.fragments import Fragment
 from pretraining.parallel.launch import Launch, start_world
+from pretraining.run.checkpoint import Saver, load_tensors, open_checkpoint
 
 ROUNDS = 5
 SHAPES = {f"{kind}.{i}": (3072, 1024) for kind in ("weights", "exp_avg", "exp_avg_sq") for i in range(32)}

@@ -30,9 +30,9 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pretraining.optim.base import Optimizer, Piece, settings_by_name
-from pretraining.optim.configs import AdafactorConfig, AdamWConfig, LambConfig
-from pretraining.optim.shards import Fragment, Layout
+from pretraining.optim.base import Optimizer, ParameterShard, settings_by_name
+from pretraining.optim.config import AdafactorConfig, AdamWConfig, LambConfig
+from pretraining.parallel.fragments import Fragment, Layout
 
 Maker = Callable[[dict[str, nn.Parameter]], Any]
 
@@ -72,7 +72,7 @@ def ours(config: Any) -> Maker:
         rule = config.build()
         settings = settings_by_name(shapes.items(), rule.weight_decay)
         pieces = [
-            Piece(Fragment.whole(n, shapes[n]), p.data, settings[n], i, grad=p.grad)  # type: ignore[arg-type]
+            ParameterShard(Fragment.whole(n, shapes[n]), p.data, settings[n], i, grad=p.grad)  # type: ignore[arg-type]
             for i, (n, p) in enumerate(parameters.items())
         ]
         optimizer = Optimizer(list(parameters.values()), rule, 1.0, False)

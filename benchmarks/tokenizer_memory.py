@@ -9,9 +9,9 @@ import resource
 import sys
 import time
 
-from data_pipeline.config import InputError
-from data_pipeline.sentencepiece_model import train, training_memory_bytes
-from data_pipeline.sources import CorpusConfig, TextSource
+from data_pipeline.common.errors import InputError
+from data_pipeline.sources.text import CorpusConfig, TextSource
+from data_pipeline.tokenizers.sentencepiece_model import train, training_memory_bytes
 
 
 def main(model_type: str, vocab_size: int, megabytes: float, inputs: list[str]) -> None:

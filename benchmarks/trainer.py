@@ -49,11 +49,11 @@ def main() -> None:
 
 def _trainer(folder: Path) -> Any:
     """A whole trainer on prepared text, as `pretrain` builds it."""
-    from data_pipeline.config import compose_config
+    from data_pipeline.common.compose import compose_config
     from data_pipeline.prepare import PrepareConfig, prepare
     from pretraining.config import load_config
-    from pretraining.faults import StopRequest
     from pretraining.parallel.launch import Launch, start_world
+    from pretraining.run.faults import StopRequest
     from pretraining.train import Inputs, build
 
     inputs = [f"corpus.inputs=[{sysconfig.get_path('stdlib')}/*.py]", f"output={folder / 'data'}"]

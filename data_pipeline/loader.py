@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data_pipeline.config import InputError
-from data_pipeline.packing import Packing
-from data_pipeline.stream import CORRUPTION, Position, Stream, generator
+from data_pipeline.common.errors import InputError
+from data_pipeline.stream.packing import Packing
+from data_pipeline.stream.stream import CORRUPTION, Position, Stream, generator
 
 Sample = dict[str, np.ndarray]
 ALIGNMENT = 64  # bytes, of each array within a micro-batch's one buffer
@@ -67,7 +67,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Share:
+class RankSlice:
     """Which micro-batches of each global batch a rank takes."""
 
     global_batch_size: int
@@ -96,7 +96,7 @@ def sample_hash(sample: Sample) -> int:
 
 
 def micro_batches(
-    stream: Stream, maker: SampleMaker, share: Share, position: Position, worker: int = 0, num_workers: int = 1
+    stream: Stream, maker: SampleMaker, share: RankSlice, position: Position, worker: int = 0, num_workers: int = 1
 ) -> Iterator[tuple[MicroBatch, Position]]:
     """The micro-batches of one worker, without end, each with the position after its global batch."""
     turn = 0
@@ -109,7 +109,7 @@ def micro_batches(
         position = after
 
 
-def _make(stream: Stream, maker: SampleMaker, share: Share, position: Position) -> MicroBatch:
+def _make(stream: Stream, maker: SampleMaker, share: RankSlice, position: Position) -> MicroBatch:
     samples = []
     for _ in range(share.micro_batch_size):
         rng = generator(stream.seed, CORRUPTION, position.number)
@@ -125,7 +125,7 @@ def _make(stream: Stream, maker: SampleMaker, share: Share, position: Position) 
 
 
 def load(
-    stream: Stream, maker: SampleMaker, share: Share, position: Position, num_workers: int, pin_memory: bool = False
+    stream: Stream, maker: SampleMaker, share: RankSlice, position: Position, num_workers: int, pin_memory: bool = False
 ) -> Iterator[tuple[MicroBatch | Fault, Position]]:
     """As `micro_batches`, made in `num_workers` processes (0: in this one), arrays as torch tensors."""
     from torch.utils.data import DataLoader
@@ -142,16 +142,16 @@ def load(
     return map(_unboxed, loader)
 
 
-def _source(stream: Stream, maker: SampleMaker, share: Share, position: Position) -> Any:
+def _source(stream: Stream, maker: SampleMaker, share: RankSlice, position: Position) -> Any:
     from torch.utils.data import IterableDataset, get_worker_info
 
     class Source(IterableDataset):
-        def __iter__(self) -> Iterator[tuple[_Boxed | Fault, Position]]:
+        def __iter__(self) -> Iterator[tuple[_PackedBatch | Fault, Position]]:
             info = get_worker_info()
             worker, workers = (info.id, info.num_workers) if info else (0, 1)
             try:
                 for batch, after in micro_batches(stream, maker, share, position, worker, workers):
-                    yield _Boxed.of(batch), after
+                    yield _PackedBatch.of(batch), after
             except InputError as error:
                 while True:
                     yield Fault(str(error)), position
@@ -160,7 +160,7 @@ def _source(stream: Stream, maker: SampleMaker, share: Share, position: Position
 
 
 @dataclass
-class _Boxed:
+class _PackedBatch:
     """A micro-batch on its way out of a worker. Its arrays lie in one tensor: each tensor costs a file descriptor
     handed over through a socket (about 1 ms), and DataLoader pins what has a `pin_memory`."""
 
@@ -169,15 +169,15 @@ class _Boxed:
     content: Any  # uint8 [bytes of all arrays]
 
     @staticmethod
-    def of(batch: MicroBatch) -> _Boxed:
+    def of(batch: MicroBatch) -> _PackedBatch:
         import torch
 
         layout = {name: (array.dtype, array.shape) for name, array in batch.arrays.items()}
         flat = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in batch.arrays.values()]
         padded = [np.pad(array, (0, -array.size % ALIGNMENT)) for array in flat]
-        return _Boxed(replace(batch, arrays={}), layout, torch.from_numpy(np.concatenate(padded)))
+        return _PackedBatch(replace(batch, arrays={}), layout, torch.from_numpy(np.concatenate(padded)))
 
-    def pin_memory(self) -> _Boxed:
+    def pin_memory(self) -> _PackedBatch:
         return replace(self, content=self.content.pin_memory())
 
     def batch_of_views(self) -> MicroBatch:
@@ -192,9 +192,9 @@ class _Boxed:
         return replace(self.batch, arrays=arrays)
 
 
-def _unboxed(item: tuple[_Boxed | Fault, Position]) -> tuple[MicroBatch | Fault, Position]:
+def _unboxed(item: tuple[_PackedBatch | Fault, Position]) -> tuple[MicroBatch | Fault, Position]:
     boxed, position = item
-    return (boxed.batch_of_views() if isinstance(boxed, _Boxed) else boxed), position
+    return (boxed.batch_of_views() if isinstance(boxed, _PackedBatch) else boxed), position
 
 
 def _quiet_worker(worker: int) -> None:

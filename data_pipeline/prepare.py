@@ -13,26 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import pydantic
 
-from data_pipeline.config import (
-    EXIT_DONE,
-    EXIT_REQUEUE,
-    Fraction,
-    InputError,
-    NonNegative,
-    Positive,
-    compose_config,
-    configclass,
-    groups_help,
-    run_command,
-    to_dict,
-)
-from data_pipeline.image_sources import ImagesConfig
-from data_pipeline.sources import CorpusConfig, TextSource
-from data_pipeline.tokenizer import Tokenizer, TokenizerConfig
+from data_pipeline.common.command import run_command
+from data_pipeline.common.compose import compose_config, groups_help
+from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
+from data_pipeline.common.fields import Fraction, NonNegative, Positive, configclass, to_dict
+from data_pipeline.sources.images import ImagesConfig
+from data_pipeline.sources.text import CorpusConfig, TextSource
+from data_pipeline.tokenizers.tokenizer import Tokenizer, TokenizerConfig
 
 if TYPE_CHECKING:
-    from data_pipeline.manifest import Manifest
-    from data_pipeline.scan import Scan, Scanner
+    from data_pipeline.shards.manifest import Manifest
+    from data_pipeline.sources.scan import Scan, Scanner
 
 _CHECK_BYTES = 1_000_000  # of text, on which a ready tokenizer is tried
 _HELP = """pretrain-data: turns raw text into a tokenizer, shards and a manifest, and images into shards and a manifest.
@@ -65,14 +56,21 @@ def main() -> int:
 
 def prepare(config: PrepareConfig) -> None:
     """Writes `config.output`, or continues what was begun there. After an InputError nothing was replaced."""
-    from data_pipeline.plan import Plan, check_corpus, check_settings, listing_hash, load_plan, locked
+    from data_pipeline.shards.continuation import (
+        Continuation,
+        check_corpus,
+        check_settings,
+        listing_hash,
+        load_continuation,
+        locked,
+    )
 
     started = time.monotonic()
     assert isinstance(config.corpus, CorpusConfig)
     root, source = Path(config.output), TextSource(config.corpus)
     ready = Tokenizer.ready(config.tokenizer.path) if config.tokenizer.path else None
     settings, listing = _settings(config, ready), listing_hash(source.files)
-    plan = load_plan(root)
+    plan = load_continuation(root)
     if plan is not None:
         check_settings(root, plan, settings)
     unchanged = plan is not None and plan.listing == listing
@@ -88,7 +86,7 @@ def prepare(config: PrepareConfig) -> None:
         check_corpus(root, plan, scan)
     with locked(root):
         tokenizer = _make_tokenizer(config, ready, scanner)
-        Plan(settings, listing, scan).save(root)  # only now: a vocabulary that is refused leaves no plan behind
+        Continuation(settings, listing, scan).save(root)  # only now: a vocabulary that is refused leaves no plan behind
         if not (root / "tokenizer").is_dir():
             tokenizer.save(root / "tokenizer")
         _write_shards(config, source, scan)
@@ -130,7 +128,7 @@ def _settings(config: PrepareConfig, ready: Tokenizer | None) -> dict[str, Any]:
 
 
 def _is_complete(root: Path) -> bool:
-    from data_pipeline.manifest import check_files, load_manifest
+    from data_pipeline.shards.manifest import check_files, load_manifest
 
     if not (root / "manifest.json").is_file():
         return False
@@ -144,7 +142,7 @@ def _is_complete(root: Path) -> bool:
 
 def _scan(config: PrepareConfig, source: TextSource) -> tuple[Scan, Scanner]:
     """The first pass. Raises InputError where the corpus doesn't give two splits."""
-    from data_pipeline.scan import Scanner, hashed, scan_documents
+    from data_pipeline.sources.scan import Scanner, hashed, scan_documents
 
     wanted = config.tokenizer
     sample_bytes = min(wanted.sample_bytes, _CHECK_BYTES) if wanted.path else wanted.sample_bytes
@@ -176,7 +174,7 @@ def _make_tokenizer(config: PrepareConfig, ready: Tokenizer | None, scanner: Sca
 
 
 def _train(config: TokenizerConfig, scanner: Scanner) -> Tokenizer:
-    from data_pipeline.sentencepiece_model import training_memory_bytes
+    from data_pipeline.tokenizers.sentencepiece_model import training_memory_bytes
 
     if config.model_type == "char":
         return Tokenizer.of_characters(scanner.characters, config.vocab_size)
@@ -204,9 +202,9 @@ def _warn_if_inexact(tokenizer: Tokenizer, texts: list[str]) -> None:
 
 def _write_shards(config: PrepareConfig, source: TextSource, scan: Scan) -> None:
     """The second pass: every document is read; those in finished shards are skipped, the others encoded."""
-    from data_pipeline.encoding import encode_documents
-    from data_pipeline.manifest import SPLITS
-    from data_pipeline.shards import ShardWriter, finished_shards, remove_temporaries
+    from data_pipeline.shards.manifest import SPLITS
+    from data_pipeline.shards.text import ShardWriter, finished_shards, remove_temporaries
+    from data_pipeline.tokenizers.encoding import encode_documents
 
     root = Path(config.output)
     finished = {split: finished_shards(root, split) for split in SPLITS}
@@ -230,8 +228,8 @@ def _unfinished(
     config: PrepareConfig, source: TextSource, scan: Scan, done: dict[str, int]
 ) -> Iterator[tuple[str, str]]:
     """(split, text) of each document but the first `done` of its split. InputError: the text has changed."""
-    from data_pipeline.progress import Progress
-    from data_pipeline.scan import Scanner, hashed, split_of
+    from data_pipeline.common.progress import Progress
+    from data_pipeline.sources.scan import Scanner, hashed, split_of
 
     to_skip = dict(done)
     again = Scanner(config.valid_fraction, sample_bytes=0, count_characters=False)
@@ -251,8 +249,8 @@ def _unfinished(
 
 
 def _write_manifest(config: PrepareConfig, tokenizer: Tokenizer) -> Manifest:
-    from data_pipeline.manifest import SPLITS, Manifest, TokenizerInfo, save_manifest
-    from data_pipeline.shards import describe_split
+    from data_pipeline.shards.manifest import SPLITS, Manifest, TokenizerInfo, save_manifest
+    from data_pipeline.shards.text import describe_split
 
     root = Path(config.output)
     info = TokenizerInfo(tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.total_size)

@@ -12,9 +12,17 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data_pipeline.config import InputError
-from data_pipeline.image_sources import ImagesConfig, LabelledFile, classes_of, labelled_files
-from data_pipeline.images import (
+from data_pipeline.common.errors import InputError
+from data_pipeline.common.progress import Progress
+from data_pipeline.shards.continuation import (
+    Continuation,
+    check_corpus,
+    check_settings,
+    listing_hash,
+    load_continuation,
+    locked,
+)
+from data_pipeline.shards.images import (
     MAX_IMAGE_BYTES,
     BrokenImage,
     ImageShardWriter,
@@ -23,11 +31,10 @@ from data_pipeline.images import (
     finished_image_shards,
     suffix_of,
 )
-from data_pipeline.manifest import SPLITS, Manifest, check_files, load_manifest, save_manifest
-from data_pipeline.plan import Plan, check_corpus, check_settings, listing_hash, load_plan, locked
-from data_pipeline.progress import Progress
-from data_pipeline.scan import Scan, split_of
-from data_pipeline.shards import remove_temporaries
+from data_pipeline.shards.manifest import SPLITS, Manifest, check_files, load_manifest, save_manifest
+from data_pipeline.shards.text import remove_temporaries
+from data_pipeline.sources.images import ImagesConfig, LabeledFile, classes_of, labeled_files
+from data_pipeline.sources.scan import Scan, split_of
 
 if TYPE_CHECKING:
     from data_pipeline.prepare import PrepareConfig
@@ -54,14 +61,14 @@ def prepare_images(config: PrepareConfig) -> None:
     """Writes `config.output`, or continues what was begun there. After an InputError nothing was replaced."""
     started, root, corpus = time.monotonic(), Path(config.output), config.corpus
     assert isinstance(corpus, ImagesConfig)
-    files = labelled_files(corpus)
+    files = labeled_files(corpus)
     settings = {
         "corpus.kind": "images",
         "valid_fraction": config.valid_fraction,
         "seed": config.seed,
         "shard_bytes": config.shard_bytes,
     }
-    plan, listing = load_plan(root), _listing(files)
+    plan, listing = load_continuation(root), _listing(files)
     if plan is not None:
         check_settings(root, plan, settings)
         if plan.listing == listing and _is_complete(root):
@@ -74,7 +81,7 @@ def prepare_images(config: PrepareConfig) -> None:
     if plan is not None:
         check_corpus(root, plan, scan)
     with locked(root):
-        Plan(settings, listing, scan).save(root)
+        Continuation(settings, listing, scan).save(root)
         numbers = {path: classes.index(label) for path, label in labels.items()}
         _write_shards(config, examined, numbers, scan)
         splits = {split: describe_image_split(root, split) for split in SPLITS}
@@ -103,8 +110,8 @@ def _digest(data: bytes, seed: int) -> bytes:
     return hashlib.blake2b(data, key=str(seed).encode(), digest_size=16).digest()
 
 
-def _examine_all(files: list[LabelledFile], max_bad: int, config: PrepareConfig) -> list[Examined]:
-    """What stands in the shards, in order: by hash, so that neighbours are of any class."""
+def _examine_all(files: list[LabeledFile], max_bad: int, config: PrepareConfig) -> list[Examined]:
+    """What stands in the shards, in order: by hash, so that neighbors are of any class."""
     good, faults = [], []
     with Progress("reading images", total_bytes=None) as progress:
         for found in _examined([file.path for file in files], config.seed, config.num_workers):
@@ -177,7 +184,7 @@ def _read_again(entry: Examined, config: PrepareConfig) -> bytes:
     return data
 
 
-def _listing(files: list[LabelledFile]) -> str:
+def _listing(files: list[LabeledFile]) -> str:
     """Hashes paths, sizes, times and labels."""
     values = [listing_hash([file.path for file in files]), [file.label for file in files]]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()

@@ -7,19 +7,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from data_pipeline.config import (
-    InputError,
-    NonNegative,
-    NonNegativeFloat,
-    Positive,
-    compose_config,
-    configclass,
-    to_dict,
-)
+from data_pipeline.common.compose import compose_config
+from data_pipeline.common.errors import InputError
+from data_pipeline.common.fields import NonNegative, NonNegativeFloat, Positive, configclass, to_dict
 from pretraining.engines.config import EngineConfig
-from pretraining.models.configs import ModelConfig, VisionConfig
+from pretraining.models.registry import ModelConfig
+from pretraining.models.vision import VisionConfig
 from pretraining.objectives import TRAINED_BY, ObjectiveConfig
-from pretraining.optim.configs import OptimizerConfig
+from pretraining.optim.config import OptimizerConfig
 from pretraining.optim.schedules import ScheduleConfig
 from pretraining.parallel.launch import read_launch
 

@@ -12,21 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from data_pipeline.config import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_INPUT_ERROR,
-    EXIT_REQUEUE,
-    InputError,
-    groups_help,
-    run_command,
-    to_dict,
-)
-from data_pipeline.stream import Position, Stream
+from data_pipeline.common.command import run_command
+from data_pipeline.common.compose import groups_help
+from data_pipeline.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT_ERROR, EXIT_REQUEUE, InputError
+from data_pipeline.common.fields import to_dict
+from data_pipeline.stream.stream import Position, Stream
 from pretraining.config import RunConfig, identity, load_config
-from pretraining.faults import Stopped, StopRequest
 from pretraining.parallel.launch import World, broadcast_text, end_process, read_launch, start_world, together
-from pretraining.run_dir import (
+from pretraining.run.faults import Stopped, StopRequest
+from pretraining.run.run_dir import (
     VERDICT,
     check_run_dir,
     default_run_dir,
@@ -114,7 +108,7 @@ class Inputs:
     """What is read and checked before any process group: prepared data, run folder, checkpoint."""
 
     def __init__(self, config: RunConfig) -> None:
-        from pretraining.prepared import Prepared
+        from pretraining.run.prepared import Prepared
 
         self.data = Prepared(config)
         self.objective: Any = config.objective.build(self.data.vocabulary, config.sample_shape)
@@ -128,7 +122,7 @@ class Inputs:
         """The Hugging Face folder that a new run starts from, if any."""
         if config.model.init_from is None or self.checkpoint is not None:
             return None
-        from pretraining.init_from import HuggingFaceFolder
+        from pretraining.hub.init_from import HuggingFaceFolder
 
         return HuggingFaceFolder(config.model.init_from, config.model, self.data.outputs, self.data.tokenizer)
 
@@ -163,7 +157,7 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     """The trainer, at the checkpoint that the inputs name."""
     import torch
 
-    from pretraining.engines.protocol import LossModule
+    from pretraining.engines.base import LossModule
     from pretraining.trainer import Trainer
 
     torch.use_deterministic_algorithms(config.train.deterministic)
@@ -172,7 +166,7 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     flops = (
         objective.flops_per_image(model) if config.data_kind == "images" else model.flops_per_token(config.sample_shape)
     )
-    model.initialise(config.train.seed)
+    model.initialize(config.train.seed)
     if inputs.pretrained is not None:
         inputs.pretrained.load_into(model)
         for note in inputs.pretrained.notes() if world.is_main else ():
@@ -207,7 +201,7 @@ def _freeze(model: Any, patterns: list[str]) -> None:
 
 def _load_into(engine: Any, checkpoint: Any, config: RunConfig, run: dict[str, Any], world: World) -> Any:
     """-> the checkpoint that the engine is at now: with train.resume=auto the newest whose bytes are undamaged."""
-    from pretraining.checkpoint import check_fits, load_tensors, newest_checkpoint
+    from pretraining.run.checkpoint import check_fits, load_tensors, newest_checkpoint
 
     together(world, partial(check_fits, checkpoint, engine.tensors()))
     try:
@@ -225,7 +219,7 @@ def _load_into(engine: Any, checkpoint: Any, config: RunConfig, run: dict[str, A
 
 def examples(config: RunConfig, inputs: Inputs) -> str:
     """The first `config.inspect` training examples, readable; pictures are saved and named."""
-    from pretraining.objectives.demonstration import first_samples
+    from pretraining.objectives.samples import first_samples
 
     stream = _stream(config, inputs, inputs.objective, "train")
     shown = []
@@ -241,11 +235,11 @@ def examples(config: RunConfig, inputs: Inputs) -> str:
 
 def _open_run_dir(config: RunConfig, inputs: Inputs, world: World, run_dir: Path) -> Any:
     """-> the tracker. What an earlier run wrote beyond the checkpoint is cut off or set aside."""
-    from pretraining.checkpoint import set_aside_newer
-    from pretraining.tracking import NoTracker, Tracker
+    from pretraining.run.checkpoint import set_aside_newer
+    from pretraining.run.tracking import NullTracker, Tracker
 
     if not world.is_main:
-        return NoTracker()
+        return NullTracker()
     start = None if inputs.checkpoint is None else inputs.checkpoint.state["step"]
     write_config(config, run_dir, inputs.identity)
     set_aside_newer(run_dir / "checkpoints", start)
@@ -259,10 +253,10 @@ def _stream(config: RunConfig, inputs: Inputs, maker: Any, split: str) -> Stream
 
 def _feeds(config: RunConfig, inputs: Inputs, world: World) -> tuple[Any, Any]:
     """-> (training loader from a position, validation loader from the beginning)."""
-    from data_pipeline.loader import Share, load
+    from data_pipeline.loader import RankSlice, load
 
     train = config.train
-    share = Share(train.global_batch_size, train.micro_batch_size, world.data_rank, world.data_size)
+    share = RankSlice(train.global_batch_size, train.micro_batch_size, world.data_rank, world.data_size)
     maker, evaluation = inputs.objective, inputs.objective.for_evaluation()
     feed = partial(
         load,
@@ -277,7 +271,7 @@ def _feeds(config: RunConfig, inputs: Inputs, world: World) -> tuple[Any, Any]:
 
 
 def _tell_result(run_dir: Path) -> None:
-    from pretraining.tracking import draw_losses, read_metrics
+    from pretraining.run.tracking import draw_losses, read_metrics
 
     picture = draw_losses(run_dir)
     valid = [line["valid_loss"] for line in read_metrics(run_dir / "metrics.jsonl") if "valid_loss" in line]

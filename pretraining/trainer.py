@@ -14,16 +14,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipeline.config import Failure, InputError
+from data_pipeline.common.errors import Failure, InputError
 from data_pipeline.loader import Fault, MicroBatch
-from data_pipeline.stream import Position, generator
-from pretraining.checkpoint import Saver, checkpoint_folder, prune_checkpoints
-from pretraining.engines.protocol import Engine
-from pretraining.faults import NonFiniteWatch, Stopped, StopRequest
+from data_pipeline.stream.stream import Position, generator
+from pretraining.engines.base import Engine
 from pretraining.parallel.launch import World, host_sum
-from pretraining.throughput import device_peak, utilisation
+from pretraining.run.checkpoint import Saver, checkpoint_folder, prune_checkpoints
+from pretraining.run.faults import NonFiniteWatch, Stopped, StopRequest
+from pretraining.run.throughput import device_peak, utilization
 
-DROPOUT = 3  # the purpose of a random generator, beside those of data_pipeline.stream
+DROPOUT = 3  # the purpose of a random generator, beside those of data_pipeline.stream.stream
 Feed = Iterator[tuple[MicroBatch | Fault, Position]]
 
 
@@ -203,7 +203,7 @@ class Trainer:
             "step_seconds": seconds,
             f"{self.unit}_per_second": data.tokens / seconds,
             "batch_hash": data.batch_hash,
-            **utilisation(self.flops_per_unit * data.tokens, seconds, self.world.size, self.peak),
+            **utilization(self.flops_per_unit * data.tokens, seconds, self.world.size, self.peak),
         }
         return Pending(line, data.counts, numbers)
 

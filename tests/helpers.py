@@ -160,7 +160,7 @@ def _rank(
 def train_in_world(world: Any, *overrides: str) -> None:
     """`pretrain` on the ranks of a world that stands already (several runs may follow one another)."""
     from pretraining.config import load_config
-    from pretraining.faults import StopRequest
+    from pretraining.run.faults import StopRequest
     from pretraining.train import Inputs, run
 
     config = load_config(list(overrides))
@@ -177,8 +177,8 @@ def finished_weights(run_dir: Path) -> dict[str, Any]:
     """Every tensor of the newest checkpoint, whole."""
     import torch
 
-    from pretraining.checkpoint import load_tensors, newest_checkpoint
-    from pretraining.optim.shards import Fragment
+    from pretraining.parallel.fragments import Fragment
+    from pretraining.run.checkpoint import load_tensors, newest_checkpoint
 
     checkpoint = newest_checkpoint(run_dir / "checkpoints")
     assert checkpoint is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipeline.digits import write_digits
+from data_pipeline.sources.digits import write_digits
 from tests.helpers import prepare
 
 __all__ = ["png", "prepare_images", "write_digits"]

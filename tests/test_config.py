@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from data_pipeline.config import InputError, to_dict
+from data_pipeline.common.errors import InputError
+from data_pipeline.common.fields import to_dict
 from pretraining.config import identity, load_config
 from tests.helpers import ROOT, pretrain_process, run_process
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipeline.config import conf_dir
+from data_pipeline.common.compose import conf_dir
 from pretraining.config import load_config
 from tests.helpers import metrics, train_alone
 

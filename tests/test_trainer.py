@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data_pipeline.config import Failure
-from pretraining.faults import NonFiniteWatch
+from data_pipeline.common.errors import Failure
+from pretraining.run.faults import NonFiniteWatch
 from pretraining.trainer import Trainer
 from tests.helpers import TINY, metrics, train_alone, valid_losses
 

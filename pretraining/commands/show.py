@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.config import InputError, compose_config, configclass, groups_help, run_command
+from data_pipeline.common.command import run_command
+from data_pipeline.common.compose import compose_config, groups_help
+from data_pipeline.common.errors import InputError
+from data_pipeline.common.fields import configclass
 
 SHOWN = 64  # validation samples
 
@@ -23,11 +26,11 @@ def main() -> int:
 
 
 def show(overrides: list[str]) -> None:
-    from data_pipeline.stream import Stream
-    from pretraining.checkpoint import newest_checkpoint
-    from pretraining.objectives.demonstration import Demonstration, first_samples
-    from pretraining.prepared import Prepared
-    from pretraining.run_dir import load_plain_model, read_run_config
+    from data_pipeline.stream.stream import Stream
+    from pretraining.objectives.samples import Demonstration, first_samples
+    from pretraining.run.checkpoint import newest_checkpoint
+    from pretraining.run.prepared import Prepared
+    from pretraining.run.run_dir import load_plain_model, read_run_config
 
     config = compose_config("show", overrides, ShowConfig)
     run_dir = Path(config.run_dir)

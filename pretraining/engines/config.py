@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from data_pipeline.config import Positive, configclass
+from data_pipeline.common.fields import Positive, configclass
 
 
 @configclass

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pretraining.engines.base import Batch, FrozenParameters, LossModule, ParameterLayout, trainable
 from pretraining.engines.config import EngineConfig
-from pretraining.engines.protocol import Batch, Frozen, LossModule, Places, trainable
-from pretraining.optim.base import Optimizer, Piece, Rule, settings_by_name
-from pretraining.optim.shards import Fragment, Layout
+from pretraining.optim.base import Optimizer, ParameterShard, UpdateRule, settings_by_name
+from pretraining.parallel.fragments import Fragment, Layout
 from pretraining.parallel.launch import World
 
 
-class Place(NamedTuple):
+class FlatRange(NamedTuple):
     """Elements [start, stop) of a tensor lie at `position` of this rank's flat partition."""
 
     name: str
@@ -33,12 +33,12 @@ class Place(NamedTuple):
 
 
 class DeepSpeedEngine:
-    def __init__(self, config: EngineConfig, module: LossModule, rule: Rule, train: Any, world: World) -> None:
+    def __init__(self, config: EngineConfig, module: LossModule, rule: UpdateRule, train: Any, world: World) -> None:
         self.world, self.stage = world, config.zero_stage
         self.module = module.to(world.device)
         self.parameters = trainable(self.module)
         # before ZeRO 3 empties the tensors
-        self.places, self.frozen = Places(self.parameters, world), Frozen(self.module, world)
+        self.places, self.frozen = ParameterLayout(self.parameters, world), FrozenParameters(self.module, world)
         self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
         self.engine = _initialize(self.module, self.optimizer, train, world, config)
         named_shapes = zip(self.places.names, self.places.shapes, strict=True)
@@ -90,29 +90,29 @@ class DeepSpeedEngine:
             if zero.persistent_parameters:
                 zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
-    def _pieces(self, settings: dict[str, Any]) -> Iterator[Piece]:
+    def _pieces(self, settings: dict[str, Any]) -> Iterator[ParameterShard]:
         numbers = {name: i for i, name in enumerate(self.places.names)}
         for place in self._places():
             whole = self.places.whole(place.name)
             fragment = Fragment(place.name, whole.shape, whole.box, place.start, place.stop)
             value = self._view(self._flat(), fragment, place)
-            yield Piece(fragment, value, settings[place.name], numbers[place.name])
+            yield ParameterShard(fragment, value, settings[place.name], numbers[place.name])
 
-    def _places(self) -> list[Place]:
+    def _places(self) -> list[FlatRange]:
         """Where the tensors lie, in the order of the flat partition; empty ranges left out."""
         zero = self.engine.optimizer
         if self.stage == 0:
-            places = [Place(n, 0, p.numel(), 0) for n, p in self.parameters.items()]
+            places = [FlatRange(n, 0, p.numel(), 0) for n, p in self.parameters.items()]
         elif self.stage < 3:
             places = [_zero12_place(n, p._hp_mapping) for n, p in self.parameters.items() if p._hp_mapping]  # type: ignore[attr-defined]
         else:
             places = [self._zero3_place(zero, n, p) for n, p in self.parameters.items()]
         return [p for p in places if p.start < p.stop]
 
-    def _zero3_place(self, zero: Any, name: str, parameter: Any) -> Place:
+    def _zero3_place(self, zero: Any, name: str, parameter: Any) -> FlatRange:
         _, position, length = zero.grad_position[zero.get_param_id(parameter)]
         start = min(self.world.data_rank * length, parameter.ds_numel)
-        return Place(name, start, min(start + length, parameter.ds_numel), position)
+        return FlatRange(name, start, min(start + length, parameter.ds_numel), position)
 
     def _flat(self) -> Tensor | None:
         zero = self.engine.optimizer
@@ -122,7 +122,7 @@ class DeepSpeedEngine:
         assert len(flats) == 1, f"one flat partition expected, not {len(flats)}"
         return flats[0]
 
-    def _view(self, flat: Tensor | None, fragment: Fragment, place: Place) -> Tensor:
+    def _view(self, flat: Tensor | None, fragment: Fragment, place: FlatRange) -> Tensor:
         if flat is None:
             return self.parameters[place.name].data
         part = flat.data[place.position : place.position + place.stop - place.start]
@@ -167,9 +167,9 @@ class ModelParallelUnit:
     get_tensor_model_parallel_group = get_model_parallel_group
 
 
-def _zero12_place(name: str, mapping: Any) -> Place:
+def _zero12_place(name: str, mapping: Any) -> FlatRange:
     partition, tensor = mapping.hp_fragment_address, mapping.lp_fragment_address
-    return Place(name, tensor.start, tensor.start + tensor.numel, partition.start)
+    return FlatRange(name, tensor.start, tensor.start + tensor.numel, partition.start)
 
 
 def _initialize(module: LossModule, optimizer: Optimizer, train: Any, world: World, config: EngineConfig) -> Any:

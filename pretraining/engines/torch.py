@@ -14,19 +14,19 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from pretraining.engines.base import Batch, FrozenParameters, LossModule, ParameterLayout, trainable
 from pretraining.engines.config import EngineConfig
-from pretraining.engines.protocol import Batch, Frozen, LossModule, Places, trainable
-from pretraining.optim.base import Optimizer, Piece, Rule, settings_by_name
-from pretraining.optim.shards import Fragment, Layout
+from pretraining.optim.base import Optimizer, ParameterShard, UpdateRule, settings_by_name
+from pretraining.parallel.fragments import Fragment, Layout
 from pretraining.parallel.launch import World
 
 
 class TorchEngine:
-    def __init__(self, config: EngineConfig, module: LossModule, rule: Rule, train: Any, world: World) -> None:
+    def __init__(self, config: EngineConfig, module: LossModule, rule: UpdateRule, train: Any, world: World) -> None:
         self.world, self.rule = world, rule
         self.module = module.to(world.device)
         self.parameters = trainable(self.module)
-        self.places, self.frozen = Places(self.parameters, world), Frozen(self.module, world)
+        self.places, self.frozen = ParameterLayout(self.parameters, world), FrozenParameters(self.module, world)
         self.owners = self._owners() if config.shard_optimizer and world.data_size > 1 else None
         self.partial = [p for p in self.parameters.values() if getattr(p, "sequence_parallel", False)]
         self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
@@ -45,11 +45,11 @@ class TorchEngine:
             device_ids=[self.world.device] if self.world.device.type == "cuda" else None,
         )
 
-    def _pieces(self) -> list[Piece]:
+    def _pieces(self) -> list[ParameterShard]:
         named_shapes = zip(self.places.names, self.places.shapes, strict=True)
         settings = settings_by_name(named_shapes, self.rule.weight_decay, self.rule.layer_decay)
         return [
-            Piece(self.places.whole(name), self.parameters[name].data, settings[name], number)
+            ParameterShard(self.places.whole(name), self.parameters[name].data, settings[name], number)
             for number, name in enumerate(self.places.names)
             if self.owners is None or self.owners[name] == self.world.data_rank
         ]

@@ -1,4 +1,4 @@
-"""What the families share: norms, attention, feed-forward, the chunked vocabulary loss, initialisation."""
+"""What the families share: norms, attention, feed-forward, the chunked vocabulary loss, initialization."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretraining.optim.shards import Box
+from pretraining.parallel.fragments import Box
 from pretraining.parallel.layers import Layers, box_of
 
 IGNORED = -100  # a label that takes no part in the loss
@@ -284,7 +284,7 @@ def _chunk_loss(logits: Tensor, labels: Tensor, rows: Rows) -> tuple[Tensor, Ten
     return (losses * counted).sum(), grad.mul_(counted[:, None])
 
 
-def initialise(
+def initialize(
     model: nn.Module, layers: Layers, seed: int, rule: Callable[[str, Tensor, torch.Generator], None]
 ) -> None:
     """Fills every parameter by `rule(name, whole tensor, generator)`.

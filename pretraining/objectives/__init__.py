@@ -4,11 +4,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pretraining.objectives.causal_lm import CausalLMConfig
-from pretraining.objectives.image_classification import ImageClassificationConfig
-from pretraining.objectives.masked_image import MaskedImageConfig
-from pretraining.objectives.masked_lm import MaskedLMConfig
-from pretraining.objectives.span_corruption import SpanCorruptionConfig
+from pretraining.objectives.image.classification import ImageClassificationConfig
+from pretraining.objectives.image.masked_image import MaskedImageConfig
+from pretraining.objectives.sequence.span_corruption import SpanCorruptionConfig
+from pretraining.objectives.text.causal_lm import CausalLMConfig
+from pretraining.objectives.text.masked_lm import MaskedLMConfig
 
 ObjectiveConfig = Annotated[
     CausalLMConfig | MaskedLMConfig | SpanCorruptionConfig | ImageClassificationConfig | MaskedImageConfig,

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pretraining.optim.base import Piece, Rule, Step, squared_norms, unscale
-from pretraining.optim.configs import AdafactorConfig
-from pretraining.optim.shards import Box, Fragment, Layout, Shape
+from pretraining.optim.base import ParameterShard, Step, UpdateRule, squared_norms, unscale
+from pretraining.optim.config import AdafactorConfig
+from pretraining.parallel.fragments import Box, Fragment, Layout, Shape
 
 # Elements that are worked on at a time: what stays in a core's cache; on a GPU, few launches.
 CPU_PATCH, GPU_PATCH = 2**20, 2**24
@@ -45,7 +45,7 @@ class Patch:
         return tensor.view(-1)[self.start : self.stop].view(shape)
 
 
-class Adafactor(Rule):
+class Adafactor(UpdateRule):
     """The gradients are overwritten by the update. One reduction sums all rows, columns and squared parameters,
     a second one the squared updates."""
 
@@ -55,7 +55,7 @@ class Adafactor(Rule):
         self.config = config
         self.weight_decay, self.layer_decay = config.weight_decay, config.layer_decay
 
-    def initial_state(self, piece: Piece) -> dict[str, Tensor]:
+    def initial_state(self, piece: ParameterShard) -> dict[str, Tensor]:
         state = {
             name: piece.value.new_zeros(shape)
             for name, shape in zip((ROW, COLUMN), factor_shapes(piece.fragment.shape), strict=False)
@@ -63,14 +63,14 @@ class Adafactor(Rule):
         state = state or {"exp_avg_sq": torch.zeros_like(piece.value)}
         return state if self.config.beta1 is None else state | {"exp_avg": torch.zeros_like(piece.value)}
 
-    def attach(self, pieces: list[Piece], layout: Layout, device: torch.device) -> None:
+    def attach(self, pieces: list[ParameterShard], layout: Layout, device: torch.device) -> None:
         self.statistics = Statistics(pieces, layout, device)
         self.factored = [p for p in pieces if ROW in p.state]
         self.unfactored = [p for p in pieces if ROW not in p.state]
         self.lr_scales = torch.tensor([p.settings.lr_scale for p in pieces], device=device)
         self.decays = torch.tensor([p.settings.weight_decay for p in pieces], device=device)
 
-    def update(self, pieces: list[Piece], step: Step, layout: Layout) -> None:
+    def update(self, pieces: list[ParameterShard], step: Step, layout: Layout) -> None:
         statistics, grads = self.statistics, [p.grad for p in pieces]
         unscale(grads, step)
         mean_squares = statistics.measure(pieces, self.config.scale_parameter)
@@ -120,7 +120,7 @@ class Adafactor(Rule):
         torch._foreach_add_(averages, squares)
         torch._foreach_mul_(grads, torch._foreach_rsqrt(averages))
 
-    def _apply(self, pieces: list[Piece], alpha: Tensor, update_rms: Tensor, finite: Tensor) -> None:
+    def _apply(self, pieces: list[ParameterShard], alpha: Tensor, update_rms: Tensor, finite: Tensor) -> None:
         """alpha, update_rms: [pieces]. Clips the updates (algorithm 4, line 9), averages them, subtracts them."""
         values, updates = [p.value for p in pieces], [p.grad for p in pieces]
         if self.weight_decay:
@@ -144,7 +144,7 @@ class Statistics:
     numbers: [pieces], their tensors. numels: [tensors].
     """
 
-    def __init__(self, pieces: list[Piece], layout: Layout, device: torch.device) -> None:
+    def __init__(self, pieces: list[ParameterShard], layout: Layout, device: torch.device) -> None:
         self.layout = layout
         self.lengths = [1 + sum(map(math.prod, factor_shapes(s))) for s in layout.shapes]
         self.begins = [0, *itertools.accumulate(self.lengths)]
@@ -161,7 +161,7 @@ class Statistics:
                 self._add(number, piece)
         self.buffer = torch.empty(max((p.stop - p.start for p in self.patches), default=0), device=device)
 
-    def _add(self, number: int, piece: Piece) -> None:
+    def _add(self, number: int, piece: ParameterShard) -> None:
         row_shape, column_shape = factor_shapes(piece.fragment.shape)
         sizes = [1, math.prod(row_shape), math.prod(column_shape)]
         begin = self.begins[piece.tensor]
@@ -181,7 +181,7 @@ class Statistics:
                 )
             )
 
-    def measure(self, pieces: list[Piece], with_values: bool) -> Tensor:
+    def measure(self, pieces: list[ParameterShard], with_values: bool) -> Tensor:
         """Means over the whole tensors -> [pieces], that of the squared values."""
         self.vector.zero_()
         for patch in self.patches:
@@ -195,7 +195,7 @@ class Statistics:
         self.layout.sum_over_parts(self.vector, self.lengths)
         return self.vector.mul_(self.shares)[self.value_slots]
 
-    def precondition(self, pieces: list[Piece]) -> None:
+    def precondition(self, pieces: list[ParameterShard]) -> None:
         """Multiplies the factored gradients by the factors that the vector then holds (algorithm 4, lines 7, 8)."""
         for patch in self.patches:
             patch.of(pieces[patch.piece].grad).mul_(patch.columns).mul_(patch.rows)

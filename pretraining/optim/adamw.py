@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from pretraining.optim.base import Piece, Rule, Step, by_settings
-from pretraining.optim.configs import AdamWConfig
-from pretraining.optim.shards import Layout
+from pretraining.optim.base import ParameterShard, Step, UpdateRule, by_settings
+from pretraining.optim.config import AdamWConfig
+from pretraining.parallel.fragments import Layout
 
 
-class AdamW(Rule):
+class AdamW(UpdateRule):
     def __init__(self, config: AdamWConfig) -> None:
         self.config = config
         self.weight_decay, self.layer_decay = config.weight_decay, config.layer_decay
 
-    def initial_state(self, piece: Piece) -> dict[str, Tensor]:
+    def initial_state(self, piece: ParameterShard) -> dict[str, Tensor]:
         return {"exp_avg": torch.zeros_like(piece.value), "exp_avg_sq": torch.zeros_like(piece.value)}
 
-    def update(self, pieces: list[Piece], step: Step, layout: Layout) -> None:
+    def update(self, pieces: list[ParameterShard], step: Step, layout: Layout) -> None:
         beta1, beta2 = self.config.betas
         for settings, group in by_settings(pieces).items():
             steps = list(step.updates.repeat(len(group)).unbind())

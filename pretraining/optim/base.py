@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pretraining.optim.shards import Fragment, Layout
+from pretraining.parallel.fragments import Fragment, Layout
 
 
 class Settings(NamedTuple):
@@ -26,7 +26,7 @@ class Settings(NamedTuple):
 
 
 @dataclass
-class Piece:
+class ParameterShard:
     """One fragment of a tensor: its fp32 values, its gradient of this step, its settings and optimizer state.
 
     value and grad: [stop - start] or, where the fragment is a whole box, that box's shape; views, not copies.
@@ -51,7 +51,7 @@ class Step(NamedTuple):
     finite: Tensor
 
 
-class Rule:
+class UpdateRule:
     """An optimizer's mathematics.
 
     whole_state: names of the state that is the whole tensor's, the same on every rank that holds a part of it;
@@ -62,13 +62,13 @@ class Rule:
     layer_decay: float
     whole_state: frozenset[str] = frozenset()
 
-    def initial_state(self, piece: Piece) -> dict[str, Tensor]:
+    def initial_state(self, piece: ParameterShard) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def attach(self, pieces: list[Piece], layout: Layout, device: torch.device) -> None:
+    def attach(self, pieces: list[ParameterShard], layout: Layout, device: torch.device) -> None:
         """Makes ready what depends on the layout alone; the pieces have their state."""
 
-    def update(self, pieces: list[Piece], step: Step, layout: Layout) -> None:
+    def update(self, pieces: list[ParameterShard], step: Step, layout: Layout) -> None:
         raise NotImplementedError
 
 
@@ -126,10 +126,10 @@ class Optimizer(torch.optim.Optimizer):
 
     GROWTH_INTERVAL = 2000  # finite steps after which the loss scale doubles (Micikevicius et al. 2018, section 3.2)
 
-    def __init__(self, parameters: list[Tensor], rule: Rule, grad_clip: float, dynamic_loss_scale: bool) -> None:
+    def __init__(self, parameters: list[Tensor], rule: UpdateRule, grad_clip: float, dynamic_loss_scale: bool) -> None:
         super().__init__(parameters, {"lr": 0.0})
         self.rule, self.grad_clip, self.dynamic = rule, grad_clip, dynamic_loss_scale
-        self.pieces: list[Piece] = []
+        self.pieces: list[ParameterShard] = []
         self.layout = Layout((), ())
         self.read_gradients: Callable[[], None] = lambda: None
         device = parameters[0].device
@@ -144,7 +144,9 @@ class Optimizer(torch.optim.Optimizer):
         """What losses are to be multiplied by."""
         return self.dynamic_scale if self.dynamic else self.no_scale
 
-    def attach(self, pieces: list[Piece], layout: Layout, read_gradients: Callable[[], None] = lambda: None) -> None:
+    def attach(
+        self, pieces: list[ParameterShard], layout: Layout, read_gradients: Callable[[], None] = lambda: None
+    ) -> None:
         """Tells which fragments this rank updates; their state begins anew.
 
         read_gradients: sets each piece's grad, at the beginning of a step.
@@ -197,14 +199,14 @@ class Optimizer(torch.optim.Optimizer):
         self.good_steps *= 1.0 - grow
 
 
-def state_fragment(piece: Piece, name: str, whole_shape: tuple[int, ...] | None) -> Fragment:
+def state_fragment(piece: ParameterShard, name: str, whole_shape: tuple[int, ...] | None) -> Fragment:
     """Where a state tensor belongs: where its piece does or, with a shape of its own, it is whole."""
     full = f"optimizer.{name}.{piece.fragment.name}"
     return piece.fragment.renamed(full) if whole_shape is None else Fragment.whole(full, whole_shape)
 
 
-def by_settings(pieces: list[Piece]) -> Mapping[Settings, list[Piece]]:
-    groups: dict[Settings, list[Piece]] = {}
+def by_settings(pieces: list[ParameterShard]) -> Mapping[Settings, list[ParameterShard]]:
+    groups: dict[Settings, list[ParameterShard]] = {}
     for piece in pieces:
         groups.setdefault(piece.settings, []).append(piece)
     return groups

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from pretraining.optim.base import Piece, Rule, Step, is_weight
-from pretraining.optim.configs import LambConfig
-from pretraining.optim.shards import Layout
+from pretraining.optim.base import ParameterShard, Step, UpdateRule, is_weight
+from pretraining.optim.config import LambConfig
+from pretraining.parallel.fragments import Layout
 
 # Elements that are worked on at a time: what stays in a core's cache; on a GPU, few launches.
 CPU_CHUNK, GPU_CHUNK = 2**20, 2**24
 
 
-class Span(NamedTuple):
+class ElementRange(NamedTuple):
     """Elements [start, stop) of a piece, given by its number."""
 
     piece: int
@@ -26,17 +26,17 @@ class Span(NamedTuple):
     stop: int
 
 
-class Lamb(Rule):
+class Lamb(UpdateRule):
     """The update is written over the gradients: only the buffer of a chunk takes memory besides the state."""
 
     def __init__(self, config: LambConfig) -> None:
         self.config = config
         self.weight_decay, self.layer_decay = config.weight_decay, config.layer_decay
 
-    def initial_state(self, piece: Piece) -> dict[str, Tensor]:
+    def initial_state(self, piece: ParameterShard) -> dict[str, Tensor]:
         return {"exp_avg": torch.zeros_like(piece.value), "exp_avg_sq": torch.zeros_like(piece.value)}
 
-    def attach(self, pieces: list[Piece], layout: Layout, device: torch.device) -> None:
+    def attach(self, pieces: list[ParameterShard], layout: Layout, device: torch.device) -> None:
         self.chunks = list(chunks(pieces, CPU_CHUNK if device.type == "cpu" else GPU_CHUNK))
         self.buffer = torch.empty(
             max((sum(s.stop - s.start for s in c) for c in self.chunks), default=0), device=device
@@ -48,7 +48,7 @@ class Lamb(Rule):
         adapted = [self.config.adapt_1d or is_weight(p.fragment.name, p.fragment.shape) for p in pieces]
         self.adapted = torch.tensor(adapted, device=device)
 
-    def update(self, pieces: list[Piece], step: Step, layout: Layout) -> None:
+    def update(self, pieces: list[ParameterShard], step: Step, layout: Layout) -> None:
         squares = torch.zeros(len(layout.names), 2, device=step.updates.device)
         if pieces:
             norms = [self._write_descent(pieces, chunk, step) for chunk in self.chunks]
@@ -57,7 +57,7 @@ class Lamb(Rule):
         if pieces:
             self._descend(pieces, self._trust_ratios(norms_of_tensors), step)
 
-    def _write_descent(self, pieces: list[Piece], chunk: list[Span], step: Step) -> Tensor:
+    def _write_descent(self, pieces: list[ParameterShard], chunk: list[ElementRange], step: Step) -> Tensor:
         """Advances the moments and replaces the gradient by -(r + decay x), lines 6 to 10 of the algorithm.
 
         -> [spans, 2], the norms of x and of the update. A step that is not finite leaves the moments alone.
@@ -115,7 +115,7 @@ class Lamb(Rule):
             ratios = ratios.clamp(*self.config.trust_clip)
         return torch.where(self.adapted & (weight > 0) & (update > 0), ratios, 1.0)
 
-    def _descend(self, pieces: list[Piece], ratios: Tensor, step: Step) -> None:
+    def _descend(self, pieces: list[ParameterShard], ratios: Tensor, step: Step) -> None:
         values = [p.value for p in pieces]
         rates = step.lr * step.finite * self.lr_scales
         if self.config.decoupled_decay:
@@ -123,15 +123,15 @@ class Lamb(Rule):
         torch._foreach_addcmul_(values, [p.grad for p in pieces], list((rates * ratios).unbind()))
 
 
-def chunks(pieces: list[Piece], limit: int) -> Iterator[list[Span]]:
+def chunks(pieces: list[ParameterShard], limit: int) -> Iterator[list[ElementRange]]:
     """The pieces' elements in order, `limit` at a time."""
-    chunk: list[Span] = []
+    chunk: list[ElementRange] = []
     room = limit
     for number, piece in enumerate(pieces):
         start, numel = 0, piece.value.numel()
         while start < numel:
             stop = min(numel, start + room)
-            chunk.append(Span(number, start, stop))
+            chunk.append(ElementRange(number, start, stop))
             room, start = room - (stop - start), stop
             if not room:
                 yield chunk

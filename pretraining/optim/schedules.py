@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from data_pipeline.config import Fraction, NonNegative, PositiveFloat, configclass
+from data_pipeline.common.fields import Fraction, NonNegative, PositiveFloat, configclass
 
 
 @configclass

@@ -60,37 +60,37 @@ def _same(x: Tensor, group: Any) -> Tensor:
     return x.view_as(x)
 
 
-class Copy(_Collective):
+class CopyToTensorRegion(_Collective):
     """Into a region where each rank works with its part of the weights."""
 
     forward_of, backward_of = staticmethod(_same), staticmethod(_sum)
 
 
-class Reduce(_Collective):
+class ReduceFromTensorRegion(_Collective):
     """Out of it: the ranks' partial results are summed."""
 
     forward_of, backward_of = staticmethod(_sum), staticmethod(_same)
 
 
-class Gather(_Collective):
-    """As Copy, from activations that are split along the sequence."""
+class GatherFromSequenceRegion(_Collective):
+    """As CopyToTensorRegion, from activations that are split along the sequence."""
 
     forward_of, backward_of = staticmethod(_gather), staticmethod(_sum_and_slice)
 
 
-class ReduceScatter(_Collective):
-    """As Reduce, to activations that are split along the sequence."""
+class ReduceScatterToSequenceRegion(_Collective):
+    """As ReduceFromTensorRegion, to activations that are split along the sequence."""
 
     forward_of, backward_of = staticmethod(_sum_and_slice), staticmethod(_gather)
 
 
-class Split(_Collective):
+class ScatterToSequenceRegion(_Collective):
     """From activations that every rank has to those split along the sequence."""
 
     forward_of, backward_of = staticmethod(_slice), staticmethod(_gather)
 
 
-class Join(_Collective):
+class JoinSequenceRegion(_Collective):
     """Back again, where every rank goes on with the same computation."""
 
     forward_of, backward_of = staticmethod(_gather), staticmethod(_slice)

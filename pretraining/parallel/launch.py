@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
 
-from data_pipeline.config import EXIT_FAILED, InputError
+from data_pipeline.common.errors import EXIT_FAILED, InputError
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
 def start_world(launch: Launch, tensor_parallel: int = 1, timeout_seconds: float = 1800) -> World:
     """Joins the process groups of a job (NCCL on GPUs, gloo on CPUs); a job of one process has none.
 
-    Neighbouring ranks share a tensor-parallel group: they are on one node.
+    Neighboring ranks share a tensor-parallel group: they are on one node.
     """
     import torch
     import torch.distributed as dist

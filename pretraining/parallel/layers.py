@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pretraining.optim.shards import Box
+from pretraining.parallel.fragments import Box
 
 
 class Layers(Protocol):
@@ -57,7 +57,7 @@ class Layers(Protocol):
 
 
 class PlainLayers:
-    """torch alone. Weights are left empty: a model initialises all of them by name (models.layers.initialise)."""
+    """torch alone. Weights are left empty: a model initializes all of them by name (models.layers.initialize)."""
 
     size, rank, group = 1, 0, None
 

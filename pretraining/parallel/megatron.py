@@ -15,7 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretraining.parallel.collectives import Copy, Gather, Join, Reduce, ReduceScatter, Split
+from pretraining.parallel.collectives import (
+    CopyToTensorRegion,
+    GatherFromSequenceRegion,
+    JoinSequenceRegion,
+    ReduceFromTensorRegion,
+    ReduceScatterToSequenceRegion,
+    ScatterToSequenceRegion,
+)
 from pretraining.parallel.launch import World
 
 with warnings.catch_warnings():
@@ -28,7 +35,7 @@ class _Column(ColumnParallelLinear):
     get_extra_state = nn.Module.get_extra_state  # keys as nn.Linear's
 
     def forward(self, x: Tensor) -> Tensor:
-        enter = Gather if self.sequence_parallel else Copy
+        enter = GatherFromSequenceRegion if self.sequence_parallel else CopyToTensorRegion
         return F.linear(enter.apply(x, self.tp_group), self.weight, self.bias)
 
 
@@ -36,7 +43,7 @@ class _Row(RowParallelLinear):
     get_extra_state = nn.Module.get_extra_state
 
     def forward(self, x: Tensor) -> Tensor:
-        leave = ReduceScatter if self.sequence_parallel else Reduce
+        leave = ReduceScatterToSequenceRegion if self.sequence_parallel else ReduceFromTensorRegion
         out = leave.apply(F.linear(x, self.weight), self.tp_group)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
@@ -45,7 +52,7 @@ class _Embedding(VocabParallelEmbedding):
     def forward(self, tokens: Tensor) -> Tensor:
         here = (tokens >= self.vocab_start_index) & (tokens < self.vocab_end_index)
         local = (tokens - self.vocab_start_index).masked_fill(~here, 0)
-        return Reduce.apply(F.embedding(local, self.weight) * here[..., None], self.tp_group)
+        return ReduceFromTensorRegion.apply(F.embedding(local, self.weight) * here[..., None], self.tp_group)
 
 
 class MegatronLayers:
@@ -100,10 +107,10 @@ class MegatronLayers:
         return parameter
 
     def enter(self, x: Tensor) -> Tensor:
-        return Split.apply(x, self.group) if self.sequence_parallel else x
+        return ScatterToSequenceRegion.apply(x, self.group) if self.sequence_parallel else x
 
     def leave(self, x: Tensor) -> Tensor:
-        return Join.apply(x, self.group) if self.sequence_parallel else x
+        return JoinSequenceRegion.apply(x, self.group) if self.sequence_parallel else x
 
     def split(self, module: nn.Module, *names: str) -> nn.Module:
         for name, parameter in module.named_parameters(recurse=False):

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from data_pipeline.config import InputError
-from data_pipeline.image_sources import classes_of
-from data_pipeline.images import BrokenImage, EncodedImage, ImageReader, _rgb, decode, decode_rgb
-from data_pipeline.manifest import load_manifest
-from data_pipeline.packing import Single
-from data_pipeline.stream import Position, Stream
+from data_pipeline.common.errors import InputError
+from data_pipeline.shards.images import BrokenImage, EncodedImage, ImageReader, _rgb, decode, decode_rgb
+from data_pipeline.shards.manifest import load_manifest
+from data_pipeline.sources.images import classes_of
+from data_pipeline.stream.packing import Single
+from data_pipeline.stream.stream import Position, Stream
 from tests.helpers import SHARED, prepare
 from tests.images import png, prepare_images, write_digits
 
@@ -232,10 +232,10 @@ def test_of_several_faults_the_first_ten_are_told(tmp_path: Path, capsys: pytest
 def test_sizes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = png(np.zeros((20, 30, 3), np.uint8))
     assert decode(data).size == (30, 20)
-    monkeypatch.setattr("data_pipeline.images.MAX_PIXELS", 599)
+    monkeypatch.setattr("data_pipeline.shards.images.MAX_PIXELS", 599)
     with pytest.raises(BrokenImage, match="30 x 20 pixels"):
         decode(data)
-    monkeypatch.setattr("data_pipeline.images.MAX_IMAGE_BYTES", 10)
+    monkeypatch.setattr("data_pipeline.shards.images.MAX_IMAGE_BYTES", 10)
     with pytest.raises(BrokenImage, match="bytes, more than 10"):
         decode(data)
 
@@ -254,11 +254,11 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
 
 
 def test_sixteen_bits_of_grey_keep_their_shades() -> None:
-    data, grey = io.BytesIO(), Image.fromarray(np.array([[0, 257, 128 * 257, 65535]], np.uint16))
-    grey.save(data, "PNG")
+    data, gray = io.BytesIO(), Image.fromarray(np.array([[0, 257, 128 * 257, 65535]], np.uint16))
+    gray.save(data, "PNG")
     expected = [[[shade] * 3 for shade in (0, 1, 128, 255)]]
     assert np.asarray(decode_rgb(EncodedImage(data.getvalue(), 0, "x"))).tolist() == expected
-    assert np.asarray(_rgb(grey.convert("I"))).tolist() == expected  # as older Pillows open such a file
+    assert np.asarray(_rgb(gray.convert("I"))).tolist() == expected  # as older Pillows open such a file
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

@@ -3,13 +3,13 @@ import itertools
 import numpy as np
 import pytest
 
-from data_pipeline.config import InputError
-from data_pipeline.loader import Fault, MicroBatch, Share, _Boxed, load, micro_batches, sample_hash
-from data_pipeline.manifest import load_manifest
-from data_pipeline.shards import ShardReader
-from data_pipeline.stream import Position, Stream
-from data_pipeline.tokenizer import Tokenizer
-from pretraining.objectives.causal_lm import CausalLMConfig
+from data_pipeline.common.errors import InputError
+from data_pipeline.loader import Fault, MicroBatch, RankSlice, _PackedBatch, load, micro_batches, sample_hash
+from data_pipeline.shards.manifest import load_manifest
+from data_pipeline.shards.text import ShardReader
+from data_pipeline.stream.stream import Position, Stream
+from data_pipeline.tokenizers.tokenizer import Tokenizer
+from pretraining.objectives.text.causal_lm import CausalLMConfig
 
 STEPS = 6
 
@@ -27,7 +27,7 @@ def batches(corpus, maker, ranks, micro, workers=1, position=None, steps=STEPS):
     """[{sample contents}] and [hash] of each global batch, and the position after the last."""
     contents, hashes = [[] for _ in range(steps)], [0] * steps
     for rank, worker in itertools.product(range(ranks), range(workers)):
-        share = Share(12, micro, rank, ranks)
+        share = RankSlice(12, micro, rank, ranks)
         feed = micro_batches(stream(corpus, maker), maker, share, position or Position(), worker, workers)
         turns = [turn for turn in range(steps * share.micro_batches) if turn % workers == worker]
         for turn, (batch, position_after) in zip(turns, feed, strict=False):
@@ -50,8 +50,8 @@ def test_resume_continues_exactly(corpus, maker):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loading_in_processes_gives_the_same(corpus, maker, workers):
-    feed = load(stream(corpus, maker), maker, Share(12, 3), Position(), workers)
-    plain = micro_batches(stream(corpus, maker), maker, Share(12, 3), Position())
+    feed = load(stream(corpus, maker), maker, RankSlice(12, 3), Position(), workers)
+    plain = micro_batches(stream(corpus, maker), maker, RankSlice(12, 3), Position())
     for (batch, after), (expected, position) in itertools.islice(zip(feed, plain, strict=False), 9):
         assert after == position and batch.content_hash == expected.content_hash
         assert np.array_equal(batch.arrays["labels"].numpy(), expected.arrays["labels"])
@@ -65,7 +65,7 @@ def test_arrays_of_any_type_and_size_leave_a_worker_in_one_tensor():
         "d": np.zeros((2, 0), np.int64),
         "e": np.uint8([1, 2, 255]),
     }
-    out = _Boxed.of(MicroBatch(arrays, {}, 2, 3, 4)).batch_of_views()
+    out = _PackedBatch.of(MicroBatch(arrays, {}, 2, 3, 4)).batch_of_views()
     assert (out.samples, out.tokens, out.content_hash) == (2, 3, 4)
     for name, array in arrays.items():
         assert out.arrays[name].numpy().dtype == array.dtype
@@ -78,7 +78,7 @@ def test_a_fault_in_a_worker_arrives_as_an_item(corpus, maker):
             raise InputError("shard 3 is damaged")
 
     broken = Broken(maker.config, Tokenizer.load(corpus / "tokenizer"), 32)
-    item, _ = next(load(stream(corpus, broken), broken, Share(4, 4), Position(), 1))
+    item, _ = next(load(stream(corpus, broken), broken, RankSlice(4, 4), Position(), 1))
     assert item == Fault("shard 3 is damaged")
 
 

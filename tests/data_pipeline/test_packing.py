@@ -3,16 +3,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data_pipeline.packing import Concatenation, Piece
+from data_pipeline.stream.packing import Concatenation, Segment
 
 
 def test_worked_example():
     """Documents of 3 and 4 tokens, framed 5 and 6, cut every 4 tokens with one shared token."""
     plan = Concatenation(5, 4, before=(1,), after=(2,)).plan(np.array([3, 4]))
     assert plan.num_sequences == 3
-    assert plan.pieces(0) == [Piece(0, 0, 5)]
-    assert plan.pieces(1) == [Piece(0, 4, 5), Piece(1, 0, 4)]
-    assert plan.pieces(2) == [Piece(1, 3, 6)]
+    assert plan.pieces(0) == [Segment(0, 0, 5)]
+    assert plan.pieces(1) == [Segment(0, 4, 5), Segment(1, 0, 4)]
+    assert plan.pieces(2) == [Segment(1, 3, 6)]
 
 
 @pytest.mark.parametrize("stride", [1, 3, 8, 64])
@@ -30,5 +30,5 @@ def test_every_token_is_predicted_exactly_once(stride):
 def test_cut_frames_the_document():
     document = SimpleNamespace(tokens=np.array([7, 8, 9], np.uint16))
     packing = Concatenation(5, 4, before=(1,), after=(2,))
-    assert packing.cut(document, Piece(0, 0, 5)).tolist() == [1, 7, 8, 9, 2]
-    assert packing.cut(document, Piece(0, 3, 5)).tolist() == [9, 2]
+    assert packing.cut(document, Segment(0, 0, 5)).tolist() == [1, 7, 8, 9, 2]
+    assert packing.cut(document, Segment(0, 3, 5)).tolist() == [9, 2]

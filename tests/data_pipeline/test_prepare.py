@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from data_pipeline import prepare
-from data_pipeline.manifest import check_files, load_manifest
-from data_pipeline.shards import ShardReader
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.shards.manifest import check_files, load_manifest
+from data_pipeline.shards.text import ShardReader
+from data_pipeline.tokenizers.tokenizer import Tokenizer
 
 SMALL = ["tokenizer.vocab_size=400", "valid_fraction=0.1", "block_tokens=2000", "shard_bytes=30000"]
 
@@ -84,7 +84,7 @@ def test_every_document_comes_back_byte_for_byte_in_one_split(corpus: Path, prep
 def test_workers_do_not_change_what_is_written(
     corpus: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_pipeline.encoding._CHUNK_CHARACTERS", 5000)
+    monkeypatch.setattr("data_pipeline.tokenizers.encoding._CHUNK_CHARACTERS", 5000)
     assert run(monkeypatch, f"corpus.inputs=[{corpus}]", f"output={tmp_path / 'o'}", "num_workers=2", *SMALL) == 0
     assert files(tmp_path / "o") == files(prepared)
 
@@ -175,7 +175,7 @@ def test_killed_anywhere_the_same_command_gives_the_same_bytes(
 def test_a_run_beside_another_is_refused(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from data_pipeline.plan import locked
+    from data_pipeline.shards.continuation import locked
 
     with locked(tmp_path / "o"):
         assert run(monkeypatch, f"corpus.inputs=[{corpus}]", f"output={tmp_path / 'o'}", *SMALL) == 2

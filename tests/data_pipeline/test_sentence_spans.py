@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from data_pipeline.packing import SentenceSpans
-from data_pipeline.shards import Document
+from data_pipeline.shards.text import TokenizedDocument
+from data_pipeline.stream.packing import SentenceSpans
 
 
 def corpus(seed, longest_sentence=12, documents=40):
@@ -11,7 +11,7 @@ def corpus(seed, longest_sentence=12, documents=40):
     for _ in range(documents):
         lengths = rng.integers(1, longest_sentence, rng.integers(1, 30))
         stop = first + int(lengths.sum())
-        found.append(Document(np.arange(first, stop), np.cumsum([0, *lengths[:-1]])))
+        found.append(TokenizedDocument(np.arange(first, stop), np.cumsum([0, *lengths[:-1]])))
         first = stop
     return found
 
@@ -63,7 +63,7 @@ def test_partners_come_from_another_document():
     for (own, _), (other, partner) in cut_all(documents, SentenceSpans(50, partners=True)):
         assert own != other and 0 < len(partner.tokens) <= 100 and partner.sentences[0] == 0
     long_and_short = [*corpus(4, documents=1), *corpus(5, documents=1)]
-    long_and_short[0] = Document(np.arange(5000), np.arange(0, 5000, 10))  # more than half of the window
+    long_and_short[0] = TokenizedDocument(np.arange(5000), np.arange(0, 5000, 10))  # more than half of the window
     assert all(
         len(pieces) == 2 and pieces[0][0] != pieces[1][0]
         for pieces in cut_all(long_and_short, SentenceSpans(50, partners=True))

@@ -9,21 +9,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.config import InputError
-from data_pipeline.manifest import Manifest, TokenizerInfo, check_files, load_manifest, save_manifest
-from data_pipeline.shards import Document, ShardReader, ShardWriter, describe_split, finished_shards, token_dtype
+from data_pipeline.common.errors import InputError
+from data_pipeline.shards.manifest import Manifest, TokenizerInfo, check_files, load_manifest, save_manifest
+from data_pipeline.shards.text import (
+    ShardReader,
+    ShardWriter,
+    TokenizedDocument,
+    describe_split,
+    finished_shards,
+    token_dtype,
+)
 
 
-def documents(count: int, longest: int = 40) -> list[Document]:
+def documents(count: int, longest: int = 40) -> list[TokenizedDocument]:
     rng = np.random.default_rng(0)
     made = []
     for length in rng.integers(1, longest, count):
         sentences = np.unique([0, *rng.integers(0, length, 3)]).astype(np.int64)
-        made.append(Document(rng.integers(0, 60000, length).astype(np.uint16), sentences))
+        made.append(TokenizedDocument(rng.integers(0, 60000, length).astype(np.uint16), sentences))
     return made
 
 
-def write(root: Path, train: list[Document], first: int = 0, shard_bytes: int = 20_000) -> Manifest:
+def write(root: Path, train: list[TokenizedDocument], first: int = 0, shard_bytes: int = 20_000) -> Manifest:
     with ShardWriter(root, "train", 100, shard_bytes, first) as writer:
         for document in train:
             writer.add(document)
@@ -61,7 +68,7 @@ def test_blocks_come_back_whole_and_in_order(tmp_path: Path) -> None:
 
 
 def test_document_longer_than_a_block_makes_a_longer_block(tmp_path: Path) -> None:
-    made = [Document(np.arange(n, dtype=np.uint16), np.array([0])) for n in (10, 500, 10)]
+    made = [TokenizedDocument(np.arange(n, dtype=np.uint16), np.array([0])) for n in (10, 500, 10)]
     manifest = write(tmp_path, made)
     assert ShardReader(manifest, "train").index(0).documents.tolist() == [1, 1, 1]
 

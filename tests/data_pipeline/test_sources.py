@@ -11,8 +11,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.config import InputError
-from data_pipeline.sources import CorpusConfig, TextSource
+from data_pipeline.common.errors import InputError
+from data_pipeline.sources.text import CorpusConfig, TextSource
 
 
 def source(*inputs: Path | str, **changes: Any) -> TextSource:

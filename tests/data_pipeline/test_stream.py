@@ -3,10 +3,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_pipeline.manifest import load_manifest
-from data_pipeline.packing import Concatenation
-from data_pipeline.shards import ShardReader
-from data_pipeline.stream import Position, Stream
+from data_pipeline.shards.manifest import load_manifest
+from data_pipeline.shards.text import ShardReader
+from data_pipeline.stream.packing import Concatenation
+from data_pipeline.stream.stream import Position, Stream
 
 PACKING = Concatenation(33, 32, before=(1,), after=(2,))
 

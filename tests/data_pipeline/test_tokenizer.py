@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.config import InputError
-from data_pipeline.sentencepiece_model import escape, unescape
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.common.errors import InputError
+from data_pipeline.tokenizers.sentencepiece_model import escape, unescape
+from data_pipeline.tokenizers.tokenizer import Tokenizer
 
 PROSE = [
     inspect.getsource(textwrap),

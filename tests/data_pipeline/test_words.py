@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.words import word_pieces
+from data_pipeline.tokenizers.tokenizer import Tokenizer
+from data_pipeline.tokenizers.words import word_pieces
 
 TEXT = ["Hello there, some_value = other[3]; it isn't naïve.", "the cat sat on the mat, said the other cat"] * 20
 

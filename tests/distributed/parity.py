@@ -50,7 +50,7 @@ FAMILIES = {
         *TEXT,
         "model=t5_debug",
         "objective=span_corruption",
-        "model.tied_head=true",
+        "model.tie_embeddings=true",
         "model.head_dim=14",
         "train.freeze=['encoder.blocks.0.mlp.up.weight']",
     ],
@@ -70,7 +70,7 @@ RELATIVES = {  # options of a family, and a relative: under tensor parallelism w
         "model.norm=rmsnorm",
         "model.activation=swiglu",
         "model.bias=false",
-        "model.tied_head=false",
+        "model.tie_embeddings=false",
         "model.num_kv_heads=4",
         "model.num_heads=8",
     ],
@@ -108,7 +108,7 @@ class Difference(NamedTuple):
 
 LEFT_OUT = """Left out of the second figure, and nothing else: the bias of attention keys (`attention.key.bias`, the
 key rows of GPT's `attention.qkv.bias`). Softmax does not change when all scores of a query grow alike, so its exact
-gradient is zero and optimizers that normalise it amplify rounding. For the same reason
+gradient is zero and optimizers that normalize it amplify rounding. For the same reason
 epsilon is 1e-6 in AdamW and LAMB, and 1e-12, its square, in Adafactor: with the published 1e-30 the noise of those key
 rows reaches the clipping of GPT's whole `attention.qkv.bias`. ViT is pooled by the mean, since 17 tokens do not divide
 by 2 under sequence parallelism."""

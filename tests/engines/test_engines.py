@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretraining.checkpoint import newest_checkpoint
 from pretraining.config import load_config
-from pretraining.faults import StopRequest
 from pretraining.parallel.launch import Launch, start_world
+from pretraining.run.checkpoint import newest_checkpoint
+from pretraining.run.faults import StopRequest
 from pretraining.train import Inputs, build
 from tests.helpers import TINY, finished_weights, metrics, run_world, train_alone, train_in_world
 

@@ -6,7 +6,7 @@ import venv
 import zipfile
 from pathlib import Path
 
-from data_pipeline.config import conf_dir
+from data_pipeline.common.compose import conf_dir
 from tests.helpers import ROOT, run_process
 
 
@@ -37,7 +37,7 @@ def test_conf_of_an_installed_wheel(tmp_path):
     )
     assert done.returncode == 2 and "did you mean 'train.steps'" in done.stderr, done.stderr
     where = subprocess.run(
-        [str(tmp_path / "env/bin/python"), "-c", "import data_pipeline.config as c; print(c.conf_dir())"],
+        [str(tmp_path / "env/bin/python"), "-c", "import data_pipeline.common.compose as c; print(c.conf_dir())"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

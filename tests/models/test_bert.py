@@ -1,11 +1,12 @@
 import pytest
 import torch
 
-from data_pipeline.config import InputError, compose_config
+from data_pipeline.common.compose import compose_config
+from data_pipeline.common.errors import InputError
 from pretraining.config import RunConfig
 from pretraining.models import layers as model_layers
-from pretraining.models.bert import from_huggingface_config, huggingface_config, weight_map
-from pretraining.models.configs import BertConfig
+from pretraining.models.bert.config import BertConfig
+from pretraining.models.bert.model import from_huggingface_config, huggingface_config, weight_map
 from pretraining.models.layers import IGNORED, TokenHead
 from pretraining.parallel.layers import PlainLayers
 
@@ -19,7 +20,7 @@ def preset(name):
 
 def build(config=SMALL, vocab_size=300, seed=1):
     model = config.build(vocab_size, PlainLayers())
-    model.initialise(seed)
+    model.initialize(seed)
     return model
 
 

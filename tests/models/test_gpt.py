@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from data_pipeline.config import compose_config
+from data_pipeline.common.compose import compose_config
 from pretraining.config import RunConfig
 from pretraining.models import layers as model_layers
-from pretraining.models.configs import GPTConfig
+from pretraining.models.gpt.config import GPTConfig
 from pretraining.models.layers import IGNORED, TokenHead
 from pretraining.parallel.layers import PlainLayers
 
@@ -77,7 +77,7 @@ def test_initialisation_depends_on_seed_and_name_alone():
     models = [config.build(100, PlainLayers()) for _ in range(2)]
     torch.manual_seed(5)
     for model in models:
-        model.initialise(7)
+        model.initialize(7)
         torch.rand(3)
     one, two = (m.state_dict() for m in models)
     assert all(torch.equal(one[k], two[k]) for k in one)
@@ -112,7 +112,7 @@ def test_activation_checkpointing_changes_nothing():
     grads = []
     for checkpointing in (False, True):
         model = GPTConfig("gpt", 2, 32, 2, 16, activation_checkpointing=checkpointing).build(50, PlainLayers())
-        model.initialise(0)
+        model.initialize(0)
         model.head(model(torch.arange(16)[None]), torch.arange(16)[None]).backward()
         grads.append(model.blocks[0].mlp.up.weight.grad)
     assert torch.equal(*grads)

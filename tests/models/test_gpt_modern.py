@@ -6,9 +6,10 @@ import transformers
 from omegaconf import OmegaConf
 from torch import nn
 
-from data_pipeline.config import InputError, conf_dir
-from pretraining.models import gpt_huggingface
-from pretraining.models.configs import GPTConfig
+from data_pipeline.common.compose import conf_dir
+from data_pipeline.common.errors import InputError
+from pretraining.models.gpt import huggingface as gpt_huggingface
+from pretraining.models.gpt.config import GPTConfig
 from pretraining.parallel.layers import PlainLayers
 
 VOCABULARY = 200
@@ -16,9 +17,9 @@ SHAPE = {"name": "gpt", "num_layers": 3, "hidden_size": 48, "num_heads": 4, "max
 MODERN = {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False}
 CASES = {
     "gpt2": {},
-    "gpt2 untied": {"tied_head": False},
-    "llama": {**MODERN, "tied_head": False},
-    "llama grouped": {**MODERN, "num_kv_heads": 2, "intermediate_size": 80, "rotary_base": 500.0, "norm_eps": 1e-6},
+    "gpt2 untied": {"tie_embeddings": False},
+    "llama": {**MODERN, "tie_embeddings": False},
+    "llama grouped": {**MODERN, "num_kv_heads": 2, "intermediate_size": 80, "rope_theta": 500.0, "norm_eps": 1e-6},
 }
 PUBLISHED = {"llama_160m": 162_417_408, "llama_1b": 1_100_048_384, "llama_7b": 6_738_415_616}  # vocabulary 32000
 
@@ -45,7 +46,7 @@ def counterpart(config, vocab_size):
 def test_logits_are_those_of_transformers(case):
     config = GPTConfig(**SHAPE, **CASES[case])
     model = config.build(VOCABULARY, PlainLayers()).eval()
-    model.initialise(1)
+    model.initialize(1)
     for parameter in model.parameters():  # biases and norms that differ from where they begin
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
     for table in (model.head.weight, model.token_embedding.weight):

@@ -6,14 +6,17 @@ import transformers
 from omegaconf import OmegaConf
 from torch import nn
 
-from data_pipeline.config import conf_dir
-from pretraining.models import t5_huggingface
-from pretraining.models.configs import T5Config
-from pretraining.models.t5 import relative_bucket
+from data_pipeline.common.compose import conf_dir
+from pretraining.models.t5 import huggingface as t5_huggingface
+from pretraining.models.t5.config import T5Config
+from pretraining.models.t5.model import relative_bucket
 from pretraining.parallel.layers import PlainLayers
 
 VOCABULARY = 200
-SHAPES = {"v1.0": {"activation": "relu", "tied_head": True}, "v1.1": {"activation": "gated_gelu", "tied_head": False}}
+SHAPES = {
+    "v1.0": {"activation": "relu", "tie_embeddings": True},
+    "v1.1": {"activation": "gated_gelu", "tie_embeddings": False},
+}
 PUBLISHED = {  # with a vocabulary of 32128: those of the released checkpoints
     "t5_small": 60_506_624,
     "t5_base": 222_903_552,
@@ -54,14 +57,14 @@ def make(version, **keys):
         **keys,
     )
     model = config.build(VOCABULARY, PlainLayers())
-    model.initialise(1)
+    model.initialize(1)
     return config, model.eval()
 
 
 def theirs(config, model):
     values = t5_huggingface.huggingface_config(config, VOCABULARY, {"pad": 0, "eos": 2})
     made = transformers.T5ForConditionalGeneration(transformers.T5Config(**values)).eval()
-    if not config.tied_head:  # transformers 5 ties the head of every new model
+    if not config.tie_embeddings:  # transformers 5 ties the head of every new model
         made.lm_head.weight = nn.Parameter(torch.empty_like(made.lm_head.weight))
     parameters = dict(model.named_parameters())
     weights = {
@@ -149,6 +152,6 @@ def test_parameters_of_the_presets_are_the_published_ones(preset):
     with torch.device("meta"):
         model = config.build(32128, MetaLayers())
         reference = transformers.T5ForConditionalGeneration(transformers.T5Config(**theirs_config))
-    untied = 0 if config.tied_head else 32128 * config.hidden_size
+    untied = 0 if config.tie_embeddings else 32128 * config.hidden_size
     assert model.published_parameters() == PUBLISHED[preset]
     assert sum(p.numel() for p in reference.parameters()) + untied == PUBLISHED[preset]

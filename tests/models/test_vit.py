@@ -11,11 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data_pipeline.config import InputError, compose_config
+from data_pipeline.common.compose import compose_config
+from data_pipeline.common.errors import InputError
 from pretraining.config import RunConfig
 from pretraining.models import mae, vit
-from pretraining.models.configs import MAEConfig, ViTConfig
-from pretraining.models.vit import DropPath, patchify, sinusoidal_positions, unpatchify
+from pretraining.models.mae.config import MAEConfig
+from pretraining.models.vit.config import ViTConfig
+from pretraining.models.vit.model import DropPath, patchify, sinusoidal_positions, unpatchify
 from pretraining.parallel.layers import PlainLayers
 
 SMALL = ViTConfig(
@@ -62,7 +64,7 @@ def restored(folder: Path, module: Any, config: Any, classes: int) -> Any:
     return model.eval()
 
 
-def randomised(model: Any) -> Any:
+def randomized(model: Any) -> Any:
     """Every weight drawn: a fresh head and fresh biases are 0 and would hide an exchange."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -104,7 +106,7 @@ def test_logits_equal_those_of_transformers_both_ways(positions: str, tmp_path: 
     from transformers import ViTForImageClassification
 
     config = ViTConfig(**{**vars_of(SMALL), "positions": positions})
-    model = randomised(config.build(5, PlainLayers()))
+    model = randomized(config.build(5, PlainLayers()))
     write_folder(tmp_path, vit, model, config, 5)
     theirs = ViTForImageClassification.from_pretrained(tmp_path, dtype=torch.float32).eval()
     images = torch.randn(3, 3, 24, 24, generator=torch.Generator().manual_seed(1))
@@ -127,7 +129,7 @@ def test_a_published_config_gives_our_keys_back() -> None:
 
 def test_mean_pooling_has_no_class_token_and_no_counterpart() -> None:
     config = ViTConfig(**{**vars_of(SMALL), "pooling": "mean"})
-    model = randomised(config.build(5, PlainLayers()))
+    model = randomized(config.build(5, PlainLayers()))
     images = torch.randn(2, 3, 24, 24)
     assert "encoder.class_token" not in dict(model.named_parameters())
     assert difference(model(images), model.encoder(images).mean(1)) == 0.0
@@ -139,20 +141,20 @@ def test_mean_pooling_has_no_class_token_and_no_counterpart() -> None:
 def test_mae_loss_equals_that_of_transformers(tmp_path: Path) -> None:
     from transformers import ViTMAEForPreTraining
 
-    from pretraining.objectives.masked_image import MaskedImageConfig
+    from pretraining.objectives.image.masked_image import MaskedImageConfig
 
     config = SMALL_MAE
-    model = randomised(config.build(0, PlainLayers()))
+    model = randomized(config.build(0, PlainLayers()))
     write_folder(tmp_path, mae, model, config, 0)
     images = torch.randint(0, 256, (4, 3, 24, 24), dtype=torch.uint8)
     noise = torch.rand(4, 9)
-    for normalised in (True, False):
-        theirs = ViTMAEForPreTraining.from_pretrained(tmp_path, dtype=torch.float32, norm_pix_loss=normalised).eval()
-        objective = MaskedImageConfig(name="masked_image", normalised_pixels=normalised).build((), config.grid)
+    for normalized in (True, False):
+        theirs = ViTMAEForPreTraining.from_pretrained(tmp_path, dtype=torch.float32, norm_pix_loss=normalized).eval()
+        objective = MaskedImageConfig(name="masked_image", norm_pix_loss=normalized).build((), config.grid)
         visible = noise.argsort(1)[:, : objective.kept].sort(1).values
         loss = objective.loss(model, {"images": images, "visible": visible})["masked_image"]
         loss = loss / (4 * (9 - objective.kept))
-        expected = theirs(objective.config.normalise(images), noise=noise).loss
+        expected = theirs(objective.config.normalize(images), noise=noise).loss
         assert difference(loss, expected) < 1e-5
 
 
@@ -189,7 +191,7 @@ def test_drop_path_grows_linearly_over_the_blocks() -> None:
 def test_activation_checkpointing_changes_no_gradient() -> None:
     images, gradients = torch.randn(2, 3, 24, 24), []
     for flag in (False, True):
-        model = randomised(ViTConfig(**{**vars_of(SMALL), "activation_checkpointing": flag}).build(5, PlainLayers()))
+        model = randomized(ViTConfig(**{**vars_of(SMALL), "activation_checkpointing": flag}).build(5, PlainLayers()))
         model.train()
         model.head(model(images)).square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
@@ -199,7 +201,7 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 def test_initial_weights_depend_on_the_seed_alone() -> None:
     first, again, other = (SMALL.build(5, PlainLayers()) for _ in range(3))
     for model, seed in ((first, 1), (again, 1), (other, 2)):
-        model.initialise(seed)
+        model.initialize(seed)
     weights = [m.encoder.blocks[0].attention.query.weight for m in (first, again, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     bound = (6 / 64) ** 0.5

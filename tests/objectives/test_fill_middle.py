@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data_pipeline.tokenizer import Tokenizer
-from pretraining.objectives.causal_lm import CausalLMConfig, fill_middle
+from data_pipeline.tokenizers.tokenizer import Tokenizer
+from pretraining.objectives.text.causal_lm import CausalLMConfig, fill_middle
 
 MARKS = (900, 901, 902)  # prefix, suffix, middle
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipeline.augmentation import (
+from data_pipeline.shards.images import EncodedImage
+from pretraining.models.vision import PatchGrid
+from pretraining.objectives.image.augmentation import (
     OPERATIONS,
     center_crop,
     cutmix,
@@ -20,11 +22,9 @@ from data_pipeline.augmentation import (
     rand_augment,
     random_resized_crop,
 )
-from data_pipeline.images import EncodedImage
-from pretraining.models.configs import PatchGrid
-from pretraining.objectives.demonstration import Demonstration
-from pretraining.objectives.image_classification import ImageClassification, ImageClassificationConfig
-from pretraining.objectives.image_views import picture_grid
+from pretraining.objectives.image.classification import ImageClassification, ImageClassificationConfig
+from pretraining.objectives.image.views import picture_grid
+from pretraining.objectives.samples import Demonstration
 from tests.helpers import command, metrics, train_alone
 from tests.images import png
 
@@ -83,10 +83,10 @@ def test_mixup_by_hand() -> None:
 
 
 def test_cutmix_by_hand() -> None:
-    """Weight 0.75 on 8 x 8: a box of side 4 around the drawn centre, cut off at the border."""
+    """Weight 0.75 on 8 x 8: a box of side 4 around the drawn center, cut off at the border."""
     first, second = (np.full((3, 8, 8), value, np.uint8) for value in (1, 2))
-    centre = iter([7, 3])
-    draws = SimpleNamespace(integers=lambda n: next(centre))
+    center = iter([7, 3])
+    draws = SimpleNamespace(integers=lambda n: next(center))
     mixed, weight = cutmix(first, second, 0.75, draws)  # type: ignore[arg-type]
     expected = first.copy()
     expected[:, 1:5, 5:8] = 2
@@ -130,7 +130,7 @@ def test_an_image_too_narrow_for_any_crop_gives_its_middle() -> None:
     assert np.array_equal(pixels(view), array[:, 198:202].transpose(2, 0, 1))
 
 
-def test_rand_augment_without_strength_keeps_geometry_and_colours() -> None:
+def test_rand_augment_without_strength_keeps_geometry_and_colors() -> None:
     image = Image.fromarray(noise(16, 16))
     for operation in OPERATIONS:
         if operation.__name__ not in ("_auto_contrast", "_equalize"):
@@ -142,7 +142,7 @@ def test_rand_augment_draws_every_operation_and_sign_alike(monkeypatch: pytest.M
     recorders = [lambda image, strength, sign, i=i: drawn.append((i, strength, sign)) or image for i in range(14)]
     image, draws = Image.fromarray(noise(16, 16)), rng()
     with monkeypatch.context() as patch:
-        patch.setattr("data_pipeline.augmentation.OPERATIONS", recorders)
+        patch.setattr("pretraining.objectives.image.augmentation.OPERATIONS", recorders)
         for _ in range(2000):
             rand_augment(image, 2, 9.0, draws)
     rates = np.bincount([i for i, _, _ in drawn], minlength=14) / len(drawn)
@@ -207,8 +207,8 @@ def test_evaluation_sees_the_middle_unmixed() -> None:
 def test_normalisation_by_hand() -> None:
     config = ImageClassificationConfig(name="image_classification", mean=[0.5, 0.25, 0.0], std=[0.5, 0.25, 1.0])
     images = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
-    assert torch.allclose(config.normalise(images).flatten(), torch.tensor([1.0, 3.0, 1.0]))
-    assert config.visible(config.normalise(images)[0]).flatten().tolist() == [255, 255, 255]
+    assert torch.allclose(config.normalize(images).flatten(), torch.tensor([1.0, 3.0, 1.0]))
+    assert config.visible(config.normalize(images)[0]).flatten().tolist() == [255, 255, 255]
 
 
 @pytest.mark.parametrize(

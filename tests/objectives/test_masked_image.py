@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipeline.config import InputError
-from data_pipeline.images import EncodedImage
-from pretraining.models.configs import MAEConfig, PatchGrid
-from pretraining.models.vit import patchify, unpatchify
-from pretraining.objectives.demonstration import Demonstration
-from pretraining.objectives.masked_image import MaskedImage, MaskedImageConfig
+from data_pipeline.common.errors import InputError
+from data_pipeline.shards.images import EncodedImage
+from pretraining.models.mae.config import MAEConfig
+from pretraining.models.vision import PatchGrid
+from pretraining.models.vit.model import patchify, unpatchify
+from pretraining.objectives.image.masked_image import MaskedImage, MaskedImageConfig
+from pretraining.objectives.samples import Demonstration
 from pretraining.parallel.layers import PlainLayers
 from tests.helpers import metrics, train_alone
 from tests.images import png, prepare_images, write_digits
@@ -45,7 +46,7 @@ def encoded(seed: int = 0) -> EncodedImage:
 
 def model() -> torch.nn.Module:
     made = MODEL.build(0, PlainLayers())
-    made.initialise(1)
+    made.initialize(1)
     return made.eval()
 
 
@@ -93,7 +94,7 @@ def test_normalised_pixels_by_hand() -> None:
     images[:, :, :, ::2] = 1.0
     targets = objective().targets(images)[0, 0]
     assert torch.allclose(targets[:2], torch.tensor([0.5, -0.5]) / (12 / 47 + 1e-6) ** 0.5)
-    assert torch.equal(objective(normalised_pixels=False).targets(images), patchify(images, 4))
+    assert torch.equal(objective(norm_pix_loss=False).targets(images), patchify(images, 4))
 
 
 def test_only_masked_patches_are_counted() -> None:
@@ -103,21 +104,21 @@ def test_only_masked_patches_are_counted() -> None:
 
     images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     images[:, :, 0, 0], images[:, :, 15, 15] = 255, 255  # one pixel of the first patch and of the last
-    maker = objective(normalised_pixels=False)
+    maker = objective(norm_pix_loss=False)
     for visible, expected in (([0, 1, 2, 3], 1 / 16), ([0, 1, 2, 15], 0.0), ([4, 5, 6, 7], 2 / 16)):
         loss = maker.loss(Zero(), {"images": images, "visible": torch.tensor([visible])})["masked_image"]
         assert float(loss) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_demonstration_keeps_the_visible_patches(normalised: bool, tmp_path: Path) -> None:
-    maker, net = objective(normalised_pixels=normalised), model()
+@pytest.mark.parametrize("normalized", [True, False])
+def test_demonstration_keeps_the_visible_patches(normalized: bool, tmp_path: Path) -> None:
+    maker, net = objective(norm_pix_loss=normalized), model()
     samples = [maker.for_evaluation().corrupt([encoded(i)], np.random.default_rng(i)) for i in range(2)]
     text = maker.demonstrate(net, Demonstration(None, samples, tmp_path, 1))
     assert "reconstruction.png" in text
     with Image.open(tmp_path / "reconstruction.png") as picture:
         assert picture.height == 3 * (96 + 4) and picture.width == 2 * (96 + 4)
-    images = maker.config.normalise(torch.from_numpy(samples[0]["image"][None]))
+    images = maker.config.normalize(torch.from_numpy(samples[0]["image"][None]))
     visible = torch.from_numpy(samples[0]["visible"][None])
     with torch.no_grad():
         back = maker._reconstruction(images, net, visible)
@@ -137,7 +138,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
         f"data.path={tmp_path / 'data'}",
         "objective.crop_scale=[0.9,1.0]",
         "objective.flip_probability=0",
-        "objective.normalised_pixels=false",
+        "objective.norm_pix_loss=false",
         "train.steps=40",
         "train.global_batch_size=16",
         "train.micro_batch_size=16",

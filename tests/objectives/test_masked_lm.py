@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.manifest import load_manifest
-from data_pipeline.shards import Document, ShardReader
-from data_pipeline.stream import Position, Stream, generator
-from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.words import WordPieces
-from pretraining.models.configs import BertConfig
-from pretraining.objectives.demonstration import Demonstration
-from pretraining.objectives.masked_lm import IGNORED, MaskedLMConfig
-from pretraining.objectives.masking import choose, find_words, ngram_lengths, replace
-from pretraining.objectives.sentence_pairs import excerpt, next_sentence, sentence_order, truncate
+from data_pipeline.shards.manifest import load_manifest
+from data_pipeline.shards.text import ShardReader, TokenizedDocument
+from data_pipeline.stream.stream import Position, Stream, generator
+from data_pipeline.tokenizers.tokenizer import Tokenizer
+from data_pipeline.tokenizers.words import WordPieces
+from pretraining.models.bert.config import BertConfig
+from pretraining.objectives.samples import Demonstration
+from pretraining.objectives.text.masked_lm import IGNORED, MaskedLMConfig
+from pretraining.objectives.text.masking import choose, find_words, ngram_lengths, replace
+from pretraining.objectives.text.sentence_pairs import excerpt, next_sentence, sentence_order, truncate
 from pretraining.parallel.layers import PlainLayers
 
 PAD, UNK, CLS, SEP, MASK = 0, 3, 101, 102, 100
@@ -36,7 +36,7 @@ def objective(length=64, **options):
 
 def document(lengths, first=4):
     """Sentences of these lengths, the tokens counted up from `first`."""
-    return Document(np.arange(first, first + sum(lengths), dtype=np.uint16), np.cumsum([0, *lengths[:-1]]))
+    return TokenizedDocument(np.arange(first, first + sum(lengths), dtype=np.uint16), np.cumsum([0, *lengths[:-1]]))
 
 
 class Scripted:
@@ -269,7 +269,7 @@ def test_words_of_a_trained_tokenizer(tokenizer):
 def test_losses_are_sums_whatever_the_micro_batch(corpus, tokenizer):
     task = MaskedLMConfig("masked_lm").build(tokenizer, 32)
     model = BertConfig("bert", 2, 32, 2, 32).build(tokenizer.total_size, PlainLayers()).eval()
-    model.initialise(1)
+    model.initialize(1)
     found = samples(corpus, task, 12)
 
     def sums(size):
@@ -289,7 +289,7 @@ def test_nothing_crosses_documents_in_a_packed_sequence():
     """The loss of two packed documents is the sum of their losses."""
     task = objective(16, pairing="none")
     model = BertConfig("bert", 2, 32, 2, 16).build(105, PlainLayers()).eval()
-    model.initialise(1)
+    model.initialize(1)
     pieces = [np.array([CLS, 50, 51, 52, SEP]), np.array([CLS, 60, 61, SEP])]
     apart = [task.corrupt([p], np.random.default_rng(i)) for i, p in enumerate(pieces)]
     together = {name: np.concatenate([s[name] for s in apart]) for name in apart[0]}
@@ -307,7 +307,7 @@ def test_described_and_demonstrated(corpus, tokenizer):
     text = task.describe(samples(corpus, task, 1)[0], tokenizer)
     assert text.count("[CLS]") == 1 and text.count("[SEP]") == 2 and "[MASK]" in text and "next_sentence" in text
     model = BertConfig("bert", 1, 16, 2, 64).build(tokenizer.total_size, PlainLayers())
-    model.initialise(1)
+    model.initialize(1)
     context = Demonstration(tokenizer, samples(corpus, task, 4), Path(), 1)
     shown = task.demonstrate(model, context)
     assert "[MASK]" in shown and shown == task.demonstrate(model, context)

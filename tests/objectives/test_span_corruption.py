@@ -1,4 +1,4 @@
-"""Span corruption against the published algorithm's counts; masks by their distribution and by hand."""
+"""SentenceSpan corruption against the published algorithm's counts; masks by their distribution and by hand."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from data_pipeline.config import InputError
-from data_pipeline.tokenizer import Tokenizer
-from pretraining.objectives.demonstration import Demonstration
-from pretraining.objectives.noise import Prefix, Spans, segments, solve_lengths
-from pretraining.objectives.span_corruption import IGNORED, SpanCorruptionConfig
+from data_pipeline.common.errors import InputError
+from data_pipeline.tokenizers.tokenizer import Tokenizer
+from pretraining.objectives.samples import Demonstration
+from pretraining.objectives.sequence.noise import Prefix, Spans, segments, solve_lengths
+from pretraining.objectives.sequence.span_corruption import IGNORED, SpanCorruptionConfig
 from tests.helpers import command
 
 T5 = Spans(0.15, 3.0)

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretraining.optim.base import Optimizer, Piece, Rule, Step, settings_by_name
-from pretraining.optim.configs import AdafactorConfig, AdamWConfig, LambConfig
-from pretraining.optim.shards import Box, Fragment, Layout
+from pretraining.optim.base import Optimizer, ParameterShard, Step, UpdateRule, settings_by_name
+from pretraining.optim.config import AdafactorConfig, AdamWConfig, LambConfig
+from pretraining.parallel.fragments import Box, Fragment, Layout
 from pretraining.parallel.launch import World
 from tests.helpers import run_world
 
@@ -80,26 +80,28 @@ def gradients(step: int) -> dict[str, Tensor]:
     return grads
 
 
-class LocalStatistics(Rule):
+class LocalStatistics(UpdateRule):
     """What an optimizer does that takes its fragments for tensors."""
 
-    def __init__(self, rule: Rule) -> None:
+    def __init__(self, rule: UpdateRule) -> None:
         self.rule = rule
         self.weight_decay, self.layer_decay = rule.weight_decay, rule.layer_decay
 
-    def initial_state(self, piece: Piece) -> dict[str, Tensor]:
+    def initial_state(self, piece: ParameterShard) -> dict[str, Tensor]:
         return self.rule.initial_state(piece)
 
-    def attach(self, pieces: list[Piece], layout: Layout, device: torch.device) -> None:
+    def attach(self, pieces: list[ParameterShard], layout: Layout, device: torch.device) -> None:
         self.rule.attach(pieces, replace(layout, data_group=None, tensor_group=None), device)
 
-    def update(self, pieces: list[Piece], step: Step, layout: Layout) -> None:
+    def update(self, pieces: list[ParameterShard], step: Step, layout: Layout) -> None:
         self.rule.update(pieces, step, replace(layout, data_group=None, tensor_group=None))
 
 
-def make_optimizer(rule: Rule, fragments: list[Fragment], layout: Layout, **options: Any) -> Optimizer:
+def make_optimizer(rule: UpdateRule, fragments: list[Fragment], layout: Layout, **options: Any) -> Optimizer:
     whole, settings = values(), settings_by_name(SHAPES.items(), rule.weight_decay, rule.layer_decay)
-    pieces = [Piece(f, take(whole[f.name], f), settings[f.name], layout.names.index(f.name)) for f in fragments]
+    pieces = [
+        ParameterShard(f, take(whole[f.name], f), settings[f.name], layout.names.index(f.name)) for f in fragments
+    ]
     optimizer = Optimizer([torch.zeros(1)], rule, **({"grad_clip": 1.0, "dynamic_loss_scale": False} | options))
     optimizer.attach(pieces, layout)
     optimizer.param_groups[0]["lr"] = 1e-2
@@ -121,7 +123,7 @@ def take(whole: Tensor, fragment: Fragment) -> Tensor:
     return box.reshape(-1)[fragment.start : fragment.stop].clone()
 
 
-def whole_optimizer(rule: Rule, **options: Any) -> Optimizer:
+def whole_optimizer(rule: UpdateRule, **options: Any) -> Optimizer:
     fragments = [Fragment.whole(name, shape) for name, shape in SHAPES.items()]
     return make_optimizer(rule, fragments, Layout(tuple(SHAPES), tuple(SHAPES.values())), **options)
 

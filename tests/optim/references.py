@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretraining.optim.base import Optimizer, Piece, Rule, Settings
-from pretraining.optim.shards import Fragment, Layout
+from pretraining.optim.base import Optimizer, ParameterShard, Settings, UpdateRule
+from pretraining.parallel.fragments import Fragment, Layout
 
 SHAPES = [(13, 7), (11,), (3, 5, 4), (2, 3, 4, 5), (1,), (1, 1), (17, 1), (6, 33)]
 GROUPS = [Settings(weight_decay=0.1, lr_scale=0.5), Settings(weight_decay=0.0)]  # tensors take turns
@@ -25,14 +25,14 @@ def gradients(step: int) -> list[Tensor]:
     return [torch.randn(s, generator=generator) * 10.0 ** (i % 4 - 2) + 0.01 for i, s in enumerate(SHAPES)]
 
 
-def make(rule: Rule, weight_decay: float, **options: object) -> Optimizer:
+def make(rule: UpdateRule, weight_decay: float, **options: object) -> Optimizer:
     """Decay on all tensors, as torch and transformers apply it."""
     return make_groups(rule, [Settings(weight_decay)], **options)
 
 
-def make_groups(rule: Rule, groups: list[Settings], **options: object) -> Optimizer:
+def make_groups(rule: UpdateRule, groups: list[Settings], **options: object) -> Optimizer:
     pieces = [
-        Piece(Fragment.whole(str(i), s), p, groups[i % len(groups)], i)
+        ParameterShard(Fragment.whole(str(i), s), p, groups[i % len(groups)], i)
         for i, (s, p) in enumerate(zip(SHAPES, start(), strict=True))
     ]
     defaults = {"grad_clip": 0.0, "dynamic_loss_scale": False}

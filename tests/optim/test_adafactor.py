@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from pretraining.optim import adafactor
-from pretraining.optim.configs import AdafactorConfig
-from pretraining.optim.shards import Fragment
+from pretraining.optim.config import AdafactorConfig
+from pretraining.parallel.fragments import Fragment
 from tests.optim.cases import differences, whole_run
 from tests.optim.references import (
     GROUPS,

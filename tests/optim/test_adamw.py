@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pretraining.optim.configs import AdamWConfig
+from pretraining.optim.config import AdamWConfig
 from tests.optim.references import (
     GROUPS,
     assert_same_steps,

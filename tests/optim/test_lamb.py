@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pretraining.optim import lamb
 from pretraining.optim.base import Settings
-from pretraining.optim.configs import LambConfig
+from pretraining.optim.config import LambConfig
 from tests.optim.cases import differences, whole_run
 from tests.optim.references import GROUPS, SHAPES, assert_same_steps, make, make_groups, rising_and_falling, start
 

@@ -9,10 +9,15 @@ import pydantic
 import pytest
 from omegaconf import OmegaConf
 
-from data_pipeline.config import conf_dir, to_dict
-from pretraining.models.configs import BertConfig, GPTConfig, MAEConfig, T5Config, ViTConfig
+from data_pipeline.common.compose import conf_dir
+from data_pipeline.common.fields import to_dict
+from pretraining.models.bert.config import BertConfig
+from pretraining.models.gpt.config import GPTConfig
+from pretraining.models.mae.config import MAEConfig
+from pretraining.models.t5.config import T5Config
+from pretraining.models.vit.config import ViTConfig
 from pretraining.optim.base import Settings, layers_above, settings_by_name
-from pretraining.optim.configs import AdafactorConfig, AdamWConfig, LambConfig, OptimizerConfig
+from pretraining.optim.config import AdafactorConfig, AdamWConfig, LambConfig, OptimizerConfig
 from pretraining.parallel.layers import PlainLayers
 
 SMALL: dict[str, Any] = {"num_layers": 3, "hidden_size": 16, "num_heads": 2}
@@ -44,11 +49,11 @@ FAMILIES: dict[str, tuple[Any, dict[str, int]]] = {
         },
     ),
     "gpt": (
-        GPTConfig(name="gpt", tied_head=False, **TEXT),
+        GPTConfig(name="gpt", tie_embeddings=False, **TEXT),
         BLOCKS | {"token_embedding.": 4, "position_embedding.": 4, "final_norm.": 0, "head.": 0},
     ),
     "t5": (
-        T5Config(name="t5", num_decoder_layers=2, tied_head=False, **TEXT),
+        T5Config(name="t5", num_decoder_layers=2, tie_embeddings=False, **TEXT),
         TWO_STACKS
         | {
             "token_embedding.": 4,

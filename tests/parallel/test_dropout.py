@@ -63,7 +63,7 @@ def test_masks(sequence_parallel):
 def train(world, runs):
     """-> for each run, the parameters after it that every tensor-parallel rank holds whole."""
     from pretraining.config import load_config
-    from pretraining.faults import StopRequest
+    from pretraining.run.faults import StopRequest
     from pretraining.train import Inputs, build
 
     weights = {}

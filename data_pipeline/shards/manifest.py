@@ -1,0 +1,132 @@
+"""manifest.json: the shards of each split, their sizes and checksums, the last file that pretrain-data writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.common.errors import InputError
+from data_pipeline.common.files import open_file, write_atomically
+
+FORMAT = 1
+SPLITS = ("train", "valid")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One line of the manifest; `samples` counts blocks, `bytes` is the tar's size."""
+
+    name: str
+    samples: int
+    documents: int
+    tokens: int
+    bytes: int
+    sha256: str
+    index: str
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    samples: int
+    documents: int
+    tokens: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    fingerprint: str
+    vocab_size: int
+    total_size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What DIR/manifest.json says; `root` is DIR. kind: text, with a tokenizer, or images, with classes."""
+
+    root: Path
+    kind: str
+    tokenizer: TokenizerInfo | None
+    seed: int
+    valid_fraction: float
+    splits: dict[str, Split]
+    classes: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of what all shards hold."""
+        sums = [(name, shard.sha256) for name in sorted(self.splits) for shard in self.splits[name].shards]
+        return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
+def save_manifest(manifest: Manifest) -> None:
+    """Writes `manifest.root`/manifest.json, the last file of a data set."""
+    values = {"format": FORMAT, **asdict(manifest)}
+    del values["root"]
+    write_atomically(manifest.root / "manifest.json", (json.dumps(values, indent=1) + "\n").encode())
+
+
+def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
+    """Reads DIR/manifest.json. Raises InputError where it is missing, broken or of a newer format."""
+    path = Path(directory) / "manifest.json"
+    try:
+        with open_file(path) as file:
+            values = json.load(file)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path} is missing: {directory} holds no prepared data, or pretrain-data was stopped "
+            "before its end (the same command again continues it)"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise InputError(f"{path} is of format {found!r}, this version reads format {FORMAT}")
+    try:
+        return _parse_manifest(path.parent, values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is broken: {error!r}") from error
+
+
+def _parse_manifest(root: Path, values: dict[str, Any]) -> Manifest:
+    if sorted(values["splits"]) != sorted(SPLITS):
+        raise KeyError(f"splits {', '.join(SPLITS)}")
+    splits = {
+        name: Split(
+            samples=s["samples"],
+            documents=s["documents"],
+            tokens=s["tokens"],
+            shards=tuple(Shard(**shard) for shard in s["shards"]),
+        )
+        for name, s in values["splits"].items()
+    }
+    return Manifest(
+        root,
+        values["kind"],
+        TokenizerInfo(**values["tokenizer"]) if values["tokenizer"] is not None else None,
+        values["seed"],
+        values["valid_fraction"],
+        splits,
+        tuple(values.get("classes", ())),
+    )
+
+
+def check_files(manifest: Manifest) -> None:
+    """Raises InputError that names the shards which are missing or of another size than the manifest says."""
+    faults = []
+    for shard in (s for split in manifest.splits.values() for s in split.shards):
+        path = manifest.root / shard.name
+        if not path.is_file():
+            faults.append(f"{path} is missing ({shard.bytes} bytes expected)")
+        elif path.stat().st_size != shard.bytes:
+            faults.append(f"{path} has {path.stat().st_size} bytes, the manifest says {shard.bytes}")
+        if not (manifest.root / shard.index).is_file():
+            faults.append(f"{manifest.root / shard.index} is missing")
+    if faults:
+        more = [f"and {len(faults) - 10} more"] if len(faults) > 10 else []
+        raise InputError("\n".join(faults[:10] + more))

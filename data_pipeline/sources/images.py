@@ -1,0 +1,185 @@
+"""Image sources: which files there are and what they show, from folders by class or from lists."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from data_pipeline.common.errors import InputError
+from data_pipeline.common.fields import NonNegative, configclass
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")
+_TOLD_FAULTS = 10
+
+
+@configclass
+class ImagesConfig:
+    """Which images are read.
+
+    `inputs` are folders with one subfolder per class, or lists (.csv and .tsv with a header line, .jsonl) whose
+    fields `file_field` and `label_field` name an image, relative to the list, and its label. `exclude` are patterns
+    (fnmatch, `*` spans folders) on absolute paths. Up to `max_bad_images` images may be broken; they are left out.
+    """
+
+    kind: Literal["images"]
+    inputs: list[str]
+    exclude: list[str]
+    file_field: str
+    label_field: str
+    max_bad_images: NonNegative
+
+
+class LabeledFile(NamedTuple):
+    path: str
+    label: str
+
+
+def labeled_files(config: ImagesConfig) -> list[LabeledFile]:
+    """Every image with its label, sorted by path. Raises InputError that names the first faults of every input."""
+    if not config.inputs:
+        raise InputError("corpus.inputs is empty: give folders with a subfolder per class, or lists")
+    return _without_repeats(_gather(_from_input, ((entry, config) for entry in config.inputs)))
+
+
+def classes_of(labels: Sequence[str]) -> tuple[str, ...]:
+    """The distinct labels in the order of their numbers: by value where all are whole numbers, else by name."""
+    distinct = set(labels)
+    if all(label.isascii() and label.isdigit() for label in distinct):
+        return tuple(sorted(distinct, key=lambda label: (int(label), label)))
+    return tuple(sorted(distinct))
+
+
+def _gather(read: Callable[..., list[LabeledFile]], parts: Iterable[tuple[Any, ...]]) -> list[LabeledFile]:
+    """What `read` finds in every part. Where parts have faults, InputError that tells the first of these."""
+    found: list[LabeledFile] = []
+    faults: list[str] = []
+    for part in parts:
+        try:
+            found += read(*part)
+        except InputError as error:
+            faults.append(str(error))
+    if faults:
+        more = [f"... and {len(faults) - _TOLD_FAULTS} more like these"] if len(faults) > _TOLD_FAULTS else []
+        raise InputError("\n".join([*faults[:_TOLD_FAULTS], *more]))
+    return found
+
+
+def _from_input(entry: str, config: ImagesConfig) -> list[LabeledFile]:
+    path = Path(os.path.expanduser(entry))
+    return _from_folder(path, config.exclude) if path.is_dir() else _from_list(path, config)
+
+
+def _from_folder(folder: Path, exclude: list[str]) -> list[LabeledFile]:
+    entries = _visible(folder, exclude)
+    loose = [e.name for e in entries if not e.is_dir()]
+    if loose:
+        raise InputError(
+            f"corpus.inputs: {folder} holds files beside its class folders "
+            f"({', '.join(loose[:_TOLD_FAULTS])}): give a folder with one subfolder per class, or a list "
+            "of files and labels"
+        )
+    if not entries:
+        raise InputError(f"corpus.inputs: {folder} holds no class folders, so no images")
+    return _gather(_from_class, ((entry, exclude) for entry in entries))
+
+
+def _from_class(folder: Path, exclude: list[str]) -> list[LabeledFile]:
+    entries = _visible(folder, exclude)
+    if not entries:
+        raise InputError(f"corpus.inputs: the class folder {folder} is empty")
+    for entry in entries:
+        if entry.is_dir():
+            raise InputError(
+                f"corpus.inputs: the class folder {folder} holds a folder ({entry.name}): give the folder "
+                "whose subfolders are the classes"
+            )
+    return _gather(_labeled, ((entry, folder.name) for entry in entries))
+
+
+def _labeled(path: Path, label: str) -> list[LabeledFile]:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise InputError(
+            f"corpus.inputs: {path} is of no known kind; known are {', '.join(IMAGE_SUFFIXES)} "
+            "(corpus.exclude leaves files out)"
+        )
+    return [LabeledFile(str(path), label)]
+
+
+def _visible(folder: Path, exclude: list[str]) -> list[Path]:
+    """What lies in `folder`, hidden entries and those that a pattern of `exclude` meets left out."""
+    entries = sorted(e for e in folder.iterdir() if not e.name.startswith("."))
+    return [e for e in entries if not _excluded(e, exclude)]
+
+
+def _excluded(path: Path, patterns: list[str]) -> bool:
+    absolute = Path(os.path.abspath(path)).as_posix()
+    return any(fnmatch.fnmatchcase(absolute, pattern) for pattern in patterns)
+
+
+def _from_list(path: Path, config: ImagesConfig) -> list[LabeledFile]:
+    if not path.is_file():
+        raise InputError(f"corpus.inputs: there is no file or folder {path}")
+    if path.suffix not in LIST_SUFFIXES:
+        raise InputError(f"corpus.inputs: {path} is no list; known are {', '.join(LIST_SUFFIXES)}")
+    found = _gather(_from_line, ((path, line, record, config) for line, record in _records(path, config)))
+    if not found:
+        raise InputError(f"corpus.inputs: {path} lists no images")
+    return found
+
+
+def _from_line(path: Path, line: int, record: dict[str, object], config: ImagesConfig) -> list[LabeledFile]:
+    """One file, or none where corpus.exclude leaves it out."""
+    name, label = record[config.file_field], record[config.label_field]
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{path}, line {line}: {config.file_field}={name!r} names no file")
+    image = path.parent / name
+    if _excluded(image, config.exclude):
+        return []
+    if not isinstance(label, str | int) or isinstance(label, bool) or not str(label).strip():
+        raise InputError(f"{path}, line {line}: {config.label_field}={label!r} is no label: give a name or a number")
+    if not image.is_file():
+        raise InputError(f"{path}, line {line}: there is no file {image}")
+    return _labeled(image, str(label))
+
+
+def _records(path: Path, config: ImagesConfig) -> Iterator[tuple[int, dict[str, object]]]:
+    """(line number, fields) of each entry. Raises InputError at the first that lacks a field."""
+    for line, record in _parsed(path):
+        if not {config.file_field, config.label_field} <= record.keys():
+            raise InputError(
+                f"{path}, line {line}: needs the fields {config.file_field!r} (corpus.file_field) and "
+                f"{config.label_field!r} (corpus.label_field); it has: {', '.join(record)}"
+            )
+        yield line, record
+
+
+def _parsed(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        try:
+            if path.suffix == ".jsonl":
+                for number, text in enumerate(file, start=1):
+                    if text.strip():
+                        record = json.loads(text)
+                        yield number, record if isinstance(record, dict) else {}
+            else:
+                rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+                for row in rows:
+                    yield rows.line_num, {str(key): value for key, value in row.items()}
+        except (ValueError, csv.Error) as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _without_repeats(files: list[LabeledFile]) -> list[LabeledFile]:
+    """Sorted; a file that is named twice counts once. InputError where its labels differ."""
+    by_path: dict[str, LabeledFile] = {}
+    for file in sorted(files):
+        first = by_path.setdefault(os.path.realpath(file.path), file)
+        if first.label != file.label:
+            raise InputError(f"corpus.inputs: {file.path} has two labels, {first.label!r} and {file.label!r}")
+    return list(by_path.values())

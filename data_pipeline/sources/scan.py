@@ -1,0 +1,106 @@
+"""The first pass over a corpus: what it holds, which documents are for validation, a sample of them."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from data_pipeline.common.progress import Progress
+from data_pipeline.sources.text import RawDocument
+
+_HASH_RANGE = 1 << 64
+
+
+class Hashed(NamedTuple):
+    """A document with the keyed hash of its text: equal texts have equal hashes, wherever they stand."""
+
+    text: str
+    size: int  # bytes of UTF-8
+    digest: bytes
+    split_hash: int  # below 2^64
+    sample_hash: int  # below 2^64
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What decides the split, and by what changed inputs are noticed; `bytes` counts UTF-8."""
+
+    documents: int
+    bytes: int
+    valid_documents: int
+    smallest_hash: int
+    corpus_hash: str  # of every document in order
+
+
+def hashed(documents: Iterable[RawDocument], seed: int) -> Iterator[Hashed]:
+    """`documents` with their hashes under `seed`."""
+    key = str(seed).encode()
+    for document in documents:
+        data = document.text.encode()
+        digest = hashlib.blake2b(data, key=key, digest_size=16).digest()
+        split_hash, sample_hash = (int.from_bytes(half, "big") for half in (digest[:8], digest[8:]))
+        yield Hashed(document.text, len(data), digest, split_hash, sample_hash)
+
+
+def split_of(split_hash: int, smallest_hash: int, valid_fraction: float) -> str:
+    """'valid' for the share `valid_fraction` of all hashes and for the corpus's smallest; else 'train'."""
+    is_valid = split_hash < valid_fraction * _HASH_RANGE or split_hash == smallest_hash
+    return "valid" if is_valid else "train"
+
+
+class Sample:
+    """The documents of smallest `sample_hash` that fit into `max_bytes` together; one at least."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._heap: list[tuple[int, int, Hashed]] = []  # the largest hash first
+        self.bytes = 0
+
+    def offer(self, number: int, document: Hashed) -> None:
+        heapq.heappush(self._heap, (-document.sample_hash, -number, document))
+        self.bytes += document.size
+        while self.bytes > self._max_bytes and len(self._heap) > 1:
+            self.bytes -= heapq.heappop(self._heap)[2].size
+
+    def texts(self) -> list[str]:
+        return [document.text for _, _, document in sorted(self._heap, key=lambda entry: entry[:2])]
+
+
+class Scanner:
+    """Takes the documents one by one and keeps what the next steps need of them."""
+
+    def __init__(self, valid_fraction: float, sample_bytes: int, count_characters: bool) -> None:
+        self.sample = Sample(sample_bytes)
+        self.characters: Counter[str] = Counter()
+        self._valid_fraction, self._count_characters = valid_fraction, count_characters
+        self._documents = self._bytes = self._below = self._smallest_repeats = 0
+        self._smallest = _HASH_RANGE
+        self._corpus = hashlib.sha256()
+
+    def take(self, document: Hashed) -> None:
+        self._corpus.update(document.digest)
+        self.sample.offer(self._documents, document)
+        if self._count_characters:
+            self.characters.update(document.text)
+        self._documents += 1
+        self._bytes += document.size
+        self._below += split_of(document.split_hash, -1, self._valid_fraction) == "valid"
+        if document.split_hash < self._smallest:
+            self._smallest, self._smallest_repeats = document.split_hash, 0
+        self._smallest_repeats += document.split_hash == self._smallest
+
+    def result(self) -> Scan:
+        valid = self._below or self._smallest_repeats
+        return Scan(self._documents, self._bytes, valid, self._smallest, self._corpus.hexdigest())
+
+
+def scan_documents(documents: Iterable[Hashed], scanner: Scanner) -> None:
+    """Gives every document to `scanner`, with a progress bar."""
+    with Progress("scanning", total_bytes=None) as progress:
+        for document in documents:
+            scanner.take(document)
+            progress.add(document.size)

@@ -1,0 +1,238 @@
+"""Text sources: documents in a fixed order from files, globs and folders, in bounded memory."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Annotated, Literal, NamedTuple
+
+import pydantic
+
+from data_pipeline.common.errors import InputError
+from data_pipeline.common.fields import NonNegative, configclass
+
+TEXT_SUFFIXES = (".txt", ".md", ".py")
+JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+_SUFFIXES = TEXT_SUFFIXES + JSONL_SUFFIXES
+_NAMED_LINES = 5
+
+
+@configclass
+class CorpusConfig:
+    """Which text is read.
+
+    `inputs` are files, globs and folders; `exclude` are patterns (fnmatch, `*` spans folders) on absolute
+    paths. A document above `max_document_bytes` of UTF-8 is cut at line borders into documents of their own,
+    so that memory stays bounded. Up to `max_bad_lines` lines of the .jsonl files may be unreadable; they are
+    left out.
+    """
+
+    kind: Literal["text"]
+    inputs: list[str]
+    exclude: list[str]
+    text_field: str
+    max_document_bytes: Annotated[int, pydantic.Field(ge=16)]
+    max_bad_lines: NonNegative
+
+
+class RawDocument(NamedTuple):
+    text: str
+    source: str
+
+
+class _BadLine(Exception):
+    """Why a line of a .jsonl file gives no document."""
+
+
+class TextSource:
+    """The documents of a corpus. `files` are sorted and without repeats; empty documents are left out."""
+
+    def __init__(self, config: CorpusConfig) -> None:
+        self._config = config
+        self.files = find_files(config.inputs, config.exclude)
+        self.bad_lines: list[str] = []
+
+    def documents(self) -> Iterator[RawDocument]:
+        """Every document in the order of `files`, anew at each call. InputError names file and line."""
+        self.bad_lines = []
+        for path in self.files:
+            texts = self._jsonl(path) if path.endswith(JSONL_SUFFIXES) else self._plain(path)
+            try:
+                yield from (RawDocument(text, path) for text in texts)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise InputError(f"{path}: the compressed file is damaged or cut short ({error})") from error
+            except OSError as error:
+                raise InputError(f"{path}: {error.strerror or error}") from error
+
+    def _plain(self, path: str) -> Iterator[str]:
+        offset = 0
+        with open(path, "rb") as file:
+            for part in _read_parts(file, self._config.max_document_bytes):
+                try:
+                    yield part.decode("utf-8")  # keeps a byte order mark and every line end as it is
+                except UnicodeDecodeError as error:
+                    raise InputError(f"{path}: not UTF-8 at byte {offset + error.start} ({error.reason})") from error
+                offset += len(part)
+
+    def _jsonl(self, path: str) -> Iterator[str]:
+        with _open_compressed(path) as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    text = _field(line, self._config.text_field)
+                except _BadLine as why:
+                    self._count(f"{path}, line {number}: {why}")
+                    continue
+                parts = _read_parts(io.BytesIO(text), self._config.max_document_bytes)
+                yield from (part.decode() for part in parts)
+
+    def _count(self, fault: str) -> None:
+        self.bad_lines.append(fault)
+        if len(self.bad_lines) > self._config.max_bad_lines:
+            named = "\n".join(self.bad_lines[-_NAMED_LINES:])
+            raise InputError(
+                f"{named}\n{len(self.bad_lines)} lines without a document, and "
+                f"corpus.max_bad_lines={self._config.max_bad_lines}"
+            )
+
+
+def find_files(inputs: list[str], exclude: list[str]) -> list[str]:
+    """The files behind `inputs`. Raises InputError with every input that leads to none."""
+    found: dict[str, str] = {}
+    faults: list[str] = []
+    if not inputs:
+        faults.append("corpus.inputs is empty: give files, globs or folders")
+    for entry in inputs:
+        try:
+            files = [f for f in _expand(os.path.expanduser(entry)) if not _excluded(f, exclude)]
+        except InputError as error:
+            faults.append(str(error))
+            continue
+        if not files:
+            faults.append(
+                f"corpus.inputs: {entry} leads to no file ending in {', '.join(_SUFFIXES)}"
+                + (" that corpus.exclude admits" if exclude else "")
+            )
+        found.update({os.path.realpath(f): f for f in sorted(files, reverse=True)})
+    if faults:
+        raise InputError("\n".join(faults))
+    return sorted(found.values())
+
+
+def _expand(entry: str) -> list[str]:
+    if os.path.isfile(entry):
+        if not entry.endswith(_SUFFIXES):
+            raise InputError(f"corpus.inputs: {entry} is of no known kind; known are {', '.join(_SUFFIXES)}")
+        return [entry]
+    if os.path.isdir(entry):
+        return _files_below(entry)
+    if not glob.has_magic(entry):
+        raise InputError(f"corpus.inputs: there is no file or folder {entry}")
+    matches = glob.glob(entry, recursive=True)
+    if not matches:
+        raise InputError(f"corpus.inputs: {entry} matches nothing")
+    return [f for m in matches for f in (_files_below(m) if os.path.isdir(m) else [m]) if f.endswith(_SUFFIXES)]
+
+
+def _files_below(folder: str) -> list[str]:
+    files = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names]
+    return [f for f in files if f.endswith(_SUFFIXES) and os.path.isfile(f)]
+
+
+def _excluded(path: str, patterns: list[str]) -> bool:
+    absolute = Path(os.path.abspath(path)).as_posix()
+    return any(fnmatch.fnmatchcase(absolute, pattern) for pattern in patterns)
+
+
+def _read_parts(file: IO[bytes], max_bytes: int) -> Iterator[bytes]:
+    """What `file` holds in parts of at most `max_bytes`, cut after a line's end where there is one."""
+    rest = b""
+    while data := rest + file.read(max_bytes + 1 - len(rest)):
+        if len(data) <= max_bytes:
+            yield data
+            return
+        cut = data.rfind(b"\n", 0, max_bytes) + 1 or _character_border(data, max_bytes)
+        yield data[:cut]
+        rest = data[cut:]
+
+
+def _character_border(data: bytes, limit: int) -> int:
+    """The last position up to `limit` where a UTF-8 character starts; `limit` itself in what is not UTF-8."""
+    for position in range(limit, max(limit - 4, 0), -1):
+        if data[position] & 0xC0 != 0x80:
+            return position
+    return limit
+
+
+def _field(line: bytes, field: str) -> bytes:
+    """The UTF-8 of `field` in the JSON object that `line` holds; empty for a blank line."""
+    if not line.strip():
+        return b""
+    try:
+        record = json.loads(line.decode("utf-8-sig"))  # a mark at the file's start belongs to no document
+    except UnicodeDecodeError as error:
+        raise _BadLine(f"not UTF-8 at byte {error.start} of the line") from error
+    except (ValueError, RecursionError) as error:
+        raise _BadLine(f"not JSON ({error})") from error
+    if not isinstance(record, dict) or not isinstance(record.get(field), str):
+        keys = ", ".join(list(record)[:8]) if isinstance(record, dict) else type(record).__name__
+        raise _BadLine(f"no text in the field {field!r} (corpus.text_field); it has: {keys}")
+    try:
+        return record[field].encode()
+    except UnicodeEncodeError as error:
+        raise _BadLine(f"half of a surrogate pair in the field {field!r}") from error
+
+
+def _open_compressed(path: str) -> IO[bytes]:
+    if path.endswith(".gz"):
+        return io.BufferedReader(gzip.open(path, "rb"))
+    if path.endswith(".zst"):
+        return io.BufferedReader(_ZstdFile(path), 1 << 17)
+    return open(path, "rb")
+
+
+class _ZstdFile(io.RawIOBase):
+    """Decompresses frame after frame; unlike zstandard's own reader, notices a file that is cut short."""
+
+    def __init__(self, path: str) -> None:
+        import zstandard
+
+        self._file = open(path, "rb")  # noqa: SIM115 - until close()
+        self._zstandard = zstandard
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._started = False
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._ready:
+            data = self._frame.unused_data or self._file.read(1 << 17)
+            if not data:
+                if self._started and not self._frame.eof:
+                    raise EOFError("the last frame has no end")
+                return 0
+            self._decompress(data)
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def _decompress(self, data: bytes) -> None:
+        if self._frame.eof:
+            self._frame = self._zstandard.ZstdDecompressor().decompressobj()
+        self._started = True
+        try:
+            self._ready = self._frame.decompress(data)
+        except self._zstandard.ZstdError as error:
+            raise EOFError(str(error)) from error

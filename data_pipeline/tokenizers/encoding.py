@@ -1,0 +1,89 @@
+"""Documents to tokens in several processes; the order of the documents stays."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.shards.text import TokenizedDocument, token_dtype
+from data_pipeline.tokenizers.tokenizer import Tokenizer
+
+_CHUNK_CHARACTERS = 1 << 19
+_CHUNKS_AHEAD_PER_WORKER = 3
+
+
+def encode_documents(
+    texts: Iterable[tuple[str, str]], folder: Path, num_workers: int
+) -> Iterator[tuple[str, TokenizedDocument]]:
+    """(split, text) to (split, document) in the same order, by the tokenizer kept in `folder`.
+
+    Up to one worker, the calling process does it itself. Memory is bounded by a few chunks per worker.
+    """
+    chunks = _chunks(texts)
+    if num_workers <= 1:
+        for splits, chunk in chunks:
+            yield from zip(splits, encode_chunk(folder, chunk), strict=True)
+        return
+    # spawn: a forked worker would keep the lock and the pipes of its parent open
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, context, initializer=_end_with_parent) as pool:
+        waiting: deque[tuple[list[str], Future[list[TokenizedDocument]]]] = deque()
+        for splits, chunk in chunks:
+            waiting.append((splits, pool.submit(encode_chunk, folder, chunk)))
+            if len(waiting) >= num_workers * _CHUNKS_AHEAD_PER_WORKER:
+                yield from _result(*waiting.popleft())
+        while waiting:
+            yield from _result(*waiting.popleft())
+
+
+def encode_chunk(folder: Path, texts: list[str]) -> list[TokenizedDocument]:
+    """The documents of one chunk, in a worker."""
+    tokenizer = _load_tokenizer(folder)
+    dtype = token_dtype(tokenizer.total_size)
+    encoded = map(tokenizer.encode_with_starts, texts)
+    return [TokenizedDocument(np.array(ids, dtype=dtype), starts) for ids, starts in encoded]
+
+
+def _result(splits: list[str], documents: Future[list[TokenizedDocument]]) -> Iterator[tuple[str, TokenizedDocument]]:
+    return zip(splits, documents.result(), strict=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.load(folder)
+
+
+def _chunks(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], list[str]]]:
+    """-> (splits, texts) of documents that follow each other."""
+    splits: list[str] = []
+    chunk: list[str] = []
+    room = _CHUNK_CHARACTERS
+    for split, text in texts:
+        splits.append(split)
+        chunk.append(text)
+        room -= len(text)
+        if room <= 0:
+            yield splits, chunk
+            splits, chunk, room = [], [], _CHUNK_CHARACTERS
+    if chunk:
+        yield splits, chunk
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when its parent is killed: it would wait for its next chunk forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

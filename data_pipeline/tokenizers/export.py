@@ -1,0 +1,250 @@
+"""A Tokenizer as a Hugging Face tokenizer.json that encodes every text to the same ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from data_pipeline.common.errors import InputError
+from data_pipeline.tokenizers.huggingface_model import HuggingFaceModel
+from data_pipeline.tokenizers.sentencepiece_model import _ESCAPE, _NEWLINE, _STAND_INS, SentencePieceModel, read_model
+
+_SPACE = "\u2581"
+_NAMES = {
+    "pad": "<pad>",
+    "bos": "<s>",
+    "eos": "</s>",
+    "unk": "<unk>",
+    "mask": "<mask>",
+    "cls": "<cls>",
+    "sep": "<sep>",
+    "fim_prefix": "<fim_prefix>",
+    "fim_middle": "<fim_middle>",
+    "fim_suffix": "<fim_suffix>",
+}
+_ROLES = ("pad", "bos", "eos", "unk", "mask", "cls", "sep")  # those that transformers has a name for
+
+# What tokenizers are known to disagree about; the last ones look like special tokens and like byte pieces.
+EDGE_CASE_TEXTS = (
+    "",
+    " ",
+    "  ",
+    "   x",
+    "x   ",
+    "a     b",
+    "\t",
+    "\t\tx",
+    "\n",
+    "\n\n\nx\n",
+    "x\r\ny",
+    "\n \n  \n",
+    " \n",
+    "emoji \U0001f600\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea",
+    "中文字符，和标点。",
+    "日本語 テキスト",
+    "مرحبا",
+    "e\u0301 é ﬁ ½ ㎏ \u212b",
+    "\u2581",
+    "a\u2581b \u2581 ",
+    "\u2585",
+    "\ufeffx",
+    "\u200b",
+    "\u00a0\u3000",
+    "\0",
+    "\x1f",
+    "\x7f",
+    "\ue000",
+    "\uee00",
+    "\uee00\uee03",
+    "\uee01\uee06\uee00\uee00",
+    "\U0010ffff",
+    "<s>",
+    "</s> <pad><unk>",
+    "<mask> <extra_id_0>",
+    "[MASK]",
+    "<0x41>",
+    "<0xE4>",
+    "1234567890" * 3,
+    "-" * 37,
+    "=" * 80,
+    "def f(x):\n\treturn x  # done\n\n\n",
+    "it's “quoted” — isn't it…",
+    "aaaaaaaaaaaaa",
+    "ÀÉÎÕÜ ß ŁŻ",
+    "Привет, мир!",
+)
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Id -> name in the exported vocabulary of every special token, in the order of the ids. A name that a piece of
+    the vocabulary has already stands in more angle brackets."""
+    backend = tokenizer._backend
+    if isinstance(backend, HuggingFaceModel):
+        pieces = {i: piece for piece, i in backend._tokenizer.get_vocab(with_added_tokens=True).items()}
+    else:
+        pieces = {i: backend._processor.id_to_piece(i) for i in range(backend.size)}
+    names = {getattr(tokenizer, role): name for role, name in _NAMES.items()}
+    names.update({i: f"<extra_id_{n}>" for n, i in enumerate(tokenizer.sentinels)})
+    taken = set(pieces.values())
+    return {i: pieces[i] if i in pieces else _free(names[i], taken) for i in sorted(names)}
+
+
+def _free(name: str, taken: set[str]) -> str:
+    return name if name not in taken else _free(f"<{name}>", taken)
+
+
+def convert(tokenizer: Any) -> Any:
+    """-> tokenizers.Tokenizer with all ids of `tokenizer` (a data_pipeline.tokenizers.tokenizer.Tokenizer).
+
+    Specials are read from a text unless `encode_special_tokens` is set on it, which tokenizer.json does not keep.
+    """
+    import tokenizers
+
+    backend = tokenizer._backend
+    if isinstance(backend, HuggingFaceModel):
+        made = tokenizers.Tokenizer.from_buffer(backend.data)
+    else:
+        made = _from_sentencepiece(backend)
+    specials = special_tokens(tokenizer)
+    added = [tokenizers.AddedToken(name, special=True, normalized=False) for name in specials.values()]
+    made.add_special_tokens(added)
+    wrong = {name: made.token_to_id(name) for i, name in specials.items() if made.token_to_id(name) != i}
+    assert not wrong, f"special tokens have other ids: {wrong}"
+    return made
+
+
+def tokenizer_config(tokenizer: Any, max_length: int) -> dict[str, Any]:
+    """tokenizer_config.json. With split_special_tokens '<s>' in a text is three characters, as it is in training."""
+    specials = special_tokens(tokenizer)
+    roles = {f"{role}_token": specials[getattr(tokenizer, role)] for role in _ROLES}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **roles,
+        "model_max_length": max_length,
+        "extra_special_tokens": [name for name in specials.values() if name not in roles.values()],
+        "split_special_tokens": True,
+        "clean_up_tokenization_spaces": False,
+        "add_prefix_space": False,
+    }
+
+
+def _from_sentencepiece(backend: SentencePieceModel) -> Any:
+    import tokenizers
+
+    proto = read_model(backend.data)
+    made = tokenizers.Tokenizer(_unigram(proto) if proto.trainer_spec.model_type == 1 else _bpe(proto))
+    made.normalizer = tokenizers.normalizers.Sequence(_normalizers(proto, backend.escaped))
+    made.decoder = tokenizers.decoders.Sequence(_decoders(proto, backend.escaped))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(_splitters(proto, backend.escaped))
+    return made
+
+
+def _splitters(proto: Any, escaped: bool) -> list[Any]:
+    """The units of sentencepiece_model; and characters of reserved pieces' names that are no pieces themselves.
+
+    These are byte pieces of their own in any case. Alone, a unigram model cannot find '<0x41>' in the text '<0x41>'.
+    """
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import Split
+
+    splitters = [Split(Regex(f"[^{_NEWLINE}]*{_NEWLINE}+|[^{_NEWLINE}]+"), "isolated")] if escaped else []
+    normal = {piece.piece for piece in proto.pieces if piece.type == piece.NORMAL}
+    reserved = {character for piece in proto.pieces if piece.type != piece.NORMAL for character in piece.piece}
+    return splitters + [Split(character, "isolated") for character in sorted(reserved - normal)]
+
+
+def _bpe(proto: Any) -> Any:
+    """Every way to make a piece of two others is a merge, the pieces in the order of their scores. A character model
+    is one without merges."""
+    import tokenizers
+
+    vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    normal = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
+    merges: list[tuple[str, str]] = []
+    if proto.trainer_spec.model_type == 2:
+        for piece in sorted(normal, key=lambda p: -normal[p]):
+            merges += _splits(piece, normal)
+    unknown = proto.pieces[proto.trainer_spec.unk_id].piece
+    return tokenizers.models.BPE(
+        vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=proto.trainer_spec.byte_fallback
+    )
+
+
+def _splits(piece: str, normal: dict[str, float]) -> list[tuple[str, str]]:
+    found = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
+    return [(left, right) for left, right in found if {left, right} <= normal.keys()]
+
+
+def _unigram(proto: Any) -> Any:
+    """SentencePiece keeps control and byte pieces out of its search; here a score that never wins does it, where
+    their characters are pieces (see `_splitters` for where they are not)."""
+    import tokenizers
+
+    lowest = min(piece.score for piece in proto.pieces if piece.type == piece.NORMAL)
+    vocab = [(piece.piece, piece.score if piece.type == piece.NORMAL else 100 * lowest) for piece in proto.pieces]
+    return tokenizers.models.Unigram(vocab, proto.trainer_spec.unk_id, proto.trainer_spec.byte_fallback)
+
+
+def _normalizers(proto: Any, escaped: bool) -> list[Any]:
+    """`escape` of sentencepiece_model, then what the model itself does to a text."""
+    from tokenizers import Regex
+    from tokenizers.normalizers import Precompiled, Prepend, Replace, Strip
+
+    spec = proto.normalizer_spec
+    steps: list[Any] = []
+    if escaped:
+        for private in (_ESCAPE, *_STAND_INS.values()):
+            steps.append(Replace(private, _ESCAPE + private))
+        steps += [Replace(character, stand_in) for character, stand_in in _STAND_INS.items()]
+    if spec.precompiled_charsmap:
+        steps.append(Precompiled(spec.precompiled_charsmap))
+    if spec.remove_extra_whitespaces:
+        steps += [Strip(left=True, right=True), Replace(Regex(" {2,}"), " ")]
+    if spec.add_dummy_prefix:
+        steps.append(Prepend(" "))
+    return [*steps, Replace(" ", _SPACE)]
+
+
+def _decoders(proto: Any, escaped: bool) -> list[Any]:
+    """`unescape`: a stand-in after an even number of escapes is undone, after an odd one it stands for itself."""
+    from tokenizers import Regex
+    from tokenizers.decoders import ByteFallback, Fuse, Replace, Strip
+
+    steps: list[Any] = [Replace(_SPACE, " "), ByteFallback(), Fuse()]
+    if proto.normalizer_spec.add_dummy_prefix:
+        steps.append(Strip(" ", left=1, right=0))
+    if escaped:
+        even = f"(?<!{_ESCAPE})(?:{_ESCAPE}{_ESCAPE})*\\K"
+        steps += [Replace(Regex(even + stand_in), character) for character, stand_in in _STAND_INS.items()]
+        steps += [Replace(_ESCAPE + private, private) for private in (*_STAND_INS.values(), _ESCAPE)]
+    return steps
+
+
+def rounds_ties(tokenizer: Any) -> bool:
+    """Whether `tokenizer` is a unigram model from elsewhere: where the same pieces fit in two orders, SentencePiece's
+    fp32 sums decide by their rounding and tokenizers' fp64 sums decide otherwise. Those trained here have scores whose
+    sums are exact."""
+    if isinstance(tokenizer._backend, HuggingFaceModel):
+        return False
+    proto = read_model(tokenizer._backend.data)
+    return proto.trainer_spec.model_type == 1 and any((256 * piece.score) % 1 for piece in proto.pieces)
+
+
+def disagreements(made: Any, tokenizer: Any, texts: tuple[str, ...] = EDGE_CASE_TEXTS) -> list[str]:
+    """The texts, as literals, that `made` (encode -> ids, decode -> text) treats otherwise than `tokenizer`.
+
+    Texts that `tokenizer` refuses (a character model) are left out. What it has no piece for cannot come back: of
+    texts that hold such the ids are compared alone. With `rounds_ties`, an order of pieces is free.
+    """
+    same: Callable[[list[int]], list[int]] = sorted if rounds_ties(tokenizer) else list
+    wrong = []
+    for text in texts:
+        try:
+            ids = tokenizer.encode(text)
+        except InputError:
+            continue
+        decodes_alike = tokenizer.unk in ids or made.decode(ids) == tokenizer.decode(ids)
+        if same(made.encode(text)) != same(ids) or not decodes_alike:
+            wrong.append(json.dumps(text))
+    return wrong

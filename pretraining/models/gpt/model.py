@@ -1,0 +1,125 @@
+"""GPT: a decoder of pre-norm blocks.
+
+GPT-2 as published (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3), and
+by options the modern decoder: rotary positions, RMSNorm, SwiGLU, grouped-query attention (Touvron et al. 2023).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pretraining.models.base import padded_vocabulary
+from pretraining.models.gpt.config import GPTConfig
+from pretraining.models.layers import (
+    Attention,
+    Dropout,
+    FeedForward,
+    TokenHead,
+    document_mask,
+    initialize,
+    make_norm,
+    rotary_tables,
+)
+from pretraining.parallel.layers import Layers
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layers: Layers) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.attention_norm = layers.split(make_norm(config.norm, size, config.norm_eps, config.bias))
+        self.attention = Attention(
+            layers,
+            size,
+            config.num_heads,
+            num_kv_heads=config.kv_heads,
+            bias=config.bias,
+            fused=config.kv_heads == config.num_heads and config.bias,
+            dropout=config.dropout,
+        )
+        self.mlp_norm = layers.split(make_norm(config.norm, size, config.norm_eps, config.bias))
+        self.mlp = FeedForward(layers, size, config.mlp_size, config.activation, config.bias)
+        self.dropout = Dropout(layers, config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, causal=True, rotary=rotary))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class GPT(nn.Module):
+    """tokens: int [batch, length] -> hidden states [batch, length, hidden]; `head` makes losses or logits of them."""
+
+    def __init__(self, config: GPTConfig, vocab_size: int, layers: Layers) -> None:
+        super().__init__()
+        self.config, self.vocab_size, self.layers = config, vocab_size, layers
+        self.token_embedding = layers.embedding(padded_vocabulary(vocab_size), config.hidden_size)
+        if config.positions == "learned":
+            self.position_embedding = nn.Embedding(config.max_seq_len, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layers) for _ in range(config.num_layers))
+        self.final_norm = layers.split(make_norm(config.norm, config.hidden_size, config.norm_eps, config.bias))
+        table: Any = self.token_embedding.weight
+        untied = (padded_vocabulary(vocab_size), config.hidden_size)
+        self.head = TokenHead(layers, vocab_size, table if config.tie_embeddings else layers.parameter(untied, 0))
+
+    def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+        """positions: [batch, length], within the document (None: 0, 1, ...).
+
+        documents: [batch, length], which packed document a token belongs to: no attention crosses their borders
+        (None: one document a row).
+        """
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        x, rotary = self.token_embedding(tokens), None
+        if self.config.positions == "learned":
+            x = x + self.position_embedding(positions)
+        else:
+            head_dim = self.config.hidden_size // self.config.num_heads
+            rotary = rotary_tables(positions, head_dim, self.config.rope_theta)
+        x = self.layers.enter(self.dropout(x))
+        mask = None if documents is None else document_mask(documents, causal=True)
+        for block in self.blocks:
+            if self.config.activation_checkpointing and self.training:
+                x = checkpoint(block, x, mask, rotary, use_reentrant=False)
+            else:
+                x = block(x, mask, rotary)
+        return self.layers.leave(self.final_norm(x))
+
+    def flops_per_token(self, length: int) -> float:
+        """Forward and backward of one token: 6 per weight used, and attention's 12 x layers x hidden x length
+        (Chowdhery et al. 2022, "PaLM", appendix B). Attention across the whole length is counted."""
+        config = self.config
+        head_dim = config.hidden_size // config.num_heads
+        attention = config.hidden_size * head_dim * (2 * config.num_heads + 2 * config.kv_heads)
+        mlp = config.hidden_size * config.mlp_size * (3 if config.activation == "swiglu" else 2)
+        weights = config.num_layers * (attention + mlp) + self.vocab_size * config.hidden_size
+        return 6.0 * weights + 12.0 * config.num_layers * config.hidden_size * length
+
+    def published_parameters(self) -> int:
+        """Parameters without the padded rows of the vocabulary."""
+        padding = padded_vocabulary(self.vocab_size) - self.vocab_size
+        tables = 1 if self.config.tie_embeddings else 2
+        return sum(p.numel() for p in self.parameters()) - padding * self.config.hidden_size * tables
+
+    def initialize(self, seed: int) -> None:
+        """Normal with standard deviation 0.02, layers that write to the residual stream divided by sqrt(2 x layers)
+        (GPT-2, section 2.3; openai/gpt-2, src/model.py: std 0.02, positions 0.01). Padded vocabulary rows are 0."""
+        initialize(self, self.layers, seed, self._fill)
+
+    def _fill(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+        if tensor.ndim == 1:
+            tensor.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+            return
+        std = self.config.initializer_range
+        if name.endswith(("attention.output.weight", "mlp.down.weight")):
+            std /= math.sqrt(2 * self.config.num_layers)
+        if name == "position_embedding.weight":
+            std /= 2
+        tensor.normal_(0.0, std, generator=generator)
+        if name in ("token_embedding.weight", "head.weight"):
+            tensor[self.vocab_size :] = 0.0

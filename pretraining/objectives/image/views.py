@@ -1,0 +1,116 @@
+"""What the image objectives share: the views of an image, its way to the device, and pictures for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from pydantic import AfterValidator, Field
+
+from data_pipeline.common.fields import PositiveFloat, configclass
+from data_pipeline.shards.images import EncodedImage, decode_rgb
+from pretraining.objectives.image.augmentation import Pixels, center_crop, pixels, random_flip, random_resized_crop
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _ascending(bounds: list[float]) -> list[float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("the smaller bound stands first")
+    return bounds
+
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+RankSlice = Annotated[float, Field(gt=0.0, le=1.0)]
+Shares = Annotated[list[RankSlice], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
+Ratios = Annotated[list[PositiveFloat], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
+Mean = Annotated[list[float], Field(min_length=3, max_length=3)]
+Deviation = Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)]
+
+
+@configclass
+class ImageViewsConfig:
+    """crop_scale, crop_ratio: range of a training crop's share of the area, and of its width / height.
+    flip_probability: of mirroring left and right. eval_crop: the share of the shorter side that an evaluation sees.
+    mean, std: of each color, on a scale of 0 to 1; pixels are given to the model as (pixel - mean) / std."""
+
+    name: str
+    crop_scale: Shares = Field(default_factory=lambda: [0.08, 1.0])
+    crop_ratio: Ratios = Field(default_factory=lambda: [3 / 4, 4 / 3])
+    flip_probability: Probability = 0.5
+    eval_crop: RankSlice = 0.875
+    mean: Mean = Field(default_factory=lambda: list(IMAGENET_MEAN))
+    std: Deviation = Field(default_factory=lambda: list(IMAGENET_STD))
+
+    def training_view(self, image: EncodedImage, size: int, rng: np.random.Generator) -> Image.Image:
+        """Raises InputError where the image is broken."""
+        crop = random_resized_crop(decode_rgb(image), size, self.crop_scale, self.crop_ratio, rng)
+        return random_flip(crop, self.flip_probability, rng)
+
+    def evaluation_view(self, image: EncodedImage, size: int) -> Pixels:
+        """-> uint8 [3, size, size]. Raises InputError where the image is broken."""
+        return pixels(center_crop(decode_rgb(image), size, self.eval_crop))
+
+    def huggingface_processor(self, size: int) -> dict[str, Any]:
+        """preprocessor_config.json of what an evaluation sees. It is Bit's, as for DINOv2: ViT's own takes the whole
+        image, squeezed into a square, instead of the middle."""
+        return {
+            "image_processor_type": "BitImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"shortest_edge": round(size / self.eval_crop)},
+            "resample": int(Image.Resampling.BICUBIC),
+            "do_center_crop": True,
+            "crop_size": {"height": size, "width": size},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": self.mean,
+            "image_std": self.std,
+        }
+
+    def normalize(self, images: Any) -> Any:
+        """uint8 [batch, 3, height, width] -> fp32. By scalars: a tensor of means would be copied to the device."""
+        import torch
+
+        channels = [
+            images[:, c].float().div_(255 * std).sub_(mean / std)
+            for c, (mean, std) in enumerate(zip(self.mean, self.std, strict=True))
+        ]
+        return torch.stack(channels, dim=1)
+
+    def visible(self, images: Any) -> Pixels:
+        """Normalized fp32 [3, height, width] -> uint8 pixels."""
+        array = images.float().cpu().numpy()
+        scaled = array * np.array(self.std)[:, None, None] + np.array(self.mean)[:, None, None]
+        return np.rint(scaled.clip(0.0, 1.0) * 255).astype(np.uint8)
+
+
+def picture_grid(rows: Sequence[Sequence[Pixels]], captions: Sequence[str] = (), min_side: int = 96) -> Image.Image:
+    """Pictures in rows of equal length; captions stand below the last row's pictures, one each, no wider than these."""
+    side = rows[0][0].shape[1]
+    scale = max(1, -(-min_side // side))
+    cell, line = side * scale + 4, 12
+    lines = max((caption.count("\n") + 1 for caption in captions), default=0)
+    sheet = Image.new("RGB", (cell * len(rows[0]), cell * len(rows) + lines * line), "white")
+    for r, row in enumerate(rows):
+        for c, array in enumerate(row):
+            image = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
+            sheet.paste(image.resize((side * scale, side * scale), Image.Resampling.NEAREST), (c * cell, r * cell))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(line - 2)
+    for c, caption in enumerate(captions):
+        text = "\n".join(_fitted(line, cell - 4, font) for line in caption.split("\n"))
+        draw.multiline_text((c * cell, cell * len(rows) - 2), text, fill="black", font=font, spacing=1)
+    return sheet
+
+
+def _fitted(line: str, width: int, font: Any) -> str:
+    """The line in ASCII, which is what Pillow's own font has, its middle left out where it is wider than `width`."""
+    plain = shown = line.encode("ascii", "backslashreplace").decode()
+    kept = len(plain)
+    while kept and font.getlength(shown) > width:
+        kept -= 1
+        shown = plain[: kept - kept // 2] + "\u2026" + plain[len(plain) - kept // 2 :]
+    return shown

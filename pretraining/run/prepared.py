@@ -1,0 +1,57 @@
+"""Prepared data of either kind, as a model and an objective need them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.common.errors import InputError
+from data_pipeline.shards.images import ImageReader
+from data_pipeline.shards.manifest import check_files, load_manifest
+from data_pipeline.shards.text import ShardReader
+from data_pipeline.stream.stream import Reader
+from data_pipeline.tokenizers.tokenizer import Tokenizer
+from pretraining.config import RunConfig
+
+PREDICTED = {"text": "vocab_size", "images": "num_classes"}  # the model's key for the size of its output
+
+
+class Prepared:
+    """What pretrain-data wrote to `data.path`.
+
+    vocabulary: what samples are written in and labels taken from: the tokenizer, or the names of the classes.
+    outputs: how many there are of these. Raises InputError where files are missing, or where model and objective are
+    for another kind of data.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.root = Path(config.data.path or "")
+        self.manifest = load_manifest(self.root)
+        if self.manifest.kind != config.data_kind:
+            raise InputError(
+                f"data.path={config.data.path} holds {self.manifest.kind}, objective="
+                f"{config.objective.name} needs {config.data_kind}"
+            )
+        check_files(self.manifest)
+        self.tokenizer = self._load_tokenizer()
+        self.vocabulary: Any = self.tokenizer or self.manifest.classes
+        self.outputs = self.tokenizer.total_size if self.tokenizer else len(self.manifest.classes)
+        key = PREDICTED[self.manifest.kind]
+        wanted = getattr(config.model, key, None)  # a masked autoencoder has no classes
+        if wanted not in (None, self.outputs):
+            raise InputError(f"model.{key}={wanted}, data.path={config.data.path} was prepared with {self.outputs}")
+
+    def _load_tokenizer(self) -> Tokenizer | None:
+        described = self.manifest.tokenizer
+        if described is None:
+            return None
+        tokenizer = Tokenizer.load(self.root / "tokenizer")
+        if tokenizer.fingerprint != described.fingerprint:
+            raise InputError(
+                f"{self.root / 'tokenizer'} is not the tokenizer that the shards were written with: its "
+                f"fingerprint differs from {self.root / 'manifest.json'}"
+            )
+        return tokenizer
+
+    def reader(self, split: str) -> Reader:
+        return (ShardReader if self.tokenizer else ImageReader)(self.manifest, split)

@@ -1,0 +1,230 @@
+"""What a run's folder says, and what happens where it or the command that meets it is not as it should be."""
+
+import json
+import shutil
+
+import pytest
+
+from pretraining.run.run_dir import read_json
+from tests.helpers import TINY, command, metrics, prepare, valid_losses
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    """A run of 8 steps with checkpoints at 4 and 8."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    assert pretrain(corpus, run_dir) == 0
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def pretrain(corpus, run_dir, *more):
+    return command(
+        "pretraining.train",
+        *TINY,
+        f"data.path={corpus}",
+        f"run_dir={run_dir}",
+        "train.steps=8",
+        "train.eval_every=4",
+        "train.eval_batches=1",
+        "train.checkpoint_every=4",
+        *more,
+    )
+
+
+def checkpoints(run_dir):
+    return sorted(f.name for f in (run_dir / "checkpoints").iterdir())
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def test_going_back_to_an_older_checkpoint_sets_the_newer_ones_aside(corpus, run_dir):
+    older = run_dir / "checkpoints" / "step_00000004"
+    assert (
+        pretrain(
+            corpus, run_dir, f"train.resume={older}", "train.steps=7", "train.keep_last=1", "train.checkpoint_every=1"
+        )
+        == 0
+    )
+    assert checkpoints(run_dir) == ["abandoned_step_00000008", "step_00000007"]
+    assert sorted(metrics(run_dir)) == list(range(1, 8))
+
+
+def test_the_same_command_again_adds_nothing(corpus, run_dir):
+    before = (run_dir / "metrics.jsonl").read_text()
+    assert pretrain(corpus, run_dir) == 0
+    assert (run_dir / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(corpus, run_dir):
+    expected = metrics(run_dir)
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / "verdict.json").unlink()
+    assert pretrain(corpus, run_dir) == 0
+    assert [line["loss"] for line in metrics(run_dir).values()] == [line["loss"] for line in expected.values()]
+    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 8 + len(valid_losses(run_dir))
+
+
+def test_no_whole_checkpoint_left_is_an_error(corpus, run_dir, capsys):
+    for folder in (run_dir / "checkpoints").iterdir():
+        (folder / "manifest.json").unlink()
+    assert pretrain(corpus, run_dir) == 2
+    assert "no whole checkpoint is left among 2" in capsys.readouterr().err
+    assert len(metrics(run_dir)) == 8
+
+
+def test_a_damaged_checkpoint_changes_no_file_of_the_run(corpus, run_dir, capsys):
+    checkpoint = run_dir / "checkpoints" / "step_00000004"
+    flip_a_bit(checkpoint / "rank_00000.safetensors")
+    files = {f: f.read_bytes() for f in run_dir.glob("*.*") if f.name != "verdict.json"}
+    assert pretrain(corpus, run_dir, f"train.resume={checkpoint}", "train.steps=12") == 2
+    assert "checksum differs" in capsys.readouterr().err
+    assert {f: f.read_bytes() for f in run_dir.glob("*.*") if f.name != "verdict.json"} == files
+    assert read_json(run_dir / "verdict.json")["exit_code"] == 2
+
+
+def test_auto_goes_back_beyond_damaged_checkpoints(corpus, run_dir, capsys):
+    expected = metrics(run_dir)
+    flip_a_bit(run_dir / "checkpoints" / "step_00000008" / "rank_00000.safetensors")
+    assert pretrain(corpus, run_dir) == 0
+    said = capsys.readouterr().err
+    assert "skipped step_00000008" in said and "checksum differs" in said
+    assert [line["loss"] for line in metrics(run_dir).values()] == [line["loss"] for line in expected.values()]
+    for folder in (run_dir / "checkpoints").glob("step_*"):
+        flip_a_bit(folder / "rank_00000.safetensors")
+    assert pretrain(corpus, run_dir) == 2
+    assert (run_dir / "checkpoints" / "step_00000004").is_dir()
+
+
+def test_a_run_whose_last_save_fails_has_failed_and_can_begin_anew(corpus, tmp_path, capsys, monkeypatch):
+    from pretraining.run import checkpoint
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_share", full)
+    assert pretrain(corpus, tmp_path / "run") == 1
+    assert "the last checkpoint, of step 8, could not be saved" in capsys.readouterr().err
+    assert read_json(tmp_path / "run" / "verdict.json")["exit_code"] == 1
+    monkeypatch.undo()
+    assert pretrain(corpus, tmp_path / "run") == 0
+
+
+@pytest.mark.parametrize(
+    "pattern, told", [("blocks.0.mlpp.*", "no parameter is named blocks.0.mlpp.*"), ("*", "leaves nothing to train")]
+)
+def test_patterns_of_frozen_parameters_that_cannot_be_meant(corpus, tmp_path, capsys, pattern, told):
+    assert pretrain(corpus, tmp_path / "run", f"train.freeze=['{pattern}']") == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_state_that_lacks_something_is_told(corpus, run_dir, capsys):
+    path = run_dir / "checkpoints" / "step_00000008" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["state"]["position"]
+    path.write_text(json.dumps(manifest))
+    assert pretrain(corpus, run_dir) == 2
+    assert "the state in its manifest lacks position" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_run_is_refused(corpus, finished, tmp_path, capsys):
+    assert pretrain(corpus, tmp_path / "new", f"train.resume={finished}/checkpoints/step_00000004", "train.seed=5") == 2
+    assert "train.seed was 1, is 5" in capsys.readouterr().err
+
+
+def test_the_same_data_by_another_path(corpus, run_dir, tmp_path):
+    (tmp_path / "link").symlink_to(corpus)
+    assert pretrain(tmp_path / "link", run_dir, "train.steps=9") == 0
+
+
+def test_another_tokenizer_than_the_shards_were_written_with(corpus, tmp_path, capsys):
+    data = shutil.copytree(corpus, tmp_path / "data")
+    assert (
+        prepare(
+            f"corpus.inputs=[{json.__path__[0]}]",
+            f"output={tmp_path / 'other'}",
+            "num_workers=1",
+            "tokenizer.vocab_size=360",
+            "valid_fraction=0.3",
+        )
+        == 0
+    )
+    shutil.rmtree(data / "tokenizer")
+    shutil.copytree(tmp_path / "other" / "tokenizer", data / "tokenizer")
+    assert pretrain(data, tmp_path / "run") == 2
+    assert "not the tokenizer that the shards were written with" in capsys.readouterr().err
+
+
+def test_divergence_is_told_without_a_traceback(corpus, tmp_path, capsys):
+    assert pretrain(corpus, tmp_path / "run", "optimizer.lr=1e30", "train.steps=40") == 1
+    assert "error: the gradients of the last 20 steps" in capsys.readouterr().err
+    verdict = read_json(tmp_path / "run" / "verdict.json")
+    assert verdict["exit_code"] == 1 and "diverged" in verdict["reason"]
+    assert valid_losses(tmp_path / "run")[4] is None
+
+
+def test_a_config_error_is_in_the_verdict_too(corpus, run_dir):
+    assert pretrain(corpus, run_dir, "train.stepz=3") == 2
+    assert "train.stepz" in read_json(run_dir / "verdict.json")["reason"]
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_run_dir_that_cannot_be_made(corpus, tmp_path, capsys, name):
+    (tmp_path / "file").write_text("")
+    assert pretrain(corpus, tmp_path / name) == 2
+    assert "cannot be made" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "config.yaml", "verdict.json"])
+@pytest.mark.parametrize("content", [b"", b"{{{", b"5\n", b'{"st\xff\xfe'], ids=["empty", "braces", "5", "bytes"])
+def test_broken_files_of_a_run(corpus, run_dir, name, content, capsys):
+    """Continued where nothing that counts was lost, else one message."""
+    (run_dir / name).write_bytes(content)
+    code = pretrain(corpus, run_dir)
+    assert code in (0, 2)
+    assert code == 0 or name in capsys.readouterr().err
+
+
+def test_more_warm_up_than_steps_is_a_warning(corpus, tmp_path, capsys):
+    assert pretrain(corpus, tmp_path / "run", "scheduler.warmup_steps=100") == 0
+    assert "scheduler.warmup_steps=100" in capsys.readouterr().err
+
+
+def test_a_manifest_without_validation(corpus, tmp_path, capsys):
+    data = shutil.copytree(corpus, tmp_path / "data")
+    values = json.loads((data / "manifest.json").read_text())
+    del values["splits"]["valid"]
+    (data / "manifest.json").write_text(json.dumps(values))
+    assert pretrain(data, tmp_path / "run") == 2
+    assert "manifest.json is broken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("run_dir=${nope}", "interpolations"),
+        ("tracking.run_name=${oc.env:HOME}", "interpolations"),
+        ("optimizer@x=adamw", "package"),
+        ("+typo=1", "did you mean"),
+        ("optimizer.lr=inf", "optimizer.lr"),
+        ("train.resume=Never", "no such checkpoint"),
+    ],
+)
+def test_overrides_that_are_refused(corpus, tmp_path, capsys, override, message):
+    assert pretrain(corpus, tmp_path / "run", override) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_rank_that_is_no_number(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "abc")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert pretrain(corpus, tmp_path / "run") == 2
+    assert "whole numbers" in capsys.readouterr().err

@@ -1,0 +1,114 @@
+import fcntl
+import json
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+
+from pretraining.run.run_dir import read_json
+from pretraining.run.tracking import cut_metrics, read_metrics
+from tests.helpers import ROOT, TINY, metrics, pretrain_process, run_process, train_alone
+
+
+def overrides(corpus, run_dir, *more):
+    return [*TINY, f"data.path={corpus}", f"run_dir={run_dir}", "train.steps=4", *more]
+
+
+def test_lines_hold_what_the_contract_names(corpus, tmp_path):
+    train_alone(*overrides(corpus, tmp_path / "run", "train.eval_every=2"))
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    training = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in training] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if "valid_loss" in line] == [0, 2, 4]
+    keys = {"step", "loss", "lr", "grad_norm", "samples", "tokens", "step_seconds", "tokens_per_second", "batch_hash"}
+    assert all(keys <= line.keys() and line["grad_norm"] > 0 for line in training)
+    assert [line["samples"] for line in training] == [8, 16, 24, 32]
+    assert (tmp_path / "run" / "loss.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_torn_lines_and_lines_beyond_the_checkpoint_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n{"step": 3, "lo')
+    cut_metrics(path, 1)
+    assert read_metrics(path) == [{"step": 1, "loss": 2.0}]
+
+
+def wandb_history(run_dir):
+    offline = max((run_dir / "wandb").glob("offline-run-*"))
+    wandb = os.path.join(os.path.dirname(sys.executable), "wandb")
+    return run_process(wandb, "leet", "inspect", "--json", str(offline)).stdout
+
+
+def test_wandb_offline_and_the_same_run_after_a_resume(corpus, tmp_path):
+    train_alone(*overrides(corpus, tmp_path / "run", "tracking.wandb=offline"))
+    identity = read_json(tmp_path / "run" / "run.json")["wandb_id"]
+    assert "train/loss" in wandb_history(tmp_path / "run")
+    train_alone(*overrides(corpus, tmp_path / "run", "tracking.wandb=offline", "train.steps=6"))
+    folders = [f.name for f in (tmp_path / "run" / "wandb").glob("offline-run-*")]
+    assert len(folders) >= 1 and all(name.endswith(identity) for name in folders)
+
+
+def test_an_unreachable_server_does_not_hold_training_up(corpus, tmp_path):
+    began = time.time()
+    plain = pretrain_process(*overrides(corpus, tmp_path / "plain"))
+    base, began = time.time() - began, time.time()
+    done = pretrain_process(
+        *overrides(corpus, tmp_path / "run", "tracking.wandb=online"),
+        WANDB_API_KEY="0" * 40,
+        WANDB_BASE_URL="http://127.0.0.1:9",
+    )
+    assert plain.returncode == done.returncode == 0, done.stderr
+    assert time.time() - began - base < 30
+    assert "W&B cannot be used" in done.stderr and len(metrics(tmp_path / "run")) == 4
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_on_a_terminal_plain_lines_elsewhere(corpus, tmp_path, terminal):
+    command = [sys.executable, "-m", "pretraining.train", *overrides(corpus, tmp_path / "run")]
+    if not terminal:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert "step 4/4" in done.stdout and "tokens/s" in done.stdout and "left" in done.stdout
+        return
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 140, 0, 0))
+    process = subprocess.Popen(command, cwd=ROOT, stdout=follower, stderr=follower, close_fds=True)
+    os.close(follower)
+    shown = b""
+    while process.poll() is None or select.select([leader], [], [], 0)[0]:
+        if select.select([leader], [], [], 0.2)[0]:
+            try:
+                shown += os.read(leader, 65536)
+            except OSError:  # the other end is closed
+                break
+    text = shown.decode()
+    assert process.wait() == 0 and "4/4" in text and "loss" in text and "tokens/s" in text
+
+
+def test_metrics_are_valid_json_even_where_a_step_was_not_finite(corpus, tmp_path, monkeypatch):
+    """A step with gradients that are not finite leaves the weights alone, is told, and the run goes on."""
+    import torch
+
+    from pretraining.objectives.text.causal_lm import CausalLM
+
+    original, calls = CausalLM.loss, []
+
+    def loss(self, model, batch):
+        calls.append(1)
+        value = original(self, model, batch)
+        return {t: v * torch.inf for t, v in value.items()} if len(calls) in (5, 6) else value
+
+    monkeypatch.setattr(CausalLM, "loss", loss)
+    train_alone(*overrides(corpus, tmp_path / "run"))
+    lines = [
+        json.loads(line, parse_constant=pytest.fail)
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [line.get("skipped", False) for line in lines] == [False, True, False, False]
+    assert lines[1]["loss"] is None and lines[1]["grad_norm"] is not None and lines[3]["loss"] is not None
