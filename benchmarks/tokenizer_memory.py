@@ -1,4 +1,4 @@
-"""Peak memory of training a tokenizer, per byte of sample: for data_pipeline/sentencepiece_model.py.
+"""Peak memory of training a tokenizer, per byte of sample: for data_pipeline/tokenizers/sentencepiece_model.py.
 
 Run: python -m benchmarks.tokenizer_memory bpe|unigram VOCAB_SIZE MEGABYTES FILE_OR_FOLDER...
 """

@@ -19,7 +19,7 @@ from data_pipeline.prepare import PrepareConfig, prepare
 from data_pipeline.shards.images import EncodedImage
 from data_pipeline.tokenizers.export import EDGE_CASE_TEXTS, convert, disagreements
 from data_pipeline.tokenizers.tokenizer import Tokenizer
-from pretraining import export as export_module
+from pretraining.hub import export as export_module
 from pretraining.hub import parity
 from pretraining.hub.export import ExportConfig, export
 from pretraining.hub.init_from import HuggingFaceFolder

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import InputError
 from pretraining.config import RunConfig
-from pretraining.models import mae, vit
+from pretraining.models.mae import model as mae
 from pretraining.models.mae.config import MAEConfig
+from pretraining.models.vit import model as vit
 from pretraining.models.vit.config import ViTConfig
 from pretraining.models.vit.model import DropPath, patchify, sinusoidal_positions, unpatchify
 from pretraining.parallel.layers import PlainLayers

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from data_pipeline.common.errors import InputError
-from pretraining import checkpoint as checkpoint_module
 from pretraining.parallel.fragments import Box, Fragment
 from pretraining.parallel.launch import Launch, start_world
+from pretraining.run import checkpoint as checkpoint_module
 from pretraining.run.checkpoint import (
     Saver,
     checkpoint_folder,
