@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from data_pipeline.common.fields import Fraction, Positive, PositiveFloat, configclass
 from pretraining.models.base import head_faults
-
-
-class PatchGrid(NamedTuple):
-    """How an image is cut: sides of image and patch in pixels."""
-
-    image_size: int
-    patch_size: int
-
-    @property
-    def patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
+from pretraining.patches import PatchGrid
 
 
 @configclass

@@ -13,10 +13,10 @@ from data_pipeline.common.fields import Fraction, NonNegative, NonNegativeFloat,
 from data_pipeline.loader import Sample
 from data_pipeline.shards.images import EncodedImage
 from data_pipeline.stream.packing import Single
-from pretraining.models.vision import PatchGrid
 from pretraining.objectives.image.augmentation import Pixels, cutmix, mixup, pixels, rand_augment
 from pretraining.objectives.image.views import ImageViewsConfig, picture_grid
 from pretraining.objectives.samples import Demonstration
+from pretraining.patches import PatchGrid
 
 SHOWN = 8
 

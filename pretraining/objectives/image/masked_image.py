@@ -14,10 +14,10 @@ from data_pipeline.common.fields import configclass
 from data_pipeline.loader import Sample
 from data_pipeline.shards.images import EncodedImage
 from data_pipeline.stream.packing import Single
-from pretraining.models.vision import PatchGrid
 from pretraining.objectives.image.augmentation import Pixels, pixels
 from pretraining.objectives.image.views import ImageViewsConfig, picture_grid
 from pretraining.objectives.samples import Demonstration
+from pretraining.patches import PatchGrid
 
 SHOWN = 8
 VARIANCE_FLOOR = 1e-6  # facebookresearch/mae, models_mae.py

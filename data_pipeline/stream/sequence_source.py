@@ -1,0 +1,41 @@
+"""The seam between a corpus and the trainer: what is drawn next, as a pure function of a small state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+State = TypeVar("State")
+
+
+class SequenceSource(Protocol[State]):
+    """An endless, seekable order of sequences. A stream over one corpus is one, a mixture of several another.
+
+    seed: keys every random choice on the way to a sample. The trainer sees a State as JSON only.
+    """
+
+    seed: int
+
+    def start(self) -> State:
+        """Before the first sequence."""
+        ...
+
+    def to_json(self, state: State) -> dict[str, Any]:
+        """Small and plain: what a checkpoint holds of it."""
+        ...
+
+    def from_json(self, values: dict[str, Any]) -> State:
+        """Raises InputError where these are not values of `to_json`."""
+        ...
+
+    def number(self, state: State) -> int:
+        """How many sequences were handed out before this state, in all epochs: the global sample number."""
+        ...
+
+    def advance(self, state: State, count: int) -> State:
+        """The state `count` sequences later. Reads no document."""
+        ...
+
+    def sequence(self, state: State) -> Sequence[Any]:
+        """The segments of documents that the sequence at `state` consists of."""
+        ...
