@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.json_files import read_json
 from data_pipeline.tokenizers.export import disagreements, special_tokens
-from data_pipeline.tokenizers.huggingface_model import ROLE_NAMES, HuggingFaceModel
+from data_pipeline.tokenizers.special_tokens import ALL, exported_sentinel
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.hub.parity import COUNTERPARTS
 from pretraining.hub.weight_map import WeightMap
@@ -215,11 +215,11 @@ def _rows(path: Path, tokenizer: Tokenizer | None, our_size: int, their_size: in
         )
         fault = f"its vocabulary has {their_size} entries, that of the prepared data {our_size}{hint}"
         return {i: i for i in range(our_size)}, [] if our_size == their_size else [fault]
-    theirs = Tokenizer.ready(str(path))
+    theirs = Tokenizer.from_file(str(path))
     ids_alone = SimpleNamespace(encode=theirs.encode, decode=tokenizer.decode)  # decoders differ around unknown pieces
     wrong = disagreements(ids_alone, tokenizer)
     told = [f"its tokenizer.json treats {wrong[0]} otherwise than the prepared data's tokenizer"] if wrong else []
-    return _common_rows(tokenizer, theirs._backend, their_size), told
+    return _common_rows(tokenizer, theirs, their_size), told
 
 
 def _common_rows(tokenizer: Tokenizer, theirs: Any, their_size: int) -> dict[int, int]:
@@ -231,13 +231,9 @@ def _common_rows(tokenizer: Tokenizer, theirs: Any, their_size: int) -> dict[int
 
 def _names(tokenizer: Tokenizer) -> dict[int, tuple[str, ...]]:
     """What each id of ours may be called in another tokenizer.json: first as our own export calls it."""
-    backend: Any = tokenizer._backend
-    if isinstance(backend, HuggingFaceModel):
-        names = {i: (piece,) for piece, i in backend.pieces.items()}
-    else:
-        names = {i: (backend._processor.id_to_piece(i),) for i in range(backend.size)}
-    others = {getattr(tokenizer, role): known for role, known in ROLE_NAMES.items()}
-    others |= {i: (f"<extra_id_{n}>",) for n, i in enumerate(tokenizer.sentinels)}
+    names = {i: (piece,) for piece, i in tokenizer.pieces.items()}
+    others = {tokenizer.special_ids[token.role]: token.found_as for token in ALL}
+    others |= {i: (exported_sentinel(n),) for n, i in enumerate(tokenizer.sentinels)}
     return names | {i: (name, *others.get(i, ())) for i, name in special_tokens(tokenizer).items()}
 
 
