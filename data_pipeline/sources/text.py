@@ -25,7 +25,7 @@ _NAMED_LINES = 5
 
 
 @configclass
-class CorpusConfig:
+class TextConfig:
     """Which text is read.
 
     `inputs` are files, globs and folders; `exclude` are patterns (fnmatch, `*` spans folders) on absolute
@@ -54,7 +54,7 @@ class _BadLine(Exception):
 class TextSource:
     """The documents of a corpus. `files` are sorted and without repeats; empty documents are left out."""
 
-    def __init__(self, config: CorpusConfig) -> None:
+    def __init__(self, config: TextConfig) -> None:
         self._config = config
         self.files = find_files(config.inputs, config.exclude)
         self.bad_lines: list[str] = []

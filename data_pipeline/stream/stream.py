@@ -20,7 +20,7 @@ from data_pipeline.stream.packing import Packing, PackingPlan
 
 
 class Reader(Protocol):
-    """What the stream needs of a corpus (see shards.ShardReader)."""
+    """What the stream needs of a corpus (see shards.TextReader)."""
 
     @property
     def blocks_per_shard(self) -> list[int]: ...

@@ -9,7 +9,6 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +20,7 @@ _CHUNKS_AHEAD_PER_WORKER = 3
 
 
 def encode_documents(
-    texts: Iterable[tuple[str, str]], folder: Path, num_workers: int
+    texts: Iterable[tuple[str, str]], folder: str, num_workers: int
 ) -> Iterator[tuple[str, TokenizedDocument]]:
     """(split, text) to (split, document) in the same order, by the tokenizer kept in `folder`.
 
@@ -44,7 +43,7 @@ def encode_documents(
             yield from _result(*waiting.popleft())
 
 
-def encode_chunk(folder: Path, texts: list[str]) -> list[TokenizedDocument]:
+def encode_chunk(folder: str, texts: list[str]) -> list[TokenizedDocument]:
     """The documents of one chunk, in a worker."""
     tokenizer = _load_tokenizer(folder)
     dtype = token_dtype(tokenizer.total_size)
@@ -57,7 +56,7 @@ def _result(splits: list[str], documents: Future[list[TokenizedDocument]]) -> It
 
 
 @functools.lru_cache(maxsize=1)
-def _load_tokenizer(folder: Path) -> Tokenizer:
+def _load_tokenizer(folder: str) -> Tokenizer:
     return Tokenizer.load(folder)
 
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.shards.images import BrokenImage, EncodedImage, ImageReader, _rgb, decode, decode_rgb
+from data_pipeline.shards.image_codec import BrokenImage, EncodedImage, _rgb, decode, decode_rgb
+from data_pipeline.shards.images import ImageReader
 from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.sources.images import classes_of
 from data_pipeline.stream.packing import Single
@@ -232,10 +233,10 @@ def test_of_several_faults_the_first_ten_are_told(tmp_path: Path, capsys: pytest
 def test_sizes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = png(np.zeros((20, 30, 3), np.uint8))
     assert decode(data).size == (30, 20)
-    monkeypatch.setattr("data_pipeline.shards.images.MAX_PIXELS", 599)
+    monkeypatch.setattr("data_pipeline.shards.image_codec.MAX_PIXELS", 599)
     with pytest.raises(BrokenImage, match="30 x 20 pixels"):
         decode(data)
-    monkeypatch.setattr("data_pipeline.shards.images.MAX_IMAGE_BYTES", 10)
+    monkeypatch.setattr("data_pipeline.shards.image_codec.MAX_IMAGE_BYTES", 10)
     with pytest.raises(BrokenImage, match="bytes, more than 10"):
         decode(data)
 

@@ -6,7 +6,7 @@ import pytest
 from data_pipeline.common.errors import InputError
 from data_pipeline.loader import Fault, MicroBatch, RankSlice, _PackedBatch, load, micro_batches, sample_hash
 from data_pipeline.shards.manifest import load_manifest
-from data_pipeline.shards.text import ShardReader
+from data_pipeline.shards.text import TextReader
 from data_pipeline.stream.stream import Position, Stream
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.objectives.text.causal_lm import CausalLMConfig
@@ -20,7 +20,7 @@ def maker(corpus):
 
 
 def stream(corpus, maker):
-    return Stream(ShardReader(load_manifest(corpus), "train"), maker.packing(), 1, window_blocks=2)
+    return Stream(TextReader(load_manifest(corpus), "train"), maker.packing(), 1, window_blocks=2)
 
 
 def batches(corpus, maker, ranks, micro, workers=1, position=None, steps=STEPS):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.sources.text import CorpusConfig, TextSource
+from data_pipeline.sources.text import TextConfig, TextSource
 
 
 def source(*inputs: Path | str, **changes: Any) -> TextSource:
@@ -24,7 +24,7 @@ def source(*inputs: Path | str, **changes: Any) -> TextSource:
         "max_document_bytes": 1000,
         "max_bad_lines": 0,
     }
-    return TextSource(CorpusConfig(**{**values, **changes}))
+    return TextSource(TextConfig(**{**values, **changes}))
 
 
 def texts(*inputs: Path | str, **changes: Any) -> list[str]:

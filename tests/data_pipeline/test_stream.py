@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.shards.manifest import load_manifest
-from data_pipeline.shards.text import ShardReader
+from data_pipeline.shards.text import TextReader
 from data_pipeline.stream.packing import Concatenation
 from data_pipeline.stream.stream import Position, Stream
 
@@ -13,7 +13,7 @@ PACKING = Concatenation(33, 32, before=(1,), after=(2,))
 
 @pytest.fixture(scope="module")
 def reader(corpus):
-    return ShardReader(load_manifest(corpus), "train")
+    return TextReader(load_manifest(corpus), "train")
 
 
 def stream(reader, seed=1, **options):
