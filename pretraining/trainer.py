@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class Trainer:
     def resume(self, state: dict[str, Any]) -> None:
         """Goes on where `save` was called; the engine's tensors are loaded already."""
         self.step, self.tokens, self.evaluated_step = (state[key] for key in ("step", "tokens", "evaluated_step"))
-        self.position = Position.from_json(state["position"])
+        self.position = Position(**state["position"])
         self.saved_step = self.step
 
     def fit(self) -> None:
@@ -131,7 +131,7 @@ class Trainer:
             "step": self.step,
             "tokens": self.tokens,
             "evaluated_step": self.evaluated_step,
-            "position": self.position.as_json(),
+            "position": asdict(self.position),
             "identity": self.identity,
         }
         prune = partial(prune_checkpoints, self.run_dir / "checkpoints", self.train.keep_last, self.train.keep_every)

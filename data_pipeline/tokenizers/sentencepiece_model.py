@@ -6,13 +6,16 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.tokenizers.sentences import find_starts
+
+if TYPE_CHECKING:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
 # SentencePiece keeps some characters for itself: U+2581 is its space, U+2585 its mark of the unknown, tab and
 # NUL bound the strings of its trainers (no piece may hold them), U+001F is lost by the trainer, newlines at a
@@ -96,7 +99,7 @@ def _with_round_scores(model: bytes) -> bytes:
     return proto.SerializeToString(deterministic=True)
 
 
-def read_model(data: bytes) -> Any:
+def read_model(data: bytes) -> ModelProto:
     """-> the model as a protobuf message."""
     from sentencepiece import sentencepiece_model_pb2
 
