@@ -114,7 +114,7 @@ class Trainer:
         for _ in range(self.train.eval_batches):
             data = next(steps)
             for batch in data.micro_batches:
-                for term, value in self.engine.evaluate(self._to_device(batch)).items():
+                for term, value in self.engine.evaluate(batch.arrays).items():
                     sums[term] += float(value)
             for term, count in data.counts.items():
                 counts[term] += count
@@ -169,12 +169,13 @@ class Trainer:
 
     def _train_step(self, data: StepData) -> tuple[Tensor, float]:
         """-> (the numbers that tell how it went, still on the device; the learning rate)."""
-        step, sums = self.step + 1, torch.zeros(len(self.objective.terms), device=self.world.device)
-        for index, batch in enumerate(data.micro_batches):
-            self._seed_dropout(step, index)
-            losses = self.engine.forward(self._to_device(batch))
-            self.engine.backward(self._weighted(losses, data.counts), last=index == len(data.micro_batches) - 1)
-            sums += torch.stack([losses[term].detach() for term in self.objective.terms])
+        step = self.step + 1
+        totals = self.engine.run(
+            [batch.arrays for batch in data.micro_batches],
+            {t: weight / max(1.0, data.counts[t]) for t, weight in self.objective.terms.items()},
+            [self._dropout_seed(step, index) for index in range(len(data.micro_batches))],
+        )
+        sums = torch.stack([totals[term] for term in self.objective.terms])
         lr = self.config.optimizer.lr * self.config.scheduler.ratio(step, self.train.steps)
         self.engine.step(lr)
         if self.world.data_size > 1:
@@ -183,11 +184,6 @@ class Trainer:
         self.tokens += data.tokens
         optimizer = self.engine.optimizer
         return torch.cat([sums, torch.stack([optimizer.grad_norm, optimizer.finite, optimizer.loss_scale])]), lr
-
-    def _weighted(self, losses: dict[str, Tensor], counts: dict[str, float]) -> Tensor:
-        """Each term is divided by its own count over the whole global batch."""
-        terms = self.objective.terms
-        return torch.stack([losses[t] * (terms[t] / max(1.0, counts[t])) for t in terms]).sum()
 
     def _means(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[dict[str, float], float]:
         """-> (each term by its own count, NaN where nothing was counted; the loss, to which those add nothing)."""
@@ -249,10 +245,6 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
-    def _seed_dropout(self, step: int, micro_batch: int) -> None:
+    def _dropout_seed(self, step: int, micro_batch: int) -> int:
         """Masks depend on what they are for, not on what was drawn before: a resumed run draws the same."""
-        rng = generator(self.train.seed, DROPOUT, step, micro_batch, self.world.data_rank)
-        torch.manual_seed(int(rng.integers(2**63)))
-
-    def _to_device(self, batch: MicroBatch) -> dict[str, Tensor]:
-        return {name: array.to(self.world.device, non_blocking=True) for name, array in batch.arrays.items()}
+        return int(generator(self.train.seed, DROPOUT, step, micro_batch, self.world.data_rank).integers(2**63))

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pretraining.engines.base import Batch, FrozenParameters, LossModule, ParameterLayout, trainable
+from pretraining.config import TrainConfig
+from pretraining.engines.base import Batch, EngineBase, LossModule
 from pretraining.engines.config import EngineConfig
 from pretraining.optim.base import Optimizer, ParameterShard, UpdateRule, settings_by_name
 from pretraining.parallel.fragments import Fragment, Layout
@@ -32,47 +33,37 @@ class FlatRange(NamedTuple):
     position: int
 
 
-class DeepSpeedEngine:
-    def __init__(self, config: EngineConfig, module: LossModule, rule: UpdateRule, train: Any, world: World) -> None:
-        self.world, self.stage = world, config.zero_stage
-        self.module = module.to(world.device)
-        self.parameters = trainable(self.module)
-        # before ZeRO 3 empties the tensors
-        self.places, self.frozen = ParameterLayout(self.parameters, world), FrozenParameters(self.module, world)
-        self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
+class DeepSpeedEngine(EngineBase):
+    def __init__(
+        self, config: EngineConfig, module: LossModule, rule: UpdateRule, train: TrainConfig, world: World
+    ) -> None:
+        super().__init__(module, rule, train, world)  # before ZeRO 3 empties the tensors
+        self.stage = config.zero_stage
         self.engine = _initialize(self.module, self.optimizer, train, world, config)
-        named_shapes = zip(self.places.names, self.places.shapes, strict=True)
+        self.evaluated = self.engine  # its hooks gather what ZeRO 3 has partitioned
+        named_shapes = zip(self.layout.names, self.layout.shapes, strict=True)
         settings = settings_by_name(named_shapes, rule.weight_decay, rule.layer_decay)
         layout = Layout(
-            self.places.names,
-            self.places.shapes,
-            self.places.split,
+            self.layout.names,
+            self.layout.shapes,
+            self.layout.split,
             world.data_group if self.stage and world.data_size > 1 else None,
             world.tensor_group,
         )
         self.optimizer.attach(list(self._pieces(settings)), layout, self._read_gradients)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return self.engine(batch)
-
-    def backward(self, loss: Tensor, last: bool) -> None:
-        # DeepSpeed averages over the ranks
-        self.engine.backward(loss * self.optimizer.loss_scale * self.world.data_size, scale_wrt_gas=False)
+    def forward_backward(self, batch: Batch, weights: Mapping[str, float], last: bool) -> dict[str, Tensor]:
+        sums = self.engine(batch)
+        self.engine.backward(self.scaled(sums, weights), scale_wrt_gas=False)
         if not last:
             self.engine.step()  # counts the micro-batch
+        return sums
 
     def step(self, lr: float) -> None:
         self.optimizer.param_groups[0]["lr"] = lr
         self.engine.step()
-        if getattr(self.engine.optimizer, "overflow", False):
+        if self.stage and self.engine.optimizer.overflow:
             self.optimizer.skip()
-
-    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        self.engine.eval()
-        with torch.no_grad():
-            losses = self.engine(batch)
-        self.engine.train()
-        return losses
 
     def tensors(self) -> list[tuple[Fragment, Tensor]]:
         weights = [(p.fragment.renamed(f"weights.{p.fragment.name}"), p.value) for p in self.optimizer.pieces]
@@ -91,9 +82,9 @@ class DeepSpeedEngine:
                 zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
     def _pieces(self, settings: dict[str, Any]) -> Iterator[ParameterShard]:
-        numbers = {name: i for i, name in enumerate(self.places.names)}
+        numbers = {name: i for i, name in enumerate(self.layout.names)}
         for place in self._places():
-            whole = self.places.whole(place.name)
+            whole = self.layout.whole(place.name)
             fragment = Fragment(place.name, whole.shape, whole.box, place.start, place.stop)
             value = self._view(self._flat(), fragment, place)
             yield ParameterShard(fragment, value, settings[place.name], numbers[place.name])
@@ -172,7 +163,9 @@ def _zero12_place(name: str, mapping: Any) -> FlatRange:
     return FlatRange(name, tensor.start, tensor.start + tensor.numel, partition.start)
 
 
-def _initialize(module: LossModule, optimizer: Optimizer, train: Any, world: World, config: EngineConfig) -> Any:
+def _initialize(
+    module: LossModule, optimizer: Optimizer, train: TrainConfig, world: World, config: EngineConfig
+) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if world.device.type == "cuda" else "cpu")
     os.environ.setdefault("LOCAL_RANK", "0")  # it asserts one, also where no launcher was there to set it
     with warnings.catch_warnings():
@@ -200,7 +193,7 @@ def _proven(record: logging.LogRecord) -> bool:
     return "untested optimizer" not in record.getMessage()
 
 
-def _deepspeed_config(train: Any, world: World, stage: int) -> dict[str, Any]:
+def _deepspeed_config(train: TrainConfig, world: World, stage: int) -> dict[str, Any]:
     """fp32 throughout: the computation's type is LossModule's, clipping and loss scale are the optimizer's."""
     return {
         "train_batch_size": train.global_batch_size,
