@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pretraining.optim.base import Optimizer, ParameterShard, settings_by_name
 from pretraining.optim.config import AdafactorConfig, AdamWConfig, LambConfig
-from pretraining.parallel.fragments import Fragment, Layout
+from pretraining.parallel.fragments import Fragment
+from pretraining.parallel.layout import Layout, TensorLayout
 
 Maker = Callable[[dict[str, nn.Parameter]], Any]
 
@@ -76,7 +77,7 @@ def ours(config: Any) -> Maker:
             for i, (n, p) in enumerate(parameters.items())
         ]
         optimizer = Optimizer(list(parameters.values()), rule, 1.0, False)
-        optimizer.attach(pieces, Layout(tuple(shapes), tuple(shapes.values())))
+        optimizer.attach(pieces, Layout(tuple(TensorLayout(*item) for item in shapes.items())))
         optimizer.param_groups[0]["lr"] = config.lr
         return optimizer
 

@@ -52,7 +52,8 @@ def _trainer(folder: Path) -> Any:
     from data_pipeline.common.compose import compose_config
     from data_pipeline.prepare import PrepareConfig, prepare
     from pretraining.config import load_config
-    from pretraining.parallel.launch import Launch, start_world
+    from pretraining.parallel.launch import Launch
+    from pretraining.parallel.world import start_world
     from pretraining.run.faults import StopRequest
     from pretraining.train import Inputs, build
 

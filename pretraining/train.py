@@ -18,8 +18,11 @@ from data_pipeline.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT_ERROR
 from data_pipeline.common.fields import to_dict
 from data_pipeline.stream.stream import Position, Stream
 from pretraining.config import RunConfig, identity, load_config
-from pretraining.parallel.launch import World, broadcast_text, end_process, read_launch, start_world, together
+from pretraining.parallel.host import broadcast_text, run_on_all_ranks
+from pretraining.parallel.launch import read_launch
+from pretraining.parallel.world import World, start_world
 from pretraining.run.faults import Stopped, StopRequest
+from pretraining.run.process import end_process
 from pretraining.run.run_dir import (
     VERDICT,
     check_run_dir,
@@ -203,9 +206,9 @@ def _load_into(engine: Any, checkpoint: Any, config: RunConfig, run: dict[str, A
     """-> the checkpoint that the engine is at now: with train.resume=auto the newest whose bytes are undamaged."""
     from pretraining.run.checkpoint import check_fits, load_tensors, newest_checkpoint
 
-    together(world, partial(check_fits, checkpoint, engine.tensors()))
+    run_on_all_ranks(world, partial(check_fits, checkpoint, engine.tensors()))
     try:
-        together(world, partial(load_tensors, checkpoint, engine.tensors()))
+        run_on_all_ranks(world, partial(load_tensors, checkpoint, engine.tensors()))
     except InputError as error:
         older = newest_checkpoint(checkpoint.folder.parent, before=checkpoint)
         if config.train.resume != "auto" or older is None:
@@ -256,7 +259,7 @@ def _feeds(config: RunConfig, inputs: Inputs, world: World) -> tuple[Any, Any]:
     from data_pipeline.loader import RankSlice, load
 
     train = config.train
-    share = RankSlice(train.global_batch_size, train.micro_batch_size, world.data_rank, world.data_size)
+    share = RankSlice(train.global_batch_size, train.micro_batch_size, world.mesh.batch_rank, world.mesh.batch_ranks)
     maker, evaluation = inputs.objective, inputs.objective.for_evaluation()
     feed = partial(
         load,

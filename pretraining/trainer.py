@@ -18,7 +18,8 @@ from data_pipeline.common.errors import Failure, InputError
 from data_pipeline.loader import Fault, MicroBatch
 from data_pipeline.stream.stream import Position, generator
 from pretraining.engines.base import Engine
-from pretraining.parallel.launch import World, host_sum
+from pretraining.parallel.host import host_sum
+from pretraining.parallel.world import World
 from pretraining.run.checkpoint import Saver, checkpoint_folder, prune_checkpoints
 from pretraining.run.faults import NonFiniteWatch, Stopped, StopRequest
 from pretraining.run.throughput import device_peak, utilization
@@ -140,7 +141,7 @@ class Trainer:
 
     def _steps(self, feed: Feed) -> Iterator[StepData]:
         """Gathers the micro-batches of each step and sums their counts over the ranks, on the host."""
-        share = self.train.global_batch_size // (self.train.micro_batch_size * self.world.data_size)
+        share = self.train.global_batch_size // (self.train.micro_batch_size * self.world.mesh.batch_ranks)
         terms = list(self.objective.terms)
         while True:
             items = [next(feed) for _ in range(share)]
@@ -178,8 +179,8 @@ class Trainer:
         sums = torch.stack([totals[term] for term in self.objective.terms])
         lr = self.config.optimizer.lr * self.config.scheduler.ratio(step, self.train.steps)
         self.engine.step(lr)
-        if self.world.data_size > 1:
-            dist.all_reduce(sums, group=self.world.data_group)
+        if self.world.mesh.gradient_ranks > 1:
+            dist.all_reduce(sums, group=self.world.mesh.gradient_group)
         self.step, self.position = step, data.position
         self.tokens += data.tokens
         optimizer = self.engine.optimizer
@@ -247,4 +248,4 @@ class Trainer:
 
     def _dropout_seed(self, step: int, micro_batch: int) -> int:
         """Masks depend on what they are for, not on what was drawn before: a resumed run draws the same."""
-        return int(generator(self.train.seed, DROPOUT, step, micro_batch, self.world.data_rank).integers(2**63))
+        return int(generator(self.train.seed, DROPOUT, step, micro_batch, self.world.mesh.batch_rank).integers(2**63))

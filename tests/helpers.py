@@ -145,7 +145,8 @@ def _rank(
     )
     import torch
 
-    from pretraining.parallel.launch import read_launch, start_world, stop_world
+    from pretraining.parallel.launch import read_launch
+    from pretraining.parallel.world import start_world, stop_world
 
     try:
         torch.set_num_threads(1)
@@ -168,7 +169,8 @@ def train_in_world(world: Any, *overrides: str) -> None:
 
 
 def train_alone(*overrides: str) -> None:
-    from pretraining.parallel.launch import Launch, start_world
+    from pretraining.parallel.launch import Launch
+    from pretraining.parallel.world import start_world
 
     train_in_world(start_world(Launch()), *overrides)
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from data_pipeline.common.errors import Failure
+from pretraining.parallel.mesh import Axis, Mesh
 from pretraining.run.faults import NonFiniteWatch
 from pretraining.trainer import Trainer
 from tests.helpers import TINY, metrics, train_alone, valid_losses
@@ -62,7 +63,9 @@ def test_divergence_ends_the_run():
 def test_dropout_seeds_differ_by_seed_step_micro_batch_and_data_parallel_rank_alone():
     def seed_of(seed, step, micro_batch, data_rank):
         """Of a trainer of one tensor-parallel rank: the others of its data-parallel rank draw the same."""
-        trainer = SimpleNamespace(train=SimpleNamespace(seed=seed), world=SimpleNamespace(data_rank=data_rank))
+        trainer = SimpleNamespace(
+            train=SimpleNamespace(seed=seed), world=SimpleNamespace(mesh=Mesh(ranks={Axis.DATA: data_rank}))
+        )
         return Trainer._dropout_seed(trainer, step, micro_batch)
 
     cases = list(itertools.product((1, 2), (1, 2), (0, 1), (0, 1)))

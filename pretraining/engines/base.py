@@ -16,7 +16,7 @@ from pretraining.engines.parameters import FrozenParameters, ParameterLayout, tr
 from pretraining.objectives.base import Objective
 from pretraining.optim.base import Optimizer, UpdateRule
 from pretraining.parallel.fragments import Fragment
-from pretraining.parallel.launch import World
+from pretraining.parallel.world import World
 
 Batch = Mapping[str, Tensor]
 COMPUTE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -85,8 +85,8 @@ class EngineBase(ABC):
         self.module, self.rule, self.world = module.to(world.device), rule, world
         self.evaluated: nn.Module = self.module  # what a forward outside of a step calls
         self.parameters = trainable(self.module)
-        self.layout = ParameterLayout(self.parameters, world)
-        self.frozen = FrozenParameters(self.module, world)
+        self.layout = ParameterLayout(self.parameters, world.mesh)
+        self.frozen = FrozenParameters(self.module, world.mesh)
         self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
 
     @abstractmethod
@@ -113,7 +113,7 @@ class EngineBase(ABC):
     def scaled(self, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
         """What backward starts from. Both DDP and DeepSpeed average over the data-parallel ranks: undone here."""
         loss = torch.stack([sums[term] * weight for term, weight in weights.items()]).sum()
-        return loss * self.optimizer.loss_scale * self.world.data_size
+        return loss * self.optimizer.loss_scale * self.world.mesh.gradient_ranks
 
     def _on_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in batch.items()}

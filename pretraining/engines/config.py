@@ -48,7 +48,7 @@ class EngineConfig:
             return PlainLayers()
         from pretraining.parallel.megatron import MegatronLayers
 
-        return MegatronLayers(world, self.sequence_parallel)
+        return MegatronLayers(world.mesh, self.sequence_parallel)
 
     def build(self, *args: Any) -> Any:
         """The engine for (loss module, rule, train config, world); see engines.protocol.Engine."""

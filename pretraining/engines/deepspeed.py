@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from pretraining.config import TrainConfig
 from pretraining.engines.base import Batch, EngineBase, LossModule
 from pretraining.engines.config import EngineConfig
 from pretraining.optim.base import Optimizer, ParameterShard, UpdateRule, settings_by_name
-from pretraining.parallel.fragments import Fragment, Layout
-from pretraining.parallel.launch import World
+from pretraining.parallel.fragments import Fragment
+from pretraining.parallel.mesh import Axis, Mesh
+from pretraining.parallel.world import World
 
 
 class FlatRange(NamedTuple):
@@ -37,19 +39,13 @@ class DeepSpeedEngine(EngineBase):
     def __init__(
         self, config: EngineConfig, module: LossModule, rule: UpdateRule, train: TrainConfig, world: World
     ) -> None:
-        super().__init__(module, rule, train, world)  # before ZeRO 3 empties the tensors
+        super().__init__(module, rule, train, world)  # before ZeRO 3 empties the parameters
         self.stage = config.zero_stage
         self.engine = _initialize(self.module, self.optimizer, train, world, config)
         self.evaluated = self.engine  # its hooks gather what ZeRO 3 has partitioned
         named_shapes = zip(self.layout.names, self.layout.shapes, strict=True)
         settings = settings_by_name(named_shapes, rule.weight_decay, rule.layer_decay)
-        layout = Layout(
-            self.layout.names,
-            self.layout.shapes,
-            self.layout.split,
-            world.data_group if self.stage and world.data_size > 1 else None,
-            world.tensor_group,
-        )
+        layout = self.layout.for_optimizer(dealt=self.stage > 0)
         self.optimizer.attach(list(self._pieces(settings)), layout, self._read_gradients)
 
     def forward_backward(self, batch: Batch, weights: Mapping[str, float], last: bool) -> dict[str, Tensor]:
@@ -67,7 +63,19 @@ class DeepSpeedEngine(EngineBase):
 
     def tensors(self) -> list[tuple[Fragment, Tensor]]:
         weights = [(p.fragment.renamed(f"weights.{p.fragment.name}"), p.value) for p in self.optimizer.pieces]
-        return weights + self.frozen.tensors() + self.optimizer.state_tensors()
+        return weights + self._frozen_tensors() + self.optimizer.state_tensors()
+
+    def _frozen_tensors(self) -> list[tuple[Fragment, Tensor]]:
+        if self.stage < 3:
+            return self.frozen.tensors()
+        found = []
+        for name, parameter in self.frozen.parameters.items():
+            whole = self.frozen.fragment(name)
+            part = parameter.ds_tensor.data.view(-1)  # type: ignore[attr-defined]  # a flat range, padded at the end
+            start = min(self.world.mesh.shard_rank * part.numel(), whole.stop)
+            stop = min(start + part.numel(), whole.stop)
+            found.append((Fragment(whole.name, whole.shape, whole.box, start, stop), part[: stop - start]))
+        return found
 
     @torch.no_grad()
     def after_load(self) -> None:
@@ -102,7 +110,7 @@ class DeepSpeedEngine(EngineBase):
 
     def _zero3_place(self, zero: Any, name: str, parameter: Any) -> FlatRange:
         _, position, length = zero.grad_position[zero.get_param_id(parameter)]
-        start = min(self.world.data_rank * length, parameter.ds_numel)
+        start = min(self.world.mesh.shard_rank * length, parameter.ds_numel)
         return FlatRange(name, start, min(start + length, parameter.ds_numel), position)
 
     def _flat(self) -> Tensor | None:
@@ -132,26 +140,26 @@ class DeepSpeedEngine(EngineBase):
 class ModelParallelUnit:
     """The ranks and groups by the names under which DeepSpeed asks for them."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
 
     def get_model_parallel_rank(self) -> int:
-        return self.world.tensor_rank
+        return self.mesh.rank(Axis.TENSOR)
 
     def get_model_parallel_world_size(self) -> int:
-        return self.world.tensor_size
+        return self.mesh.size(Axis.TENSOR)
 
-    def get_model_parallel_group(self) -> Any:
-        return self.world.tensor_group
+    def get_model_parallel_group(self) -> ProcessGroup | None:
+        return self.mesh.group(Axis.TENSOR)
 
     def get_data_parallel_rank(self) -> int:
-        return self.world.data_rank
+        return self.mesh.rank(Axis.DATA)
 
     def get_data_parallel_world_size(self) -> int:
-        return self.world.data_size
+        return self.mesh.size(Axis.DATA)
 
-    def get_data_parallel_group(self) -> Any:
-        return self.world.data_group
+    def get_data_parallel_group(self) -> ProcessGroup | None:
+        return self.mesh.group(Axis.DATA)
 
     get_tensor_model_parallel_rank = get_model_parallel_rank
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
@@ -177,7 +185,7 @@ def _initialize(
     if world.device.type == "cpu":  # else it compiles an extension at the first use
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _require_process_group(world)
-    mpu = None if world.tensor_group is None else ModelParallelUnit(world)
+    mpu = ModelParallelUnit(world.mesh) if world.mesh.size(Axis.TENSOR) > 1 else None
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
@@ -198,7 +206,7 @@ def _deepspeed_config(train: TrainConfig, world: World, stage: int) -> dict[str,
     return {
         "train_batch_size": train.global_batch_size,
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
-        "gradient_accumulation_steps": train.global_batch_size // (train.micro_batch_size * world.data_size),
+        "gradient_accumulation_steps": train.global_batch_size // (train.micro_batch_size * world.mesh.batch_ranks),
         "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

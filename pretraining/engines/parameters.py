@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from pretraining.parallel.fragments import Fragment
-from pretraining.parallel.launch import World
 from pretraining.parallel.layers import box_of
+from pretraining.parallel.layout import Layout, TensorLayout
+from pretraining.parallel.mesh import Axis, Mesh
 
 
 def parameter_name(name: str) -> str:
@@ -21,19 +20,34 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class ParameterLayout:
-    """Where this rank's parameters lie in the whole tensors, those split over tensor-parallel ranks first.
+    """Where this rank's parameters lie in the whole tensors. To be made before ZeRO 3, which empties them.
 
-    names, shapes: of the whole tensors, in the order of the Layout; the first `split` are split. To be made before
-    ZeRO 3, which empties the parameters.
+    names: in the order of the Layout, those that are split over tensor-parallel ranks first. shapes: of the whole
+    tensors, in that order.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter], world: World) -> None:
-        found = {name: box_of(p, world.tensor_size, world.tensor_rank) for name, p in parameters.items()}
-        is_split = {name: shape != box.size for name, (shape, box) in found.items()}
-        self.names = tuple(sorted(found, key=lambda name: not is_split[name]))
-        self.split = sum(is_split.values())
-        self.shapes = tuple(found[name][0] for name in self.names)
-        self._found = found
+    def __init__(self, parameters: dict[str, nn.Parameter], mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._found = {
+            name: box_of(p, mesh.size(Axis.TENSOR), mesh.rank(Axis.TENSOR)) for name, p in parameters.items()
+        }
+        self.names = tuple(sorted(self._found, key=lambda name: not self._is_split(name)))
+        self.shapes = tuple(self._found[name][0] for name in self.names)
+
+    def _is_split(self, name: str) -> bool:
+        shape, box = self._found[name]
+        return shape != box.size
+
+    def for_optimizer(self, dealt: bool) -> Layout:
+        """dealt: the tensors, or flat ranges of them, are dealt over the data-parallel ranks as well."""
+        dealt_over = frozenset({Axis.DATA}) if dealt else frozenset()
+        return Layout(
+            tuple(
+                TensorLayout(name, shape, dealt_over | ({Axis.TENSOR} if self._is_split(name) else set()))
+                for name, shape in zip(self.names, self.shapes, strict=True)
+            ),
+            self._mesh,
+        )
 
     def whole(self, name: str) -> Fragment:
         """All that this rank has of the tensor."""
@@ -44,18 +58,13 @@ class ParameterLayout:
 class FrozenParameters:
     """Parameters that are not trained: saved as well, so that a checkpoint holds the whole model."""
 
-    def __init__(self, module: nn.Module, world: World) -> None:
+    def __init__(self, module: nn.Module, mesh: Mesh) -> None:
         self.parameters = {parameter_name(n): p for n, p in module.named_parameters() if not p.requires_grad}
-        self.places, self.world = ParameterLayout(self.parameters, world), world
+        self.layout = ParameterLayout(self.parameters, mesh)
 
     def tensors(self) -> list[tuple[Fragment, Tensor]]:
-        return [self._place(name, p) for name, p in self.parameters.items()]
+        return [(self.fragment(name), p.data) for name, p in self.parameters.items()]
 
-    def _place(self, name: str, parameter: Any) -> tuple[Fragment, Tensor]:
-        whole = self.places.whole(name).renamed(f"weights.{name}")
-        if not hasattr(parameter, "ds_tensor"):
-            return whole, parameter.data
-        part = parameter.ds_tensor.data.view(-1)  # ZeRO 3: a flat range each, padded at the end
-        start = min(self.world.data_rank * part.numel(), whole.stop)
-        stop = min(start + part.numel(), whole.stop)
-        return Fragment(whole.name, whole.shape, whole.box, start, stop), part[: stop - start]
+    def fragment(self, name: str) -> Fragment:
+        """All that this rank has of the tensor, by its name in a checkpoint."""
+        return self.layout.whole(name).renamed(f"weights.{name}")

@@ -17,8 +17,9 @@ from pretraining.config import TrainConfig
 from pretraining.engines.base import Batch, EngineBase, LossModule
 from pretraining.engines.config import EngineConfig
 from pretraining.optim.base import ParameterShard, UpdateRule, settings_by_name
-from pretraining.parallel.fragments import Fragment, Layout
-from pretraining.parallel.launch import World
+from pretraining.parallel.fragments import Fragment
+from pretraining.parallel.mesh import Axis
+from pretraining.parallel.world import World
 
 
 class TorchEngine(EngineBase):
@@ -26,17 +27,16 @@ class TorchEngine(EngineBase):
         self, config: EngineConfig, module: LossModule, rule: UpdateRule, train: TrainConfig, world: World
     ) -> None:
         super().__init__(module, rule, train, world)
-        self.owners = self._owners() if config.shard_optimizer and world.data_size > 1 else None
+        self.owners = self._owners() if config.shard_optimizer and world.mesh.shard_ranks > 1 else None
         self.partial = [p for p in self.parameters.values() if getattr(p, "sequence_parallel", False)]
-        split = self.world.data_group if self.owners else None
-        layout = Layout(self.layout.names, self.layout.shapes, self.layout.split, split, world.tensor_group)
+        layout = self.layout.for_optimizer(dealt=self.owners is not None)
         self.optimizer.attach(self._pieces(), layout, self._read_gradients)
-        self.distributed = self._distributed() if world.data_size > 1 else None
+        self.distributed = self._distributed() if world.mesh.gradient_ranks > 1 else None
 
     def _distributed(self) -> DistributedDataParallel:
         return DistributedDataParallel(
             self.module,
-            process_group=self.world.data_group,
+            process_group=self.world.mesh.gradient_group,
             gradient_as_bucket_view=True,
             device_ids=[self.world.device] if self.world.device.type == "cuda" else None,
         )
@@ -58,12 +58,12 @@ class TorchEngine(EngineBase):
         return [
             ParameterShard(self.layout.whole(name), self.parameters[name].data, settings[name], number)
             for number, name in enumerate(self.layout.names)
-            if self.owners is None or self.owners[name] == self.world.data_rank
+            if self.owners is None or self.owners[name] == self.world.mesh.shard_rank
         ]
 
     def _owners(self) -> dict[str, int]:
         """The data-parallel rank that updates each tensor: the largest first, each to the rank with the least."""
-        load, owners = [0] * self.world.data_size, {}
+        load, owners = [0] * self.world.mesh.shard_ranks, {}
         for name in sorted(self.layout.names, key=lambda n: -self.parameters[n].numel()):
             owners[name] = load.index(min(load))
             load[owners[name]] += self.parameters[name].numel()
@@ -71,7 +71,7 @@ class TorchEngine(EngineBase):
 
     def _read_gradients(self) -> None:
         for parameter in self.partial:  # each tensor-parallel rank saw its part of the sequence
-            dist.all_reduce(parameter.grad, group=self.world.tensor_group)
+            dist.all_reduce(parameter.grad, group=self.world.mesh.group(Axis.TENSOR))
         for piece in self.optimizer.pieces:
             gradient = self.parameters[piece.fragment.name].grad
             assert gradient is not None, f"{piece.fragment.name} took no part in the loss"
@@ -85,7 +85,8 @@ class TorchEngine(EngineBase):
             self._share_updates(self.owners)
 
     def _share_updates(self, owners: dict[str, int]) -> None:
-        group = self.world.data_group
+        group = self.world.mesh.shard_group
+        assert group is not None, "tensors are dealt where there are ranks to deal them to"
         waiting = [
             dist.broadcast(self.parameters[name].data, dist.get_global_rank(group, owner), group=group, async_op=True)
             for name, owner in owners.items()

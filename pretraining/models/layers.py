@@ -35,7 +35,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0.0:
             return x
-        with self.layers.split_random(sequence_only=True):
+        with self.layers.model_parallel_rng(sequence_only=True):
             return F.dropout(x, self.rate)
 
 
@@ -92,7 +92,7 @@ class Attention(nn.Module):
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         dropout = self.dropout if self.training else 0.0
-        with self.layers.split_random() if dropout else contextlib.nullcontext():
+        with self.layers.model_parallel_rng() if dropout else contextlib.nullcontext():
             mixed = F.scaled_dot_product_attention(
                 query,
                 key,
@@ -136,7 +136,7 @@ class FeedForward(nn.Module):
         up = self.up(x)
         middle = self.activation(up) if self.gate is None else self.activation(self.gate(x)) * up
         if self.training and self.dropout.p:
-            with self.layers.split_random():
+            with self.layers.model_parallel_rng():
                 middle = self.dropout(middle)
         return self.down(middle)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pretraining.config import load_config
-from pretraining.parallel.launch import Launch, start_world
+from pretraining.parallel.launch import Launch
+from pretraining.parallel.world import start_world
 from pretraining.run.checkpoint import newest_checkpoint
 from pretraining.run.faults import StopRequest
 from pretraining.train import Inputs, build

@@ -22,21 +22,21 @@ def data(tmp_path_factory):
 
 
 def draw(world, sequence_parallel):
-    """-> kept elements of a replicated activation, of one between enter and leave, of those split by features: as
+    """-> kept elements of a replicated activation, of one in the sequence region, of those split by features: as
     layers give them, within attention, within the feed-forward."""
     from pretraining.models.layers import Attention, Dropout, FeedForward
     from pretraining.parallel.megatron import MegatronLayers
 
-    layers, ones = MegatronLayers(world, sequence_parallel), torch.ones(4, 8, 64)
+    layers, ones = MegatronLayers(world.mesh, sequence_parallel), torch.ones(4, 8, 64)
     torch.manual_seed(7)
     replicated = torch.nn.functional.dropout(ones, 0.5)
-    between = Dropout(layers, 0.5)(layers.enter(ones))
-    with layers.split_random():
+    between = Dropout(layers, 0.5)(layers.scatter_to_sequence_region(ones))
+    with layers.model_parallel_rng():
         by_features = torch.nn.functional.dropout(ones, 0.5)
     attention = Attention(layers, 64, 4, dropout=0.5)
-    heads = entering(attention, attention.output, layers.enter(ones))
+    heads = entering(attention, attention.output, layers.scatter_to_sequence_region(ones))
     mlp = FeedForward(layers, 64, 128, "relu", dropout=0.5)
-    middle = entering(mlp, mlp.down, layers.enter(ones))
+    middle = entering(mlp, mlp.down, layers.scatter_to_sequence_region(ones))
     return replicated, between, by_features, heads, middle, torch.nn.functional.dropout(ones, 0.5)
 
 
