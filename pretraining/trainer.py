@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.common.errors import Failure, InputError
+from data_pipeline.common.randomness import Purpose, generator
 from data_pipeline.loader import Fault, MicroBatch
-from data_pipeline.stream.stream import Position, generator
+from data_pipeline.stream.stream import Position
 from pretraining.engines.base import Engine
 from pretraining.parallel.host import host_sum
 from pretraining.parallel.world import World
@@ -24,7 +25,6 @@ from pretraining.run.checkpoint import Saver, checkpoint_folder, prune_checkpoin
 from pretraining.run.faults import NonFiniteWatch, Stopped, StopRequest
 from pretraining.run.throughput import device_peak, utilization
 
-DROPOUT = 3  # the purpose of a random generator, beside those of data_pipeline.stream.stream
 Feed = Iterator[tuple[MicroBatch | Fault, Position]]
 
 
@@ -248,4 +248,6 @@ class Trainer:
 
     def _dropout_seed(self, step: int, micro_batch: int) -> int:
         """Masks depend on what they are for, not on what was drawn before: a resumed run draws the same."""
-        return int(generator(self.train.seed, DROPOUT, step, micro_batch, self.world.mesh.batch_rank).integers(2**63))
+        return int(
+            generator(self.train.seed, Purpose.DROPOUT, step, micro_batch, self.world.mesh.batch_rank).integers(2**63)
+        )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,18 @@ import numpy.typing as npt
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import Positive, configclass
+from data_pipeline.common.files import (
+    Location,
+    is_file,
+    join,
+    make_folder,
+    read_bytes,
+    remove_folder,
+    rename,
+    temporary_name,
+    write_atomically,
+)
+from data_pipeline.common.json_files import read_json, write_json
 from data_pipeline.tokenizers.words import WordPieces, word_pieces
 
 SENTINELS = 100
@@ -116,7 +126,7 @@ class Tokenizer:
         """From a SentencePiece .model, a Hugging Face tokenizer.json, or a folder that `save` wrote."""
         file = Path(path)
         for folder in (file, file.parent):  # tokenizer.model of such a folder: its text is escaped as well
-            if (folder / _INFO_FILE).is_file():
+            if is_file(join(folder, _INFO_FILE)):
                 return cls.load(folder)
         if file.suffix not in (".model", ".json"):
             raise InputError(
@@ -127,24 +137,23 @@ class Tokenizer:
         return cls(_open(kind, file), kind)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
+    def load(cls, folder: Location) -> Tokenizer:
         """From a folder that `save` wrote. Raises InputError where it is missing, broken or changed."""
-        info = _read_info(Path(folder))
+        info = _read_info(folder)
         kind = _Kind(info["type"], info["escaped"])
-        tokenizer = cls(_open(kind, Path(folder) / kind.file), kind)
+        tokenizer = cls(_open(kind, join(folder, kind.file)), kind)
         if tokenizer._info() != info:
             raise InputError(f"{folder}: {kind.file} is not the one that {_INFO_FILE} describes")
         return tokenizer
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: Location) -> None:
         """Writes `folder` (model file and tokenizer_info.json) under another name, then renames it."""
-        target = Path(folder)
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        (temporary / self._kind.file).write_bytes(self._backend.data)
-        (temporary / _INFO_FILE).write_text(json.dumps(self._info(), indent=1) + "\n")
-        os.replace(temporary, target)
+        temporary = temporary_name(folder)
+        remove_folder(temporary)
+        make_folder(temporary)
+        write_atomically(join(temporary, self._kind.file), self._backend.data)
+        write_json(join(temporary, _INFO_FILE), self._info())
+        rename(temporary, folder)
 
     @property
     def fingerprint(self) -> str:
@@ -193,21 +202,18 @@ class Tokenizer:
         }
 
 
-def _open(kind: _Kind, file: Path) -> Backend:
+def _open(kind: _Kind, file: Location) -> Backend:
     try:
-        return kind.open(file.read_bytes())
+        return kind.open(read_bytes(file))
     except OSError as error:
-        raise InputError(f"{file}: {error.strerror}") from error
+        raise InputError(f"{file}: {error.strerror or error}") from error
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
 
 
-def _read_info(folder: Path) -> dict[str, Any]:
-    file = folder / _INFO_FILE
-    try:
-        info = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: no tokenizer is kept there ({error})") from error
-    if not isinstance(info, dict) or info.get("format") != _FORMAT or not {"type", "escaped"} <= info.keys():
-        raise InputError(f"{file}: not of format {_FORMAT}, which this version reads")
+def _read_info(folder: Location) -> dict[str, Any]:
+    file = join(folder, _INFO_FILE)
+    info = read_json(file, hint="the folder holds no tokenizer of prepared data")
+    if info.get("format") != _FORMAT or not {"type", "escaped"} <= info.keys():
+        raise InputError(f"{file} has format {info.get('format')!r}, this version reads format {_FORMAT}")
     return info

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.common.json_files import read_json
 from data_pipeline.tokenizers.export import disagreements, special_tokens
 from data_pipeline.tokenizers.huggingface_model import ROLE_NAMES, HuggingFaceModel
 from data_pipeline.tokenizers.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ class HuggingFaceFolder:
     def __init__(self, folder: str, model_config: Any, vocab_size: int, tokenizer: Tokenizer | None) -> None:
         self.folder, self.vocab_size = Path(folder), vocab_size
         family = COUNTERPARTS[model_config.name].load()
-        values = _read_json(self.folder / "config.json")
+        values = read_json(self.folder / "config.json", key="model.init_from")
         self.stored, faults = _stored_tensors(self.folder)
         free = {"vocab_size"} if "classifier.weight" in self.stored else {"vocab_size", "num_classes"}
         misfits = _config_faults(family, values, model_config, vocab_size, free)
@@ -159,7 +159,7 @@ def _stored_tensors(folder: Path) -> tuple[dict[str, tuple[Path, list[int]]], li
 
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / _INDEX).is_file():
-        table = _read_json(folder / _INDEX).get("weight_map")
+        table = read_json(folder / _INDEX, key="model.init_from").get("weight_map")
         if not isinstance(table, dict):
             raise InputError(f"model.init_from: {folder / _INDEX} has no weight_map")
         return sorted({folder / Path(str(file)).name for file in table.values()})
@@ -243,13 +243,3 @@ def _names(tokenizer: Tokenizer) -> dict[int, tuple[str, ...]]:
 
 def _few(items: list[str]) -> str:
     return ", ".join(items[:5]) + (" and more" if len(items) > 5 else "")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"model.init_from: {path} cannot be read ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"model.init_from: {path} is not a JSON object")
-    return values

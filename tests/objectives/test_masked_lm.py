@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.common.randomness import Purpose, generator
 from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.shards.text import ShardReader, TokenizedDocument
-from data_pipeline.stream.stream import Position, Stream, generator
+from data_pipeline.stream.stream import Position, Stream
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from data_pipeline.tokenizers.words import WordPieces
 from pretraining.models.bert.config import BertConfig
@@ -74,14 +75,14 @@ def test_packed_worked_example():
     """The end of one document, a whole one, the beginning of a third: each gets both of its ends."""
     task = objective(16, pairing="none")
     pieces = [np.array([50, 51, SEP]), np.array([CLS, 60, 61, 62, SEP]), np.array([CLS, 70, 71])]
-    sample = task.corrupt(pieces, generator(1, 2, 3))
+    sample = task.corrupt(pieces, generator(1, Purpose.CORRUPTION, 3))
     tokens = sample["tokens"].copy()
     tokens[sample["masked_positions"]] = sample["labels"]
     assert tokens.tolist() == [CLS, 50, 51, SEP, CLS, 60, 61, 62, SEP, CLS, 70, 71, SEP]
     assert sample["documents"].tolist() == [0] * 4 + [1] * 5 + [2] * 4
     assert sample["positions"].tolist() == [*range(4), *range(5), *range(4)]
     assert len(sample["labels"]) == 1 and list(task.terms) == ["masked_lm"]
-    alone = task.corrupt([np.array([SEP]), np.array([CLS, 60, 61])], generator(1, 2, 3))
+    alone = task.corrupt([np.array([SEP]), np.array([CLS, 60, 61])], generator(1, Purpose.CORRUPTION, 3))
     assert len(alone["tokens"]) == 4  # a lone end is left out
 
 
@@ -234,7 +235,7 @@ def tokenizer(corpus):
 def samples(corpus, task, count, epoch=0):
     stream = Stream(ShardReader(load_manifest(corpus), "train"), task.packing(), 1, window_blocks=8)
     feed = stream.sequences(Position(epoch=epoch))
-    return [task.corrupt(next(feed)[0], generator(1, 2, epoch, n)) for n in range(count)]
+    return [task.corrupt(next(feed)[0], generator(1, Purpose.CORRUPTION, epoch, n)) for n in range(count)]
 
 
 @pytest.mark.parametrize("pairing", ["next_sentence", "sentence_order", "none"])
