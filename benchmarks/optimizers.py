@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pretraining.optim.base import Optimizer, ParameterShard, settings_by_name
 from pretraining.optim.config import AdafactorConfig, AdamWConfig, LambConfig
+from pretraining.optim.registry import build_update_rule
 from pretraining.parallel.fragments import Fragment
 from pretraining.parallel.layout import Layout, TensorLayout
 
@@ -70,7 +71,7 @@ def make_parameters(layers: int, device: str) -> dict[str, nn.Parameter]:
 def ours(config: Any) -> Maker:
     def make(parameters: dict[str, nn.Parameter]) -> Optimizer:
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-        rule = config.build()
+        rule = build_update_rule(config)
         settings = settings_by_name(shapes.items(), rule.weight_decay)
         pieces = [
             ParameterShard(Fragment.whole(n, shapes[n]), p.data, settings[n], i, grad=p.grad)  # type: ignore[arg-type]

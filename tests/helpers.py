@@ -160,12 +160,13 @@ def _rank(
 
 def train_in_world(world: Any, *overrides: str) -> None:
     """`pretrain` on the ranks of a world that stands already (several runs may follow one another)."""
+    from pretraining.build import read_inputs
     from pretraining.config import load_config
     from pretraining.run.faults import StopRequest
-    from pretraining.train import Inputs, run
+    from pretraining.train import run
 
     config = load_config(list(overrides))
-    run(config, Inputs(config), world, Path(config.run_dir), StopRequest())
+    run(config, read_inputs(config), world, Path(config.run_dir), StopRequest())
 
 
 def train_alone(*overrides: str) -> None:

@@ -1,14 +1,12 @@
 """What the trainer promises: the loss does not depend on how a global batch is cut."""
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
 
 from data_pipeline.common.errors import Failure
-from pretraining.parallel.mesh import Axis, Mesh
 from pretraining.run.faults import NonFiniteWatch
-from pretraining.trainer import Trainer
+from pretraining.trainer import dropout_seed
 from tests.helpers import TINY, metrics, train_alone, valid_losses
 
 
@@ -61,14 +59,7 @@ def test_divergence_ends_the_run():
 
 
 def test_dropout_seeds_differ_by_seed_step_micro_batch_and_data_parallel_rank_alone():
-    def seed_of(seed, step, micro_batch, data_rank):
-        """Of a trainer of one tensor-parallel rank: the others of its data-parallel rank draw the same."""
-        trainer = SimpleNamespace(
-            train=SimpleNamespace(seed=seed), world=SimpleNamespace(mesh=Mesh(ranks={Axis.DATA: data_rank}))
-        )
-        return Trainer._dropout_seed(trainer, step, micro_batch)
-
     cases = list(itertools.product((1, 2), (1, 2), (0, 1), (0, 1)))
-    found = [seed_of(*case) for case in cases]
+    found = [dropout_seed(*case) for case in cases]
     assert len(set(found)) == len(cases)
-    assert [seed_of(*case) for case in cases] == found
+    assert [dropout_seed(*case) for case in cases] == found

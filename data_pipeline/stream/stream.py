@@ -70,6 +70,21 @@ class Stream:
         self._block_order = lru_cache(maxsize=1)(self._order_of_blocks)
         self.window = lru_cache(maxsize=2)(self._make_window)
 
+    def start(self) -> Position:
+        return Position()
+
+    def to_json(self, position: Position) -> dict[str, Any]:
+        return position.as_json()
+
+    def from_json(self, values: dict[str, Any]) -> Position:
+        try:
+            return Position.from_json(values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"not a position in the data: {values}") from error
+
+    def number(self, position: Position) -> int:
+        return position.number
+
     def advance(self, position: Position, count: int) -> Position:
         """The position `count` sequences later."""
         epoch, window, sequence = position.epoch, position.window, position.sequence + count

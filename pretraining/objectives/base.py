@@ -14,6 +14,7 @@ from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.patches import PatchGrid
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor, nn
 
     from pretraining.parallel.layers import Layers
@@ -81,6 +82,18 @@ class Objective(Protocol):
 
     def flops_per_unit(self, model: Any) -> float:
         """Forward and backward FLOPs of one unit."""
+        ...
+
+    def target_length(self) -> int:
+        """Tokens that a decoder writes for a sample, padding included; 0 where none reads what another wrote."""
+        ...
+
+    def describe(self, sample: Sample, tokenizer: Any) -> str:
+        """A sample as text: what the model sees and what it has to predict."""
+        ...
+
+    def picture(self, sample: Sample) -> Image.Image | None:
+        """A sample as the model sees it; None where a sample is text."""
         ...
 
     def for_evaluation(self) -> Objective:

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretraining.build import build, read_inputs
 from pretraining.config import load_config
 from pretraining.parallel.launch import Launch
 from pretraining.parallel.world import start_world
 from pretraining.run.checkpoint import newest_checkpoint
 from pretraining.run.faults import StopRequest
-from pretraining.train import Inputs, build
 from tests.helpers import TINY, finished_weights, metrics, run_world, train_alone, train_in_world
 
 LAYOUTS = {"ddp": [], **{f"zero{s}": ["engine=deepspeed", f"engine.zero_stage={s}"] for s in range(4)}}
@@ -35,7 +35,7 @@ def overrides(corpus, run_dir, *more):
 
 def trainer_of(world, *overrides):
     config = load_config(list(overrides))
-    return build(config, Inputs(config), world, Path(config.run_dir), StopRequest())
+    return build(config, read_inputs(config), world, Path(config.run_dir), StopRequest())
 
 
 def train_with_a_bad_step(world, *overrides):

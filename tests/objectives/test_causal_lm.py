@@ -24,7 +24,7 @@ def test_worked_example():
     assert sample["documents"].tolist() == [0, 0, 0, 0, 1, 1]
     batch = objective().collate([sample])
     assert batch["tokens"][0, 6:].tolist() == [0, 0] and batch["labels"][0, 6:].tolist() == [IGNORED] * 2
-    assert objective().counts([sample, sample]) == {"causal_lm": 10} and objective().tokens(sample) == 6
+    assert objective().counts([sample, sample]) == {"causal_lm": 10} and objective().size(sample) == 6
 
 
 def test_packed_documents_are_as_if_alone():

@@ -63,7 +63,7 @@ def test_worked_example():
     assert sample["masked_positions"].tolist() == [5, 6] and sample["labels"].tolist() == [21, 22]
     assert sample["segments"].tolist() == [0] * 8 + [1] * 8
     assert sample["positions"].tolist() == list(range(16)) and sample["pair_label"] == 1
-    assert task.tokens(sample) == 16 and task.counts([sample, sample]) == {"masked_lm": 4, "sentence_order": 2}
+    assert task.size(sample) == 16 and task.counts([sample, sample]) == {"masked_lm": 4, "sentence_order": 2}
     batch = task.collate([sample, sample])
     assert batch["tokens"].shape == (2, 20) and batch["tokens"][0, 16:].tolist() == [PAD] * 4
     assert batch["documents"][0].tolist() == [0] * 16 + [-1] * 4

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pretraining.optim.base import Optimizer, ParameterShard, Step, UpdateRule, settings_by_name
 from pretraining.optim.config import AdafactorConfig, AdamWConfig, LambConfig
+from pretraining.optim.registry import build_update_rule
 from pretraining.parallel.fragments import Box, Fragment
 from pretraining.parallel.layout import Layout, TensorLayout
 from pretraining.parallel.mesh import Axis, Mesh
@@ -132,7 +133,7 @@ def whole_optimizer(rule: UpdateRule, **options: Any) -> Optimizer:
 
 def whole_run(name: str, steps: int) -> dict[str, Tensor]:
     """-> the values and state after so many steps, by name."""
-    optimizer = whole_optimizer(CONFIGS[name].build())
+    optimizer = whole_optimizer(build_update_rule(CONFIGS[name]))
     run(optimizer, steps)
     return {p.fragment.name: p.value for p in optimizer.pieces} | {f.name: t for f, t in optimizer.state_tensors()}
 
@@ -149,7 +150,7 @@ def _sharded_rank(world: World, grid: Grid, steps: int, local: bool) -> dict[str
     layout, fragments = cut(grid)
     found = {}
     for name, config in CONFIGS.items():
-        rule = config.build()
+        rule = build_update_rule(config)
         optimizer = make_optimizer(LocalStatistics(rule) if local else rule, fragments, layout)
         run(optimizer, steps)
         parts = [(p.fragment, p.value) for p in optimizer.pieces]

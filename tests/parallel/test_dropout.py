@@ -62,14 +62,14 @@ def test_masks(sequence_parallel):
 
 def train(world, runs):
     """-> for each run, the parameters after it that every tensor-parallel rank holds whole."""
+    from pretraining.build import build, read_inputs
     from pretraining.config import load_config
     from pretraining.run.faults import StopRequest
-    from pretraining.train import Inputs, build
 
     weights = {}
     for number, run in enumerate(runs):
         config = load_config(run)
-        trainer = build(config, Inputs(config), world, Path(config.run_dir), StopRequest())
+        trainer = build(config, read_inputs(config), world, Path(config.run_dir), StopRequest())
         trainer.fit()
         weights |= {
             f"{number} {name}": p.detach()

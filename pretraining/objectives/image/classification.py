@@ -13,6 +13,7 @@ from data_pipeline.common.fields import Fraction, NonNegative, NonNegativeFloat,
 from data_pipeline.loader import Sample
 from data_pipeline.shards.images import EncodedImage
 from data_pipeline.stream.packing import Single
+from pretraining.objectives.base import Unit
 from pretraining.objectives.image.augmentation import Pixels, cutmix, mixup, pixels, rand_augment
 from pretraining.objectives.image.views import ImageViewsConfig, picture_grid
 from pretraining.objectives.samples import Demonstration
@@ -48,20 +49,22 @@ class ImageClassificationConfig(ImageViewsConfig):
 class ImageClassification:
     """A sample: image uint8 [3, size, size]; labels int64 [2], its own and its partner's; weight fp32, its own share.
 
-    `accuracy` is a term of weight 0: it is told, never trained.
+    `accuracy` is reported, not optimized.
     """
 
-    terms = {"image_classification": 1.0, "accuracy": 0.0}
+    terms = {"image_classification": 1.0}
+    metrics = ("accuracy",)
+    unit = Unit.IMAGES
 
     def __init__(
         self, config: ImageClassificationConfig, classes: tuple[str, ...], image_size: int, training: bool = True
     ) -> None:
-        self.config, self.classes, self.size, self.training = config, classes, image_size, training
+        self.config, self.classes, self.image_size, self.training = config, classes, image_size, training
         self.mixes = training and (config.mixup > 0 or config.cutmix > 0)
 
     def for_evaluation(self) -> ImageClassification:
         """Makes samples of the middle of each image, unmixed."""
-        return ImageClassification(self.config, self.classes, self.size, training=False)
+        return ImageClassification(self.config, self.classes, self.image_size, training=False)
 
     def packing(self) -> Single:
         return Single(partner=self.mixes)
@@ -85,9 +88,12 @@ class ImageClassification:
         }
 
     def counts(self, samples: list[Sample]) -> dict[str, int]:
-        return dict.fromkeys(self.terms, len(samples))
+        return dict.fromkeys((*self.terms, *self.metrics), len(samples))
 
-    def tokens(self, sample: Sample) -> int:
+    def target_length(self) -> int:
+        return 0
+
+    def size(self, sample: Sample) -> int:
         """Images."""
         return 1
 
@@ -105,7 +111,7 @@ class ImageClassification:
         hits = (logits.argmax(-1) == batch["labels"][:, 0]).float()
         return {"image_classification": losses.sum(), "accuracy": hits.sum()}
 
-    def flops_per_image(self, model: Any) -> float:
+    def flops_per_unit(self, model: Any) -> float:
         """Forward and backward."""
         return model.flops_per_image()
 
@@ -138,8 +144,8 @@ class ImageClassification:
 
     def _view(self, image: EncodedImage, rng: np.random.Generator) -> Pixels:
         if not self.training:
-            return self.config.evaluation_view(image, self.size)
-        view = self.config.training_view(image, self.size, rng)
+            return self.config.evaluation_view(image, self.image_size)
+        view = self.config.training_view(image, self.image_size, rng)
         return pixels(rand_augment(view, self.config.rand_augment_ops, self.config.rand_augment_magnitude, rng))
 
     def _mix(self, image: Pixels, partner: Pixels, rng: np.random.Generator) -> tuple[Pixels, float]:

@@ -14,6 +14,7 @@ from data_pipeline.common.fields import configclass
 from data_pipeline.loader import Sample
 from data_pipeline.shards.images import EncodedImage
 from data_pipeline.stream.packing import Single
+from pretraining.objectives.base import Unit
 from pretraining.objectives.image.augmentation import Pixels, pixels
 from pretraining.objectives.image.views import ImageViewsConfig, picture_grid
 from pretraining.objectives.samples import Demonstration
@@ -44,6 +45,8 @@ class MaskedImage:
     """A sample: image uint8 [3, size, size]; visible int64 [kept], the patches that are not masked, ascending."""
 
     terms = {"masked_image": 1.0}
+    metrics = ()
+    unit = Unit.IMAGES
 
     def __init__(self, config: MaskedImageConfig, grid: PatchGrid, training: bool = True) -> None:
         self.config, self.grid, self.training = config, grid, training
@@ -75,7 +78,10 @@ class MaskedImage:
         """Masked patches."""
         return {"masked_image": len(samples) * (self.grid.patches - self.kept)}
 
-    def tokens(self, sample: Sample) -> int:
+    def target_length(self) -> int:
+        return 0
+
+    def size(self, sample: Sample) -> int:
         """Images."""
         return 1
 
@@ -96,7 +102,7 @@ class MaskedImage:
         variance, mean = patches.var(-1, keepdim=True), patches.mean(-1, keepdim=True)
         return (patches - mean) / (variance + VARIANCE_FLOOR).sqrt()
 
-    def flops_per_image(self, model: Any) -> float:
+    def flops_per_unit(self, model: Any) -> float:
         """Forward and backward."""
         return model.flops_per_image(self.kept)
 

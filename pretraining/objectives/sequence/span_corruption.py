@@ -19,6 +19,7 @@ from data_pipeline.common.fields import Positive, configclass
 from data_pipeline.loader import Sample
 from data_pipeline.stream.packing import Segment
 from data_pipeline.tokenizers.tokenizer import Tokenizer
+from pretraining.objectives.base import Unit
 from pretraining.objectives.samples import Demonstration
 from pretraining.objectives.sequence.noise import Denoiser, Prefix, Spans, solve_lengths
 from pretraining.objectives.text.causal_lm import IGNORED, pad_to
@@ -133,6 +134,8 @@ class SpanCorruption:
     """
 
     terms = {"span_corruption": 1.0}
+    metrics = ()
+    unit = Unit.TOKENS
 
     def __init__(self, config: SpanCorruptionConfig, tokenizer: Tokenizer, max_seq_len: int) -> None:
         self.config, self.inputs_length = config, max_seq_len
@@ -178,7 +181,16 @@ class SpanCorruption:
     def counts(self, samples: list[Sample]) -> dict[str, int]:
         return {"span_corruption": sum(len(s["labels"]) for s in samples)}
 
-    def tokens(self, sample: Sample) -> int:
+    def flops_per_unit(self, model: Any) -> float:
+        return model.flops_per_token(self.inputs_length)
+
+    def target_length(self) -> int:
+        return self.targets_length
+
+    def picture(self, sample: Sample) -> None:
+        return None
+
+    def size(self, sample: Sample) -> int:
         return len(sample["inputs"]) + len(sample["labels"])
 
     def loss(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:

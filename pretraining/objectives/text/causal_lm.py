@@ -10,6 +10,7 @@ from data_pipeline.common.fields import Probability, configclass
 from data_pipeline.loader import Sample
 from data_pipeline.stream.packing import Concatenation
 from data_pipeline.tokenizers.tokenizer import Tokenizer
+from pretraining.objectives.base import Unit
 from pretraining.objectives.inspect import decode_with_specials
 from pretraining.objectives.samples import Demonstration
 
@@ -34,6 +35,8 @@ class CausalLM:
     """A sample: tokens, labels, positions, documents, each int64 [length]; labels are IGNORED at a document's end."""
 
     terms = {"causal_lm": 1.0}
+    metrics = ()
+    unit = Unit.TOKENS
 
     def __init__(self, config: CausalLMConfig, tokenizer: Tokenizer, max_seq_len: int) -> None:
         self.config, self.length = config, max_seq_len
@@ -79,7 +82,16 @@ class CausalLM:
     def counts(self, samples: list[Sample]) -> dict[str, int]:
         return {"causal_lm": sum(int((s["labels"] != IGNORED).sum()) for s in samples)}
 
-    def tokens(self, sample: Sample) -> int:
+    def flops_per_unit(self, model: Any) -> float:
+        return model.flops_per_token(self.length)
+
+    def target_length(self) -> int:
+        return 0
+
+    def picture(self, sample: Sample) -> None:
+        return None
+
+    def size(self, sample: Sample) -> int:
         return len(sample["tokens"])
 
     def loss(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:

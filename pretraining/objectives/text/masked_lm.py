@@ -12,6 +12,7 @@ from data_pipeline.common.fields import NonNegativeFloat, configclass
 from data_pipeline.loader import Sample
 from data_pipeline.stream.packing import Concatenation, Packing, SentenceSpans
 from data_pipeline.tokenizers.tokenizer import Tokenizer
+from pretraining.objectives.base import Unit
 from pretraining.objectives.inspect import decode_with_specials
 from pretraining.objectives.samples import Demonstration
 from pretraining.objectives.text.causal_lm import IGNORED, pad_to
@@ -50,6 +51,9 @@ class MaskedLM:
     [predictions]; and pair_label, int64 [], where there are pairs: 0 in order, 1 not, IGNORED where there is no second
     segment. collate pads lengths to max_seq_len and predictions to what mask_rate allows at that length.
     """
+
+    metrics = ()
+    unit = Unit.TOKENS
 
     def __init__(self, config: MaskedLMConfig, tokenizer: Tokenizer, max_seq_len: int) -> None:
         self.config, self.length = config, max_seq_len
@@ -95,7 +99,16 @@ class MaskedLM:
             counts[self.config.pairing] = sum(int(s["pair_label"] != UNLABELED) for s in samples)
         return counts
 
-    def tokens(self, sample: Sample) -> int:
+    def flops_per_unit(self, model: Any) -> float:
+        return model.flops_per_token(self.length)
+
+    def target_length(self) -> int:
+        return 0
+
+    def picture(self, sample: Sample) -> None:
+        return None
+
+    def size(self, sample: Sample) -> int:
         return len(sample["tokens"])
 
     def loss(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
