@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -28,13 +28,13 @@ class SampleMaker(Protocol):
 
     def packing(self) -> Packing: ...
 
-    def corrupt(self, pieces: list[Any], rng: np.random.Generator) -> Sample: ...
+    def corrupt(self, segments: Sequence[Any], rng: np.random.Generator) -> Sample: ...
 
-    def collate(self, samples: list[Sample]) -> Sample: ...
+    def collate(self, samples: Sequence[Sample]) -> Sample: ...
 
-    def counts(self, samples: list[Sample]) -> dict[str, int]: ...
+    def counts(self, samples: Sequence[Sample]) -> dict[str, int]: ...
 
-    def tokens(self, sample: Sample) -> int:
+    def size(self, sample: Sample) -> int:
         """What throughput counts: tokens without padding, or 1 for an image."""
         ...
 
@@ -119,7 +119,7 @@ def _make(stream: Stream, maker: SampleMaker, share: RankSlice, position: Positi
         maker.collate(samples),
         maker.counts(samples),
         len(samples),
-        sum(maker.tokens(s) for s in samples),
+        sum(maker.size(s) for s in samples),
         sum(map(sample_hash, samples)) % 2**64,
     )
 

@@ -18,6 +18,8 @@ from data_pipeline.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT_ERROR
 from data_pipeline.common.fields import to_dict
 from data_pipeline.stream.stream import Position, Stream
 from pretraining.config import RunConfig, identity, load_config
+from pretraining.objectives.base import Objective
+from pretraining.objectives.registry import build_objective
 from pretraining.parallel.launch import World, broadcast_text, end_process, read_launch, start_world, together
 from pretraining.run.faults import Stopped, StopRequest
 from pretraining.run.run_dir import (
@@ -111,8 +113,8 @@ class Inputs:
         from pretraining.run.prepared import Prepared
 
         self.data = Prepared(config)
-        self.objective: Any = config.objective.build(self.data.vocabulary, config.sample_shape)
-        check_targets(config, getattr(self.objective, "targets_length", 0))
+        self.objective = build_objective(config.objective, self.data.spec)
+        check_targets(config, self.objective.target_length())
         self.identity = identity(config, self.data.manifest.fingerprint)
         check_run_dir(config, self.identity)
         self.checkpoint = find_checkpoint(config, self.identity)
@@ -132,9 +134,8 @@ def check_targets(config: RunConfig, length: int) -> None:
     parts = config.engine.tensor_parallel
     if config.engine.sequence_parallel and length % parts:
         raise InputError(
-            f"engine.sequence_parallel=true: targets of {length} tokens do not divide by "
-            f"engine.tensor_parallel={parts}; objective.targets_length={length + parts - length % parts} "
-            "does"
+            f"engine.sequence_parallel=true: the length of the targets, {length} tokens, is not divisible by "
+            f"engine.tensor_parallel={parts}; objective.targets_length={length + parts - length % parts} is"
         )
 
 
@@ -163,15 +164,13 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     torch.use_deterministic_algorithms(config.train.deterministic)
     objective = inputs.objective
     model = config.model.build(inputs.data.outputs, config.engine.make_layers(world))
-    flops = (
-        objective.flops_per_image(model) if config.data_kind == "images" else model.flops_per_token(config.sample_shape)
-    )
     model.initialize(config.train.seed)
     if inputs.pretrained is not None:
         inputs.pretrained.load_into(model)
         for note in inputs.pretrained.notes() if world.is_main else ():
             print(note, file=sys.stderr)
     _freeze(model, config.train.freeze)
+    flops = objective.flops_per_unit(model)
     module = LossModule(model, objective, config.train.precision)
     engine = config.engine.build(module, config.optimizer.build(), config.train, world)
     if inputs.checkpoint is not None:
@@ -224,10 +223,10 @@ def examples(config: RunConfig, inputs: Inputs) -> str:
     stream = _stream(config, inputs, inputs.objective, "train")
     shown = []
     for number, sample in enumerate(first_samples(stream, inputs.objective, config.inspect)):
-        text = inputs.objective.describe(sample, inputs.data.tokenizer)
-        if hasattr(inputs.objective, "picture"):
+        text, picture = inputs.objective.describe(sample), inputs.objective.picture(sample)
+        if picture is not None:
             name = f"example_{number}.png"
-            inputs.objective.picture(sample).save(name)
+            picture.save(name)
             text += f"\n{name}"
         shown.append(f"--- example {number}\n{text}")
     return "\n".join(shown)
@@ -246,7 +245,7 @@ def _open_run_dir(config: RunConfig, inputs: Inputs, world: World, run_dir: Path
     return Tracker(config.tracking, run_dir, start, config.train.steps, to_dict(config))
 
 
-def _stream(config: RunConfig, inputs: Inputs, maker: Any, split: str) -> Stream:
+def _stream(config: RunConfig, inputs: Inputs, maker: Objective, split: str) -> Stream:
     reader, blocks = inputs.data.reader(split), config.data.window_blocks
     return Stream(reader, maker.packing(), config.train.seed, window_blocks=blocks)
 

@@ -18,6 +18,7 @@ from data_pipeline.common.errors import Failure, InputError
 from data_pipeline.loader import Fault, MicroBatch
 from data_pipeline.stream.stream import Position, generator
 from pretraining.engines.base import Engine
+from pretraining.objectives.base import Objective
 from pretraining.parallel.launch import World, host_sum
 from pretraining.run.checkpoint import Saver, checkpoint_folder, prune_checkpoints
 from pretraining.run.faults import NonFiniteWatch, Stopped, StopRequest
@@ -50,14 +51,14 @@ class Pending:
 
 class Trainer:
     """config: the RunConfig; identity: what of it a checkpoint is bound to. feed and valid_feed make loaders:
-    feed(position), valid_feed(). flops_per_unit: of a token or an image, whichever the objective's `tokens` counts."""
+    feed(position), valid_feed(). flops_per_unit: of a token or an image, the objective's unit."""
 
     def __init__(
         self,
         config: Any,
         identity: dict[str, Any],
         engine: Engine,
-        objective: Any,
+        objective: Objective,
         feed: Any,
         valid_feed: Any,
         tracker: Any,
@@ -70,7 +71,8 @@ class Trainer:
         self.identity = identity
         self.feed, self.valid_feed, self.tracker, self.world = feed, valid_feed, tracker, world
         self.run_dir, self.stop, self.flops_per_unit = run_dir, stop, flops_per_unit
-        self.unit = "images" if config.data_kind == "images" else "tokens"
+        self.unit = objective.unit.value
+        self.reported = [*objective.terms, *objective.metrics]
         self.step, self.tokens, self.position = 0, 0, Position()
         self.saved_step = self.evaluated_step = -1
         self.watch, self.saver = NonFiniteWatch(), Saver(world)
@@ -108,8 +110,8 @@ class Trainer:
 
     def evaluate(self) -> float:
         """The mean loss over the first train.eval_batches global batches of the validation split."""
-        sums = dict.fromkeys(self.objective.terms, 0.0)
-        counts = dict.fromkeys(self.objective.terms, 0.0)
+        sums = dict.fromkeys(self.reported, 0.0)
+        counts = dict.fromkeys(self.reported, 0.0)
         steps = self._steps(self.valid_feed())
         for _ in range(self.train.eval_batches):
             data = next(steps)
@@ -141,7 +143,6 @@ class Trainer:
     def _steps(self, feed: Feed) -> Iterator[StepData]:
         """Gathers the micro-batches of each step and sums their counts over the ranks, on the host."""
         share = self.train.global_batch_size // (self.train.micro_batch_size * self.world.data_size)
-        terms = list(self.objective.terms)
         while True:
             items = [next(feed) for _ in range(share)]
             faults = [item.message for item, _ in items if isinstance(item, Fault)]
@@ -153,7 +154,7 @@ class Trainer:
                 sum(b.tokens for b in batches),
                 content % 2**32,
                 content >> 32,
-                *(sum(b.counts[t] for b in batches) for t in terms),
+                *(sum(b.counts[t] for b in batches) for t in self.reported),
             ]
             fault, stop, tokens, low, high, *counts = host_sum(self.world, [float(x) for x in mine])
             if fault:
@@ -161,7 +162,7 @@ class Trainer:
             yield StepData(
                 batches,
                 items[-1][1],
-                dict(zip(terms, counts, strict=True)),
+                dict(zip(self.reported, counts, strict=True)),
                 int(tokens),
                 (int(low) + (int(high) << 32)) % 2**64,
                 bool(stop),
@@ -169,12 +170,12 @@ class Trainer:
 
     def _train_step(self, data: StepData) -> tuple[Tensor, float]:
         """-> (the numbers that tell how it went, still on the device; the learning rate)."""
-        step, sums = self.step + 1, torch.zeros(len(self.objective.terms), device=self.world.device)
+        step, sums = self.step + 1, torch.zeros(len(self.reported), device=self.world.device)
         for index, batch in enumerate(data.micro_batches):
             self._seed_dropout(step, index)
             losses = self.engine.forward(self._to_device(batch))
             self.engine.backward(self._weighted(losses, data.counts), last=index == len(data.micro_batches) - 1)
-            sums += torch.stack([losses[term].detach() for term in self.objective.terms])
+            sums += torch.stack([losses[term].detach() for term in self.reported])
         lr = self.config.optimizer.lr * self.config.scheduler.ratio(step, self.train.steps)
         self.engine.step(lr)
         if self.world.data_size > 1:
@@ -190,7 +191,8 @@ class Trainer:
         return torch.stack([losses[t] * (terms[t] / max(1.0, counts[t])) for t in terms]).sum()
 
     def _means(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[dict[str, float], float]:
-        """-> (each term by its own count, NaN where nothing was counted; the loss, to which those add nothing)."""
+        """-> (each term and metric by its own count, NaN where nothing was counted; the loss, to which such a term adds
+        nothing)."""
         means = {term: value / counts[term] if counts[term] else math.nan for term, value in sums.items()}
         return means, sum(weight * means[term] for term, weight in self.objective.terms.items() if counts[term])
 
@@ -212,7 +214,7 @@ class Trainer:
             return
         *sums, grad_norm, finite, loss_scale = pending.numbers.tolist()
         self.watch.see(pending.line["step"], bool(finite))
-        terms, loss = self._means(dict(zip(self.objective.terms, sums, strict=True)), pending.counts)
+        terms, loss = self._means(dict(zip(self.reported, sums, strict=True)), pending.counts)
         line = {
             "step": pending.line["step"],
             "loss": loss if math.isfinite(loss) else None,
