@@ -8,7 +8,7 @@ import torch
 
 from pretraining.config import load_config
 from pretraining.parallel.layers import PlainLayers
-from pretraining.throughput import device_peak, utilisation
+from pretraining.run import throughput
 
 
 def flops_per_unit(overrides: Sequence[str], outputs: int) -> float:
@@ -26,4 +26,4 @@ def flops_per_unit(overrides: Sequence[str], outputs: int) -> float:
 def utilization(flops: float, seconds: float, ranks: int, device: str) -> dict[str, float]:
     """flops: of one step over all ranks; device: its name as CUDA gives it -> tflops and mfu, as metrics.jsonl has
     them."""
-    return utilisation(flops, seconds, ranks, device_peak(device))
+    return throughput.utilization(flops, seconds, ranks, throughput.device_peak(device))
