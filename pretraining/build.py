@@ -14,6 +14,7 @@ from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import to_dict
 from pretraining.config import RunConfig, identity
 from pretraining.objectives.base import Objective
+from pretraining.objectives.registry import build_objective
 from pretraining.parallel.host import run_on_all_ranks
 from pretraining.run.checkpoint import Checkpoint, check_fits, load_tensors, newest_checkpoint, set_aside_newer
 from pretraining.run.faults import StopRequest
@@ -50,7 +51,7 @@ class Inputs:
 def read_inputs(config: RunConfig) -> Inputs:
     """Raises InputError."""
     data = Prepared(config)
-    objective: Objective = config.objective.build(data.vocabulary, config.sample_shape)  # type: ignore[assignment]
+    objective = build_objective(config.objective, data.spec)
     check_target_length(config, objective.target_length())
     run = identity(config, data.manifest.fingerprint)
     check_run_dir(config, run)

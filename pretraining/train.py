@@ -86,8 +86,7 @@ def examples(config: RunConfig, inputs: Inputs) -> str:
     stream = make_stream(config, inputs.data, objective, "train")
     shown = []
     for number, sample in enumerate(first_samples(stream, objective, config.inspect)):
-        text = objective.describe(sample, inputs.data.tokenizer)
-        picture = objective.picture(sample)
+        text, picture = objective.describe(sample), objective.picture(sample)
         if picture is not None:
             name = f"example_{number}.png"
             picture.save(name)

@@ -12,10 +12,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretraining.labels import IGNORED
 from pretraining.parallel.fragments import Box
 from pretraining.parallel.layers import Layers, box_of
 
-IGNORED = -100  # a label that takes no part in the loss
 LOGITS_IN_MEMORY = 2**24  # elements of the logits that the loss holds at once (64 MiB in fp32)
 
 

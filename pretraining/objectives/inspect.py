@@ -1,4 +1,4 @@
-"""Token ids as text that a person reads."""
+"""Token ids as text for people to read: the one way in which samples are written."""
 
 from __future__ import annotations
 
@@ -7,12 +7,26 @@ from itertools import groupby
 
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 
-SPECIAL = ("pad", "bos", "eos", "unk", "mask", "cls", "sep", "fim_prefix", "fim_middle", "fim_suffix")
-
 
 def decode_with_specials(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
-    """The text of `ids`, special ids by their names: [CLS], [MASK], ..."""
-    names = {getattr(tokenizer, name): f"[{name.upper()}]" for name in SPECIAL}
-    names |= {sentinel: f"[SENTINEL {i}]" for i, sentinel in enumerate(tokenizer.sentinels)}
+    """The text of `ids`, special ids by their names: [CLS], [MASK], [SENTINEL 0], ..."""
+    names = special_names(tokenizer)
     runs = groupby((int(i) for i in ids), key=names.get)
     return "".join(tokenizer.decode(list(run)) if name is None else name * len(list(run)) for name, run in runs)
+
+
+def special_names(tokenizer: Tokenizer) -> dict[int, str]:
+    """What stands for each special id."""
+    names = {
+        tokenizer.pad: "[PAD]",
+        tokenizer.bos: "[BOS]",
+        tokenizer.eos: "[EOS]",
+        tokenizer.unk: "[UNK]",
+        tokenizer.mask: "[MASK]",
+        tokenizer.cls: "[CLS]",
+        tokenizer.sep: "[SEP]",
+        tokenizer.fim_prefix: "[FIM_PREFIX]",
+        tokenizer.fim_middle: "[FIM_MIDDLE]",
+        tokenizer.fim_suffix: "[FIM_SUFFIX]",
+    }
+    return names | {sentinel: f"[SENTINEL {n}]" for n, sentinel in enumerate(tokenizer.sentinels)}

@@ -15,6 +15,7 @@ from pretraining.models.layers import Attention, Dropout, FeedForward, initializ
 from pretraining.models.vision import VisionConfig
 from pretraining.models.vit.config import ViTConfig
 from pretraining.parallel.layers import Layers
+from pretraining.patches import patchify
 
 
 class DropPath(nn.Module):
@@ -148,19 +149,6 @@ def fill(name: str, tensor: Tensor, generator: torch.Generator) -> None:
         nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std, generator=generator)
     else:
         nn.init.xavier_uniform_(tensor, generator=generator)
-
-
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """[batch, 3, height, width] -> [batch, patches, 3 x patch_size x patch_size], both in reading order."""
-    patches = images.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)
-    return patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
-
-
-def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
-    """The inverse of `patchify`, for square images."""
-    side = math.isqrt(patches.shape[1])
-    split = patches.unflatten(1, (side, side)).unflatten(-1, (3, patch_size, patch_size))
-    return split.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 def take_patches(x: Tensor, indices: Tensor) -> Tensor:
