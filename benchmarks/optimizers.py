@@ -32,7 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pretraining.optim.base import Optimizer, ParameterShard, settings_by_name
 from pretraining.optim.config import AdafactorConfig, AdamWConfig, LambConfig
-from pretraining.parallel.fragments import Fragment, Layout
+from pretraining.optim.registry import build_update_rule
+from pretraining.parallel.fragments import Fragment
+from pretraining.parallel.layout import Layout, TensorLayout
 
 Maker = Callable[[dict[str, nn.Parameter]], Any]
 
@@ -69,14 +71,14 @@ def make_parameters(layers: int, device: str) -> dict[str, nn.Parameter]:
 def ours(config: Any) -> Maker:
     def make(parameters: dict[str, nn.Parameter]) -> Optimizer:
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-        rule = config.build()
+        rule = build_update_rule(config)
         settings = settings_by_name(shapes.items(), rule.weight_decay)
         pieces = [
             ParameterShard(Fragment.whole(n, shapes[n]), p.data, settings[n], i, grad=p.grad)  # type: ignore[arg-type]
             for i, (n, p) in enumerate(parameters.items())
         ]
         optimizer = Optimizer(list(parameters.values()), rule, 1.0, False)
-        optimizer.attach(pieces, Layout(tuple(shapes), tuple(shapes.values())))
+        optimizer.attach(pieces, Layout(tuple(TensorLayout(*item) for item in shapes.items())))
         optimizer.param_groups[0]["lr"] = config.lr
         return optimizer
 

@@ -94,8 +94,8 @@ class ConcatenationPlan:
 
 @dataclass(frozen=True)
 class SentenceSpan(Segment):
-    """A segment that cut() moves to sentence borders. next_stop: where the document's next span stops (at the document's
-    end: stop)."""
+    """A segment that cut() moves to sentence borders. next_stop: where the document's next span stops; for its last
+    span, `stop`."""
 
     next_stop: int
 

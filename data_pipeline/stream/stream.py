@@ -76,7 +76,9 @@ class Stream:
     def from_json(self, values: dict[str, Any]) -> Position:
         keys = ("epoch", "window", "sequence", "number")
         if sorted(values) != sorted(keys) or not all(isinstance(values[key], int) for key in keys):
-            raise InputError(f"{values} is not a position in one corpus: whole numbers for {', '.join(keys)} are needed")
+            raise InputError(
+                f"{values} is not a position in one corpus: whole numbers for {', '.join(keys)} are needed"
+            )
         return Position(**values)
 
     def number(self, state: Position) -> int:

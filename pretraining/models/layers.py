@@ -12,10 +12,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretraining.labels import IGNORED
 from pretraining.parallel.fragments import Box
 from pretraining.parallel.layers import Layers, box_of
 
-IGNORED = -100  # a label that takes no part in the loss
 LOGITS_IN_MEMORY = 2**24  # elements of the logits that the loss holds at once (64 MiB in fp32)
 
 
@@ -35,7 +35,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0.0:
             return x
-        with self.layers.split_random(sequence_only=True):
+        with self.layers.model_parallel_rng(sequence_only=True):
             return F.dropout(x, self.rate)
 
 
@@ -92,7 +92,7 @@ class Attention(nn.Module):
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         dropout = self.dropout if self.training else 0.0
-        with self.layers.split_random() if dropout else contextlib.nullcontext():
+        with self.layers.model_parallel_rng() if dropout else contextlib.nullcontext():
             mixed = F.scaled_dot_product_attention(
                 query,
                 key,
@@ -136,7 +136,7 @@ class FeedForward(nn.Module):
         up = self.up(x)
         middle = self.activation(up) if self.gate is None else self.activation(self.gate(x)) * up
         if self.training and self.dropout.p:
-            with self.layers.split_random():
+            with self.layers.model_parallel_rng():
                 middle = self.dropout(middle)
         return self.down(middle)
 

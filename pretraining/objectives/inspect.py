@@ -1,4 +1,4 @@
-"""Token ids as text that a person reads."""
+"""Token ids as text for people to read: the one way in which samples are written."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from data_pipeline.tokenizers.tokenizer import Tokenizer
 
 
 def decode_with_specials(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
-    """The text of `ids`, special ids by their names: [CLS], [MASK], ..."""
-    names = {tokenizer.special_ids[token.role]: token.shown for token in ALL}
-    names |= {sentinel: shown_sentinel(i) for i, sentinel in enumerate(tokenizer.sentinels)}
+    """The text of `ids`, special ids by their names: [CLS], [MASK], [SENTINEL 0], ..."""
+    names = special_names(tokenizer)
     runs = groupby((int(i) for i in ids), key=names.get)
     return "".join(tokenizer.decode(list(run)) if name is None else name * len(list(run)) for name, run in runs)
+
+
+def special_names(tokenizer: Tokenizer) -> dict[int, str]:
+    """What stands for each special id."""
+    names = {tokenizer.special_ids[token.role]: token.shown for token in ALL}
+    return names | {sentinel: shown_sentinel(n) for n, sentinel in enumerate(tokenizer.sentinels)}

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pretraining.optim.base import ParameterShard, Step, UpdateRule, squared_norms, unscale
 from pretraining.optim.config import AdafactorConfig
-from pretraining.parallel.fragments import Box, Fragment, Layout, Shape
+from pretraining.parallel.fragments import Box, Fragment, Shape
+from pretraining.parallel.layout import Layout
 
 # Elements that are worked on at a time: what stays in a core's cache; on a GPU, few launches.
 CPU_PATCH, GPU_PATCH = 2**20, 2**24
@@ -79,7 +80,7 @@ class Adafactor(UpdateRule):
         self._average_factored(fresh)
         self._average_unfactored(fresh)
         statistics.precondition(pieces)
-        squares = layout.sum_over_parts(squared_norms(grads, statistics.numbers, len(layout.names)))
+        squares = layout.sum_over_parts(squared_norms(grads, statistics.numbers, len(layout.tensors)))
         if pieces:
             update_rms = (squares / statistics.numels).sqrt()[statistics.numbers]
             self._apply(pieces, self._alpha(mean_squares, step), update_rms, step.finite)
@@ -145,12 +146,12 @@ class Statistics:
     """
 
     def __init__(self, pieces: list[ParameterShard], layout: Layout, device: torch.device) -> None:
-        self.layout = layout
-        self.lengths = [1 + sum(map(math.prod, factor_shapes(s))) for s in layout.shapes]
+        self.layout, shapes = layout, [tensor.shape for tensor in layout.tensors]
+        self.lengths = [1 + sum(map(math.prod, factor_shapes(s))) for s in shapes]
         self.begins = [0, *itertools.accumulate(self.lengths)]
         self.vector = torch.zeros(self.begins.pop(), device=device)
-        self.shares = torch.cat([torch.empty(0), *map(shares, layout.shapes)]).to(device)
-        self.numels = torch.tensor([math.prod(s) for s in layout.shapes], dtype=torch.float32, device=device)
+        self.shares = torch.cat([torch.empty(0), *map(shares, shapes)]).to(device)
+        self.numels = torch.tensor([math.prod(s) for s in shapes], dtype=torch.float32, device=device)
         self.numbers = torch.tensor([p.tensor for p in pieces], dtype=torch.long, device=device)
         self.value_slots = torch.tensor(self.begins, dtype=torch.long, device=device)[self.numbers]
         self.rows: list[Tensor] = []

@@ -9,7 +9,7 @@ from torch.optim.adamw import adamw
 
 from pretraining.optim.base import ParameterShard, Step, UpdateRule, by_settings
 from pretraining.optim.config import AdamWConfig
-from pretraining.parallel.fragments import Layout
+from pretraining.parallel.layout import Layout
 
 
 class AdamW(UpdateRule):

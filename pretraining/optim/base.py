@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pretraining.parallel.fragments import Fragment, Layout
+from pretraining.parallel.fragments import Fragment
+from pretraining.parallel.layout import Layout
 
 
 class Settings(NamedTuple):
@@ -130,7 +131,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": 0.0})
         self.rule, self.grad_clip, self.dynamic = rule, grad_clip, dynamic_loss_scale
         self.pieces: list[ParameterShard] = []
-        self.layout = Layout((), ())
+        self.layout = Layout()
         self.read_gradients: Callable[[], None] = lambda: None
         device = parameters[0].device
         self.updates = torch.zeros((), device=device)
@@ -189,7 +190,7 @@ class Optimizer(torch.optim.Optimizer):
         return found
 
     def _gradient_norm(self) -> Tensor:
-        squares = squared_norms([p.grad for p in self.pieces], self.tensor_numbers, len(self.layout.names))
+        squares = squared_norms([p.grad for p in self.pieces], self.tensor_numbers, len(self.layout.tensors))
         return self.layout.sum_over_parts(squares).sum().sqrt()
 
     def _adjust_loss_scale(self) -> None:

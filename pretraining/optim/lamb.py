@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 
 from pretraining.optim.base import ParameterShard, Step, UpdateRule, is_weight
 from pretraining.optim.config import LambConfig
-from pretraining.parallel.fragments import Layout
+from pretraining.parallel.layout import Layout
 
 # Elements that are worked on at a time: what stays in a core's cache; on a GPU, few launches.
 CPU_CHUNK, GPU_CHUNK = 2**20, 2**24
@@ -49,7 +49,7 @@ class Lamb(UpdateRule):
         self.adapted = torch.tensor(adapted, device=device)
 
     def update(self, pieces: list[ParameterShard], step: Step, layout: Layout) -> None:
-        squares = torch.zeros(len(layout.names), 2, device=step.updates.device)
+        squares = torch.zeros(len(layout.tensors), 2, device=step.updates.device)
         if pieces:
             norms = [self._write_descent(pieces, chunk, step) for chunk in self.chunks]
             squares.index_add_(0, self.span_numbers, torch.cat(norms).square())

@@ -16,7 +16,8 @@ from pretraining.parallel.fragments import Box
 
 
 class Layers(Protocol):
-    """What lies between `enter` and `leave` may be split along the sequence (sequence parallelism)."""
+    """What lies between `scatter_to_sequence_region` and `gather_from_sequence_region` may be split along the sequence
+    (sequence parallelism; Korthikanti et al. 2022, section 4.2.2)."""
 
     size: int  # ranks that share each layer, and which of them this is
     rank: int
@@ -38,21 +39,22 @@ class Layers(Protocol):
         """A parameter split along `dim`."""
         ...
 
-    def enter(self, x: Tensor) -> Tensor:
+    def scatter_to_sequence_region(self, x: Tensor) -> Tensor:
         """x: [batch, length, hidden], before the first block."""
         ...
 
-    def leave(self, x: Tensor) -> Tensor:
+    def gather_from_sequence_region(self, x: Tensor) -> Tensor:
         """After the last block: what follows is computed by every rank alike."""
         ...
 
-    def split(self, module: nn.Module) -> nn.Module:
-        """Tells that `module`, a norm say, is used between `enter` and `leave` with weights that every rank has."""
+    def mark_sequence_parallel(self, module: nn.Module) -> nn.Module:
+        """Marks `module`, a norm for example, as used within the sequence region with weights that every rank has: each
+        rank sees its part of the sequence alone, so that their gradients are summed over the ranks."""
         ...
 
-    def split_random(self, sequence_only: bool = False) -> contextlib.AbstractContextManager:
-        """Where each rank draws random numbers of its own: activations are split by features, or (sequence_only)
-        where they are split along the sequence."""
+    def model_parallel_rng(self, sequence_only: bool = False) -> contextlib.AbstractContextManager:
+        """Within it each rank draws random numbers of its own, since activations are split by features or, with
+        sequence_only, where they are split along the sequence."""
         ...
 
 
@@ -73,16 +75,16 @@ class PlainLayers:
     def parameter(self, shape: tuple[int, ...], dim: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(shape))
 
-    def enter(self, x: Tensor) -> Tensor:
+    def scatter_to_sequence_region(self, x: Tensor) -> Tensor:
         return x
 
-    def leave(self, x: Tensor) -> Tensor:
+    def gather_from_sequence_region(self, x: Tensor) -> Tensor:
         return x
 
-    def split(self, module: nn.Module) -> nn.Module:
+    def mark_sequence_parallel(self, module: nn.Module) -> nn.Module:
         return module
 
-    def split_random(self, sequence_only: bool = False) -> contextlib.AbstractContextManager:
+    def model_parallel_rng(self, sequence_only: bool = False) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
 

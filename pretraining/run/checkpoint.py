@@ -26,7 +26,7 @@ import pydantic
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.files import sync, write_atomically
 from pretraining.parallel.fragments import Box, Fragment
-from pretraining.parallel.launch import World
+from pretraining.parallel.world import World
 
 FORMAT = 1
 
@@ -193,7 +193,7 @@ def _agree(world: World, folder: Path, work: Callable[[], Any]) -> list[Any] | N
         if not isinstance(error, OSError | SafetensorError):
             traceback.print_exc()
         outcome = {"error": f"rank {world.rank}: {error}"}
-    outcomes = _gather(outcome, world, world.save_group)
+    outcomes = _gather(outcome, world, world.mesh.save_group)
     errors = [o["error"] for o in outcomes if "error" in o]
     if errors and world.is_main:
         print(f"warning: {folder.name} could not be saved: {'; '.join(errors)}", file=sys.stderr)
@@ -267,7 +267,7 @@ def _share(tensors: list[tuple[Fragment, Any]], world: World) -> list[Entry]:
     ]
     holders: dict[str, list[int]] = {}
     sizes = {}
-    for rank, keys in enumerate(_gather([(key, box.numel) for key, _, box, _ in mine], world, world.host_group)):
+    for rank, keys in enumerate(_gather([(key, box.numel) for key, _, box, _ in mine], world, world.mesh.host_group)):
         for key, size in keys:
             holders.setdefault(key, []).append(rank)
             sizes[key] = size

@@ -26,10 +26,10 @@ def default_run_dir(config: RunConfig) -> str:
     return f"runs/{datetime.now():%Y%m%d-%H%M%S}-{config.model.name}-{config.objective.name}"
 
 
-def named_run_dir(overrides: Sequence[str]) -> str | None:
+def named_run_dir(overrides: Sequence[str]) -> Path | None:
     """The run_dir that these overrides name, before anything is known to be right."""
     names = [o.removeprefix("run_dir=").strip("'\"") for o in overrides if o.startswith("run_dir=")]
-    return names[-1] if names and names[-1] not in ("", "null") and "$" not in names[-1] else None
+    return Path(names[-1]) if names and names[-1] not in ("", "null") and "$" not in names[-1] else None
 
 
 def find_checkpoint(config: RunConfig, run: Identity) -> Checkpoint | None:

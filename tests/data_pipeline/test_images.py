@@ -312,7 +312,7 @@ def test_the_stream_hands_out_every_image_once_an_epoch(prepared: Path) -> None:
 
 def test_partners_are_half_a_window_away_and_each_is_one_once() -> None:
     plan = Single(partner=True).plan(np.ones(6))
-    pairs = [tuple(piece.document for piece in plan.pieces(i)) for i in range(plan.num_sequences)]
+    pairs = [tuple(segment.document for segment in plan.segments(i)) for i in range(plan.num_sequences)]
     assert pairs == [(0, 3), (1, 4), (2, 5), (3, 0), (4, 1), (5, 2)]
 
 

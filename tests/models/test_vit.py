@@ -18,8 +18,9 @@ from pretraining.models.mae import model as mae
 from pretraining.models.mae.config import MAEConfig
 from pretraining.models.vit import model as vit
 from pretraining.models.vit.config import ViTConfig
-from pretraining.models.vit.model import DropPath, patchify, sinusoidal_positions, unpatchify
+from pretraining.models.vit.model import DropPath, sinusoidal_positions
 from pretraining.parallel.layers import PlainLayers
+from pretraining.patches import patchify, unpatchify
 
 SMALL = ViTConfig(
     name="vit", num_layers=2, hidden_size=32, num_heads=4, image_size=24, patch_size=8, intermediate_size=48
@@ -142,7 +143,8 @@ def test_mean_pooling_has_no_class_token_and_no_counterpart() -> None:
 def test_mae_loss_equals_that_of_transformers(tmp_path: Path) -> None:
     from transformers import ViTMAEForPreTraining
 
-    from pretraining.objectives.image.masked_image import MaskedImageConfig
+    from pretraining.objectives.base import SampleSpec
+    from pretraining.objectives.image.masked_image import MaskedImage, MaskedImageConfig
 
     config = SMALL_MAE
     model = randomized(config.build(0, PlainLayers()))
@@ -151,7 +153,8 @@ def test_mae_loss_equals_that_of_transformers(tmp_path: Path) -> None:
     noise = torch.rand(4, 9)
     for normalized in (True, False):
         theirs = ViTMAEForPreTraining.from_pretrained(tmp_path, dtype=torch.float32, norm_pix_loss=normalized).eval()
-        objective = MaskedImageConfig(name="masked_image", norm_pix_loss=normalized).build((), config.grid)
+        objective_config = MaskedImageConfig(name="masked_image", norm_pix_loss=normalized)
+        objective = MaskedImage(objective_config, SampleSpec(grid=config.grid))
         visible = noise.argsort(1)[:, : objective.kept].sort(1).values
         loss = objective.loss(model, {"images": images, "visible": visible})["masked_image"]
         loss = loss / (4 * (9 - objective.kept))

@@ -11,9 +11,10 @@ from data_pipeline.shards.text import TextReader, TokenizedDocument
 from data_pipeline.stream.stream import Position, Stream
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from data_pipeline.tokenizers.words import WordPieces
+from pretraining.labels import IGNORED
 from pretraining.models.bert.config import BertConfig
-from pretraining.objectives.samples import Demonstration
-from pretraining.objectives.text.masked_lm import IGNORED, MaskedLMConfig
+from pretraining.objectives.base import Demonstration, SampleSpec
+from pretraining.objectives.text.masked_lm import MaskedLM, MaskedLMConfig
 from pretraining.objectives.text.masking import choose, find_words, ngram_lengths, replace
 from pretraining.objectives.text.sentence_pairs import excerpt, next_sentence, sentence_order, truncate
 from pretraining.parallel.layers import PlainLayers
@@ -31,8 +32,8 @@ TOKENIZER = SimpleNamespace(
 ALWAYS = np.ones(1000, bool)
 
 
-def objective(length=64, **options):
-    return MaskedLMConfig("masked_lm", **options).build(TOKENIZER, length)
+def objective(length=64, tokenizer=TOKENIZER, **options):
+    return MaskedLM(MaskedLMConfig("masked_lm", **options), SampleSpec(seq_len=length, tokenizer=tokenizer))
 
 
 def document(lengths, first=4):
@@ -63,7 +64,7 @@ def test_worked_example():
     assert sample["masked_positions"].tolist() == [5, 6] and sample["labels"].tolist() == [21, 22]
     assert sample["segments"].tolist() == [0] * 8 + [1] * 8
     assert sample["positions"].tolist() == list(range(16)) and sample["pair_label"] == 1
-    assert task.tokens(sample) == 16 and task.counts([sample, sample]) == {"masked_lm": 4, "sentence_order": 2}
+    assert task.size(sample) == 16 and task.counts([sample, sample]) == {"masked_lm": 4, "sentence_order": 2}
     batch = task.collate([sample, sample])
     assert batch["tokens"].shape == (2, 20) and batch["tokens"][0, 16:].tolist() == [PAD] * 4
     assert batch["documents"][0].tolist() == [0] * 16 + [-1] * 4
@@ -241,7 +242,7 @@ def samples(corpus, task, count, epoch=0):
 @pytest.mark.parametrize("pairing", ["next_sentence", "sentence_order", "none"])
 def test_real_text(corpus, tokenizer, pairing):
     """Rates on a corpus; a pure function of the generator; another mask in another epoch."""
-    task = MaskedLMConfig("masked_lm", masking="ngram", pairing=pairing).build(tokenizer, 64)
+    task = objective(64, tokenizer, masking="ngram", pairing=pairing)
     found, again = samples(corpus, task, 300), samples(corpus, task, 300)
     for one, two in zip(found, again, strict=True):
         assert all(np.array_equal(one[name], two[name]) for name in one)
@@ -268,7 +269,7 @@ def test_words_of_a_trained_tokenizer(tokenizer):
 
 
 def test_losses_are_sums_whatever_the_micro_batch(corpus, tokenizer):
-    task = MaskedLMConfig("masked_lm").build(tokenizer, 32)
+    task = objective(32, tokenizer)
     model = BertConfig("bert", 2, 32, 2, 32).build(tokenizer.total_size, PlainLayers()).eval()
     model.initialize(1)
     found = samples(corpus, task, 12)
@@ -304,12 +305,12 @@ def test_nothing_crosses_documents_in_a_packed_sequence():
 
 
 def test_described_and_demonstrated(corpus, tokenizer):
-    task = MaskedLMConfig("masked_lm", masking="whole_word").build(tokenizer, 64)
-    text = task.describe(samples(corpus, task, 1)[0], tokenizer)
+    task = objective(64, tokenizer, masking="whole_word")
+    text = task.describe(samples(corpus, task, 1)[0])
     assert text.count("[CLS]") == 1 and text.count("[SEP]") == 2 and "[MASK]" in text and "next_sentence" in text
     model = BertConfig("bert", 1, 16, 2, 64).build(tokenizer.total_size, PlainLayers())
     model.initialize(1)
-    context = Demonstration(tokenizer, samples(corpus, task, 4), Path(), 1)
+    context = Demonstration(samples(corpus, task, 4), Path(), 1)
     shown = task.demonstrate(model, context)
     assert "[MASK]" in shown and shown == task.demonstrate(model, context)
     assert "first choice is right for" in shown

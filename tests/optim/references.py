@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pretraining.optim.base import Optimizer, ParameterShard, Settings, UpdateRule
-from pretraining.parallel.fragments import Fragment, Layout
+from pretraining.parallel.fragments import Fragment
+from pretraining.parallel.layout import Layout, TensorLayout
 
 SHAPES = [(13, 7), (11,), (3, 5, 4), (2, 3, 4, 5), (1,), (1, 1), (17, 1), (6, 33)]
 GROUPS = [Settings(weight_decay=0.1, lr_scale=0.5), Settings(weight_decay=0.0)]  # tensors take turns
@@ -37,7 +38,7 @@ def make_groups(rule: UpdateRule, groups: list[Settings], **options: object) -> 
     ]
     defaults = {"grad_clip": 0.0, "dynamic_loss_scale": False}
     optimizer = Optimizer([p.value for p in pieces], rule, **(defaults | options))  # type: ignore[arg-type]
-    optimizer.attach(pieces, Layout(tuple(map(str, range(len(SHAPES)))), tuple(SHAPES)))
+    optimizer.attach(pieces, Layout(tuple(TensorLayout(str(i), shape) for i, shape in enumerate(SHAPES))))
     return optimizer
 
 

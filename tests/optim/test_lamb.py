@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pretraining.optim import lamb
 from pretraining.optim.base import Settings
 from pretraining.optim.config import LambConfig
+from pretraining.optim.registry import build_update_rule
 from tests.optim.cases import differences, whole_run
 from tests.optim.references import GROUPS, SHAPES, assert_same_steps, make, make_groups, rising_and_falling, start
 
@@ -65,7 +66,9 @@ def test_equals_the_papers_algorithm_for_a_hundred_steps(options: dict[str, Any]
     config = LambConfig(name="lamb", lr=1e-2, weight_decay=0.1, **options)
     parameters = [nn.Parameter(p.double()) for p in start()]
     paper = Paper(config, [Settings(config.weight_decay)])
-    assert_same_steps(make(config.build(), config.weight_decay), rising_and_falling, paper.step, parameters, 1e-5)
+    assert_same_steps(
+        make(build_update_rule(config), config.weight_decay), rising_and_falling, paper.step, parameters, 1e-5
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"adapt_1d": True, "decoupled_decay": True}], ids=str)
@@ -73,12 +76,17 @@ def test_each_group_has_its_own_decay_and_learning_rate(options: dict[str, Any])
     config = LambConfig(name="lamb", lr=1e-2, weight_decay=0.1, **options)
     parameters = [nn.Parameter(p.double()) for p in start()]
     assert_same_steps(
-        make_groups(config.build(), GROUPS), rising_and_falling, Paper(config, GROUPS).step, parameters, 1e-5, steps=20
+        make_groups(build_update_rule(config), GROUPS),
+        rising_and_falling,
+        Paper(config, GROUPS).step,
+        parameters,
+        1e-5,
+        steps=20,
     )
 
 
 def test_a_tensor_of_zeros_or_an_update_of_zeros_has_trust_ratio_one() -> None:
-    optimizer = make(LambConfig(name="lamb", lr=1.0, weight_decay=0.0).build(), 0.0)
+    optimizer = make(build_update_rule(LambConfig(name="lamb", lr=1.0, weight_decay=0.0)), 0.0)
     optimizer.param_groups[0]["lr"] = 0.5
     optimizer.pieces[0].value.zero_()
     for piece in optimizer.pieces:
@@ -92,7 +100,7 @@ def test_a_tensor_of_zeros_or_an_update_of_zeros_has_trust_ratio_one() -> None:
 
 @pytest.mark.parametrize("name, adapted", [("encoder.relative_bias.table", False), ("query.weight", True)])
 def test_a_bias_of_two_dimensions_is_not_adapted_either(name: str, adapted: bool) -> None:
-    optimizer = make(LambConfig(name="lamb", lr=1.0).build(), 0.0)
+    optimizer = make(build_update_rule(LambConfig(name="lamb", lr=1.0)), 0.0)
     optimizer.pieces[0].fragment = optimizer.pieces[0].fragment.renamed(name)
     optimizer.attach(optimizer.pieces, optimizer.layout)
     optimizer.param_groups[0]["lr"] = 1.0

@@ -32,7 +32,7 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, layers: Layers) -> None:
         super().__init__()
         size = config.hidden_size
-        self.attention_norm = layers.split(make_norm(config.norm, size, config.norm_eps, config.bias))
+        self.attention_norm = layers.mark_sequence_parallel(make_norm(config.norm, size, config.norm_eps, config.bias))
         self.attention = Attention(
             layers,
             size,
@@ -42,7 +42,7 @@ class Block(nn.Module):
             fused=config.kv_heads == config.num_heads and config.bias,
             dropout=config.dropout,
         )
-        self.mlp_norm = layers.split(make_norm(config.norm, size, config.norm_eps, config.bias))
+        self.mlp_norm = layers.mark_sequence_parallel(make_norm(config.norm, size, config.norm_eps, config.bias))
         self.mlp = FeedForward(layers, size, config.mlp_size, config.activation, config.bias)
         self.dropout = Dropout(layers, config.dropout)
 
@@ -62,7 +62,9 @@ class GPT(nn.Module):
             self.position_embedding = nn.Embedding(config.max_seq_len, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layers) for _ in range(config.num_layers))
-        self.final_norm = layers.split(make_norm(config.norm, config.hidden_size, config.norm_eps, config.bias))
+        self.final_norm = layers.mark_sequence_parallel(
+            make_norm(config.norm, config.hidden_size, config.norm_eps, config.bias)
+        )
         table: Any = self.token_embedding.weight
         untied = (padded_vocabulary(vocab_size), config.hidden_size)
         self.head = TokenHead(layers, vocab_size, table if config.tie_embeddings else layers.parameter(untied, 0))
@@ -81,14 +83,14 @@ class GPT(nn.Module):
         else:
             head_dim = self.config.hidden_size // self.config.num_heads
             rotary = rotary_tables(positions, head_dim, self.config.rope_theta)
-        x = self.layers.enter(self.dropout(x))
+        x = self.layers.scatter_to_sequence_region(self.dropout(x))
         mask = None if documents is None else document_mask(documents, causal=True)
         for block in self.blocks:
             if self.config.activation_checkpointing and self.training:
                 x = checkpoint(block, x, mask, rotary, use_reentrant=False)
             else:
                 x = block(x, mask, rotary)
-        return self.layers.leave(self.final_norm(x))
+        return self.layers.gather_from_sequence_region(self.final_norm(x))
 
     def flops_per_token(self, length: int) -> float:
         """Forward and backward of one token: 6 per weight used, and attention's 12 x layers x hidden x length

@@ -15,6 +15,7 @@ from pretraining.models.layers import Attention, Dropout, FeedForward, initializ
 from pretraining.models.vision import VisionConfig
 from pretraining.models.vit.config import ViTConfig
 from pretraining.parallel.layers import Layers
+from pretraining.patches import patchify
 
 
 class DropPath(nn.Module):
@@ -46,9 +47,9 @@ class Block(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.attention_norm = layers.split(nn.LayerNorm(hidden, eps=eps))
+        self.attention_norm = layers.mark_sequence_parallel(nn.LayerNorm(hidden, eps=eps))
         self.attention = Attention(layers, hidden, num_heads, dropout=dropout)
-        self.mlp_norm = layers.split(nn.LayerNorm(hidden, eps=eps))
+        self.mlp_norm = layers.mark_sequence_parallel(nn.LayerNorm(hidden, eps=eps))
         self.mlp = FeedForward(layers, hidden, mlp_size, "gelu")
         self.dropout = Dropout(layers, dropout)
         self.drop_path = DropPath(drop_path)
@@ -78,7 +79,7 @@ class Encoder(nn.Module):
             for rate in rates
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.final_norm = layers.split(nn.LayerNorm(hidden, eps=config.norm_eps))
+        self.final_norm = layers.mark_sequence_parallel(nn.LayerNorm(hidden, eps=config.norm_eps))
 
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
         """visible: int [batch, kept], the patches that are encoded (None: all of them)."""
@@ -91,13 +92,13 @@ class Encoder(nn.Module):
         if self.class_token is not None:
             first = (self.class_token + self.position_embedding[0]).expand(len(x), 1, -1)
             x = torch.cat([first.to(x.dtype), x], dim=1)
-        x = self.layers.enter(self.dropout(x))
+        x = self.layers.scatter_to_sequence_region(self.dropout(x))
         for block in self.blocks:
             if self.config.activation_checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
-        return self.layers.leave(self.final_norm(x))
+        return self.layers.gather_from_sequence_region(self.final_norm(x))
 
     def flops(self, length: int) -> float:
         """Forward and backward of one image of which `length` tokens are encoded."""
@@ -148,19 +149,6 @@ def fill(name: str, tensor: Tensor, generator: torch.Generator) -> None:
         nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std, generator=generator)
     else:
         nn.init.xavier_uniform_(tensor, generator=generator)
-
-
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """[batch, 3, height, width] -> [batch, patches, 3 x patch_size x patch_size], both in reading order."""
-    patches = images.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)
-    return patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
-
-
-def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
-    """The inverse of `patchify`, for square images."""
-    side = math.isqrt(patches.shape[1])
-    split = patches.unflatten(1, (side, side)).unflatten(-1, (3, patch_size, patch_size))
-    return split.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 def take_patches(x: Tensor, indices: Tensor) -> Tensor:
