@@ -36,14 +36,14 @@ def main() -> int:
 
 
 def prepare(config: PrepareConfig) -> None:
-    """Writes `config.output`, or continues what was begun there. After an InputError nothing was replaced."""
+    """Writes `config.output`, or continues what was started there. An InputError leaves what was there as it was."""
     if not is_local(config.output):
         raise InputError(f"output={config.output}: only a local folder can be written; copy it to its URL afterwards")
     write_dataset(build_corpus(config), config)
 
 
 def write_dataset(corpus: Corpus[Any], config: PrepareConfig) -> None:
-    """Any corpus: two passes over its files, the first decides the split, the second writes the shards."""
+    """Two passes over the files of any corpus: the first decides the split, the second writes the shards."""
     from data_pipeline.shards import continuation
     from data_pipeline.shards.manifest import SPLITS, Manifest, save_manifest
     from data_pipeline.shards.tar import describe_split

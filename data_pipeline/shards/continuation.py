@@ -1,4 +1,4 @@
-"""What an output folder was begun with (plan.json), so that a later run continues it or leaves it alone."""
+"""What an output folder was started with (plan.json), so that a later run continues it or leaves it alone."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Continuation:
 
 
 def load_continuation(root: str) -> Continuation | None:
-    """None for a folder that isn't there or is empty. Raises InputError where something else lies in it."""
+    """None where the folder does not exist or is empty. Raises InputError where it contains something else."""
     if exists(root) and not is_folder(root):
         raise InputError(f"output={root} is a file; a folder is needed")
     file = join(root, _FILE)
     if not is_file(file):
         if any(not name.startswith(".") for name in list_folder(root)):
             raise InputError(
-                f"output={root} holds other files and no {_FILE}; nothing was written. Choose a new or empty folder"
+                f"output={root} contains other files but no {_FILE}; nothing was written. Choose a new or empty folder"
             )
         return None
     values = read_json(file)
@@ -62,23 +62,23 @@ def load_continuation(root: str) -> Continuation | None:
 
 
 def check_settings(root: str, before: Continuation, settings: dict[str, Any]) -> None:
-    """Raises InputError that lists the settings which differ from those that `root` was begun with."""
+    """Raises InputError that lists the settings which differ from those that `root` was started with."""
     keys = [key for key in {**before.settings, **settings} if before.settings.get(key) != settings.get(key)]
     if keys:
-        lines = [f"- {key}: {before.settings.get(key)!r} there, {settings.get(key)!r} now" for key in keys]
+        lines = [f"- {key} was {before.settings.get(key)!r}, is now {settings.get(key)!r}" for key in keys]
         raise InputError(
-            f"output={root} was made with other settings; nothing was written. "
-            "Choose another output, or remove that one.\n" + "\n".join(lines)
+            f"output={root} was created with different settings; nothing was written. "
+            "Choose another output or remove that folder.\n" + "\n".join(lines)
         )
 
 
 def check_corpus(root: str, before: Continuation, scan: Scan) -> None:
-    """Raises InputError where `root` was begun with other inputs."""
+    """Raises InputError where `root` was started with other inputs."""
     if before.scan != scan:
         raise InputError(
-            f"output={root} was made from other data than corpus.inputs holds now; nothing was written. "
+            f"output={root} was created from other data than corpus.inputs names now; nothing was written. "
             f"There were {before.scan.documents} documents of {before.scan.bytes} bytes, now there are "
-            f"{scan.documents} of {scan.bytes}. Choose another output, or remove that one."
+            f"{scan.documents} of {scan.bytes}. Choose another output or remove that folder."
         )
 
 
@@ -86,7 +86,7 @@ def check_corpus(root: str, before: Continuation, scan: Scan) -> None:
 def locked(root: str) -> Iterator[None]:
     """Makes the local folder `root` and keeps other processes from writing it."""
     make_folder(root)
-    # Not through common/files: the lock belongs to this file's descriptor, and the system frees it however we end.
+    # Not through common/files: the lock belongs to an open descriptor, so that the system releases it however we end.
     with open(join(root, ".lock"), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

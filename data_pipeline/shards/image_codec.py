@@ -52,8 +52,8 @@ def decode(data: bytes) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise BrokenImage(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
             image.load()
-    except UnidentifiedImageError as error:  # its own text holds an address in memory
-        raise BrokenImage("neither a JPEG nor a PNG, by its content" if data else "an empty file") from error
+    except UnidentifiedImageError as error:  # its own message contains a memory address
+        raise BrokenImage("its content is neither JPEG nor PNG" if data else "an empty file") from error
     except (
         OSError,
         SyntaxError,
@@ -64,7 +64,7 @@ def decode(data: bytes) -> Image.Image:
         struct.error,
         zlib.error,
         Image.DecompressionBombError,
-    ) as error:  # Pillow's readers raise any of these on damaged files
+    ) as error:  # what Pillow's readers raise on damaged files
         raise BrokenImage(str(error) or type(error).__name__) from error
     return image
 
@@ -74,12 +74,12 @@ def decode_rgb(image: EncodedImage) -> Image.Image:
     try:
         return _rgb(_upright(decode(image.data)))
     except BrokenImage as error:
-        raise InputError(f"{image.name}: a broken image ({error}); prepare the data again") from error
+        raise InputError(f"{image.name} is a broken image ({error}); prepare the data again") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As the camera was held. Viewers ignore EXIF that cannot be read, and so does Pillow when it opens a file.
-    ImageOps.exif_transpose would write the rest of it anew, and fail where that is odd."""
+    """Turned as its EXIF orientation says. Unreadable EXIF is ignored, as viewers and Pillow's own open() do."""
+    # Not ImageOps.exif_transpose: it also rewrites the rest of the EXIF data, and fails where that is malformed.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -90,12 +90,12 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Pillow's own conversion cuts 16 bits off at 255 and so makes nearly everything white."""
+    # Pillow's own conversion clips 16-bit values at 255, which makes nearly everything white.
     if image.mode in _SIXTEEN_BITS:
         image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     return image.convert("RGB")
 
 
 def suffix_of(image: Image.Image) -> str:
-    """jpg or png, by the content: there are files named otherwise."""
+    """jpg or png, by the content: some files have the wrong name."""
     return _SUFFIX[str(image.format)]

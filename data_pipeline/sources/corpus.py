@@ -51,7 +51,7 @@ class Corpus(Protocol[Document]):
 
     kind: in the manifest; it decides which reader the shards have. settings: what decides the output, the inputs
     apart, in the order in which plan.json lists it. listing: a hash of the inputs' paths, sizes and times.
-    index_type: of its shards. Raises InputError, from each method, that names the file at fault.
+    index_type: of its shards. Raises InputError, from each method, that names the file.
     """
 
     kind: str
@@ -60,7 +60,7 @@ class Corpus(Protocol[Document]):
     index_type: type[Index]
 
     def needs_scan(self, root: str) -> bool:
-        """Whether what was begun in `root` from the same inputs cannot go on without `scan`."""
+        """Whether `scan` is needed to continue what was started in `root` from the same inputs."""
         ...
 
     def scan(self) -> Scan:

@@ -71,7 +71,7 @@ class ImageCorpus:
         smallest = self._examined[0].split_hash
         valid = sum(split_of(e.split_hash, smallest, self._config.valid_fraction) == "valid" for e in self._examined)
         if valid == len(self._examined):
-            raise InputError(f"the corpus has {valid} image(s), all of them in validation: none is left to train on")
+            raise InputError(f"the corpus has {valid} image(s), all in validation, which leaves none to train on")
         content, size = hashlib.sha256(), sum(e.size for e in self._examined)
         for entry in self._examined:
             content.update(entry.digest + self._labels[entry.path].encode() + b"\0")
@@ -119,7 +119,7 @@ class ImageCorpus:
                         f"{named}\n{len(problems)} broken images, more than corpus.max_bad_images={self._max_bad}"
                     )
         if problems:
-            print(f"warning: {len(problems)} broken images left out:\n  " + "\n  ".join(problems))
+            print(f"warning: {len(problems)} broken images skipped:\n  " + "\n  ".join(problems))
         return sorted(good, key=lambda e: (e.digest, e.path))
 
     def _read_again(self, entry: Examined) -> bytes:

@@ -50,15 +50,18 @@ class TextCorpus:
         scan_documents(hashed(self._source.documents(), self._config.seed), self._scanner)
         scan, files = self._scanner.result(), len(self._source.files)
         if scan.documents == 0:
-            raise InputError(f"the corpus is empty: no text in the {files} files of corpus.inputs")
+            raise InputError(f"the corpus is empty: the {files} files of corpus.inputs contain no text")
         if scan.documents == scan.valid_documents:
             raise InputError(
-                f"the corpus has {scan.documents} document(s), and validation takes at least one: "
-                "none is left to train on"
+                f"the corpus has {scan.documents} document(s); validation takes at least one, which leaves none to "
+                "train on"
             )
         print(f"{scan.documents} documents, {scan.bytes / 1e6:.1f} MB of text in {files} files")
         if self._source.bad_lines:
-            print(f"warning: {len(self._source.bad_lines)} lines left out, the first: {self._source.bad_lines[0]}")
+            print(
+                f"warning: {len(self._source.bad_lines)} unreadable lines skipped; the first: "
+                f"{self._source.bad_lines[0]}"
+            )
         return scan
 
     def vocabulary(self, root: str) -> Vocabulary:

@@ -73,20 +73,20 @@ class Concatenation:
 
 
 class ConcatenationPlan:
-    """borders: int64 [documents + 1], where each framed document begins in the concatenation."""
+    """starts: int64 [documents + 1], where each framed document starts in the concatenation, then the end of all."""
 
-    def __init__(self, borders: np.ndarray, length: int, stride: int) -> None:
-        self.borders, self.length, self.stride = borders, length, stride
+    def __init__(self, starts: np.ndarray, length: int, stride: int) -> None:
+        self.starts, self.length, self.stride = starts, length, stride
         overlap = length - stride
-        self.num_sequences = max(0, -(-(int(borders[-1]) - overlap) // stride))
+        self.num_sequences = max(0, -(-(int(starts[-1]) - overlap) // stride))
 
     def segments(self, sequence: int) -> list[Segment]:
         begin = sequence * self.stride
-        end = min(begin + self.length, int(self.borders[-1]))
-        document = int(np.searchsorted(self.borders, begin, side="right")) - 1
+        end = min(begin + self.length, int(self.starts[-1]))
+        document = int(np.searchsorted(self.starts, begin, side="right")) - 1
         found = []
         while begin < end:
-            first, last = int(self.borders[document]), int(self.borders[document + 1])
+            first, last = int(self.starts[document]), int(self.starts[document + 1])
             found.append(Segment(document, begin - first, min(end, last) - first))
             begin, document = min(end, last), document + 1
         return found
@@ -94,8 +94,10 @@ class ConcatenationPlan:
 
 @dataclass(frozen=True)
 class SentenceSpan(Segment):
-    """A segment that cut() moves to sentence borders. next_stop: where the document's next span stops; for its last
-    span, `stop`."""
+    """A segment that cut() moves to the starts of sentences.
+
+    next_stop: where the document's next span stops; for its last span, `stop`.
+    """
 
     next_stop: int
 
@@ -105,7 +107,7 @@ class SentenceSpans:
     """Each sequence is one span of consecutive sentences of a document, some `length` tokens; with `partners` also a
     longer span of another document of the window, where there is one. `cut` gives a TokenizedDocument.
 
-    short_rate: that share of the spans has a length drawn from 2 to `length` (google-research/bert,
+    short_rate: this fraction of the spans has a length drawn from 2 to `length` (google-research/bert,
     create_pretraining_data.py: short_seq_prob). Every token stands in exactly one span. A span begins and ends with
     a sentence, as far as sentences are shorter than spans, and can therefore be longer than `length`.
     """
@@ -129,15 +131,15 @@ class SentenceSpans:
 
     def cut(self, document: TokenizedDocument, segment: Segment) -> TokenizedDocument:
         assert isinstance(segment, SentenceSpan)
-        start = _sentence_border(document, segment.start, segment.stop)
-        stop = _sentence_border(document, segment.stop, segment.next_stop)
+        start = _sentence_start(document, segment.start, segment.stop)
+        stop = _sentence_start(document, segment.stop, segment.next_stop)
         first, last = np.searchsorted(document.sentences, [start + 1, stop])
         sentences = np.concatenate([[start], document.sentences[first:last]]) - start
         return TokenizedDocument(document.tokens[start:stop], sentences)
 
 
 class SentenceSpansPlan:
-    """spans: int64 [sequences, 3]: document, start and stop before they are moved to sentence borders."""
+    """spans: int64 [sequences, 3]: document, start and stop before they are moved to the starts of sentences."""
 
     def __init__(self, spans: np.ndarray, lengths: np.ndarray, packing: SentenceSpans) -> None:
         self.spans, self.lengths, self.packing = spans, lengths, packing
@@ -151,7 +153,7 @@ class SentenceSpansPlan:
         return [own] if partner is None else [own, partner]
 
     def _partner(self, sequence: int, document: int) -> SentenceSpan | None:
-        """Of the sequence half a window away or, where that is of the same document, of the next document's."""
+        """From the sequence half a window away or, where that is of the same document, from the next document."""
         number = len(self.spans)
         other = (sequence + number // 2) % number
         if self.spans[other, 0] == document:
@@ -165,7 +167,7 @@ class SentenceSpansPlan:
         return SentenceSpan(found, start, stop, stop)
 
 
-def _sentence_border(document: TokenizedDocument, at: int, before: int) -> int:
+def _sentence_start(document: TokenizedDocument, at: int, before: int) -> int:
     """The first sentence start in [at, before), or `at` where there is none."""
     index = int(np.searchsorted(document.sentences, at))
     if index < len(document.sentences) and document.sentences[index] < before:

@@ -63,7 +63,7 @@ class Stream:
         self.window_blocks, self.window_shards = window_blocks, window_shards
         self.windows_per_epoch = -(-sum(reader.blocks_per_shard) // window_blocks)
         if not self.windows_per_epoch:
-            raise InputError("the split holds no blocks: the corpus is too small, or valid_fraction too large")
+            raise InputError("the split has no blocks: the corpus is too small, or valid_fraction too large")
         self._block_order = lru_cache(maxsize=1)(self._order_of_blocks)
         self.window = lru_cache(maxsize=2)(self._make_window)
 
@@ -86,8 +86,8 @@ class Stream:
 
     def advance(self, state: Position, count: int) -> Position:
         epoch, window, sequence = state.epoch, state.window, state.sequence + count
-        # A window's plan needs the lengths in the index only. A skip over many windows still plans each of them:
-        # how many sequences a window gives is known from its plan alone.
+        # A plan needs the lengths in the index, no documents. But how many sequences a window has is known only from
+        # its plan: skipping many windows plans each of them.
         while sequence >= (available := self.window(epoch, window).plan.num_sequences):
             sequence -= available
             window += 1
@@ -97,7 +97,7 @@ class Stream:
 
     def sequence(self, state: Position) -> list[Any]:
         """The segments that the packing put into the sequence at `state`, as it cuts them."""
-        state = self.advance(state, 0)  # a state may stand behind its window's last sequence
+        state = self.advance(state, 0)  # a state may point past the last sequence of its window
         window = self.window(state.epoch, state.window)
         return [
             self.packing.cut(self._document(window, segment.document), segment)
@@ -123,7 +123,7 @@ class Stream:
         order = generator(self.seed, Purpose.ORDER, epoch, window + 1).permutation(len(documents))
         plan = self.packing.plan(np.concatenate(lengths)[order])
         if not plan.num_sequences:
-            raise InputError(f"blocks {blocks[0]} to {blocks[-1]} hold too little text for one sequence")
+            raise InputError(f"blocks {blocks[0]} to {blocks[-1]} contain too little text for one sequence")
         return Window(blocks, documents[order], plan)
 
     def _order_of_blocks(self, epoch: int) -> list[tuple[int, int]]:

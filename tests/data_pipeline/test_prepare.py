@@ -255,11 +255,11 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
             ["corpus.inputs=[x]", "output=o", "tokenizer.model_type=wordpiece", "valid_fraction=1.5"],
             ["tokenizer.model_type", "valid_fraction"],
         ),
-        "no path": ([f"corpus.inputs=[{folder}/nowhere.txt]"], ["nowhere.txt", "no file or folder"]),
-        "no match": ([f"corpus.inputs=['{folder}/*.md']"], ["matches nothing"]),
-        "empty folder": ([f"corpus.inputs=[{folder}/empty]"], ["leads to no file"]),
+        "no path": ([f"corpus.inputs=[{folder}/nowhere.txt]"], ["nowhere.txt does not exist"]),
+        "no match": ([f"corpus.inputs=['{folder}/*.md']"], ["matches no files"]),
+        "empty folder": ([f"corpus.inputs=[{folder}/empty]"], ["has no files ending in"]),
         "empty corpus": ([f"corpus.inputs=[{folder}/blank.txt]"], ["corpus is empty"]),
-        "one document": ([f"corpus.inputs=[{folder}/one.txt]"], ["1 document", "none is left to train on"]),
+        "one document": ([f"corpus.inputs=[{folder}/one.txt]"], ["1 document", "leaves none to train on"]),
         "jsonl": ([f"corpus.inputs=[{folder}/bad.jsonl]"], ["bad.jsonl, line 2: not JSON"]),
         "latin": ([f"corpus.inputs=[{folder}/latin.txt]"], ["latin.txt", "byte 2"]),
         "vocabulary": (
@@ -269,7 +269,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
         "tokenizer": ([f"corpus.inputs=[{folder}/two.jsonl]", "tokenizer.path=none.model"], ["none.model"]),
         "foreign output": (
             [f"corpus.inputs=[{folder}/two.jsonl]", f"output={folder}"],
-            ["holds other files"],
+            ["contains other files"],
         ),
         "file as output": (
             [f"corpus.inputs=[{folder}/two.jsonl]", f"output={folder}/one.txt"],
