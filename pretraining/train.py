@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from data_pipeline.common.command import run_command
-from data_pipeline.common.compose import groups_help
 from data_pipeline.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT_ERROR, EXIT_REQUEUE, InputError
 from data_pipeline.common.fields import to_dict
 from data_pipeline.stream.stream import Position, Stream
@@ -30,6 +29,7 @@ from pretraining.run.run_dir import (
     write_config,
     write_text,
 )
+from pretraining.synonyms import SYNONYMS
 
 EXAMPLE = """pretrain: trains a model on data that pretrain-data prepared.
 
@@ -50,7 +50,7 @@ def console() -> NoReturn:
 
 
 def main() -> int:
-    return run_command(pretrain, lambda: EXAMPLE + "\n" + groups_help("pretrain"))
+    return run_command(pretrain, EXAMPLE, "pretrain", RunConfig, SYNONYMS)
 
 
 def pretrain(overrides: list[str]) -> int:
@@ -59,7 +59,7 @@ def pretrain(overrides: list[str]) -> int:
     launch = read_launch()
     verdict = Verdict(launch.rank, named_run_dir(overrides))
     with verdict:
-        config = load_config(overrides)
+        config = load_config(overrides, launch.size)
         inputs = Inputs(config)
         if config.inspect:
             print(examples(config, inputs))

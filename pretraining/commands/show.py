@@ -1,4 +1,4 @@
-"""`python -m pretraining.commands.show run_dir=DIR`: what the newest checkpoint of a run does, shown on an example."""
+"""`pretrain-show run_dir=DIR`: what the newest checkpoint of a run does, shown on an example."""
 
 from __future__ import annotations
 
@@ -7,22 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.common.command import run_command
-from data_pipeline.common.compose import compose_config, groups_help
+from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import configclass
 
 SHOWN = 64  # validation samples
+ABOUT = """pretrain-show: shows what a trained model does.
+
+Example:
+  pretrain-show run_dir=runs/first
+"""
 
 
 @configclass
 class ShowConfig:
+    """Show what a trained model does.
+
+    run_dir: the run, whose newest checkpoint is taken.
+    seed: of the order in which validation samples come, and of generated text.
+    """
+
     run_dir: str
     seed: int = 1
 
 
 def main() -> int:
-    text = "python -m pretraining.commands.show run_dir=DIR: shows what a trained model does.\n\n"
-    return run_command(show, lambda: text + groups_help("show"))
+    return run_command(show, ABOUT, "show", ShowConfig)
 
 
 def show(overrides: list[str]) -> None:

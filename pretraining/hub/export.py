@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.common.command import run_command
-from data_pipeline.common.compose import compose_config, conf_dir
+from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import EXIT_DONE, InputError
 from data_pipeline.common.fields import configclass
 from data_pipeline.shards.manifest import load_manifest
@@ -29,16 +29,20 @@ Example:
 
 @configclass
 class ExportConfig:
-    """checkpoint: RUN/checkpoints/step_... output: the folder to write. data_path: where the run's prepared data
-    is now (null: its data.path)."""
+    """What is exported, and whereto.
+
+    checkpoint: RUN/checkpoints/step_..., of a run whose RUN/config.yaml stands where it was written.
+    output: the Hugging Face folder to write; it must not exist.
+    data_path: where the run's prepared data is now; null means the run's data.path.
+    """
 
     checkpoint: str
     output: str
-    data_path: str | None
+    data_path: str | None = None
 
 
 def main() -> int:
-    return run_command(_command, lambda: f"{EXAMPLE}\nKeys and defaults:\n{(conf_dir() / 'export.yaml').read_text()}")
+    return run_command(_command, EXAMPLE, "export", ExportConfig)
 
 
 def export(config: ExportConfig) -> dict[str, Any]:

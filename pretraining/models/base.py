@@ -8,9 +8,3 @@ VOCABULARY_MULTIPLE = 128
 def padded_vocabulary(vocab_size: int) -> int:
     """Rounded up so that it divides by any tensor-parallel size: a checkpoint fits every layout."""
     return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-
-
-def head_faults(hidden_size: int, num_heads: int) -> list[str]:
-    if hidden_size % num_heads == 0:
-        return []
-    return [f"model.num_heads={num_heads} does not divide model.hidden_size={hidden_size}"]

@@ -222,11 +222,11 @@ def test_flops_of_vit_base_are_the_known_ones() -> None:
     [
         ({"patch_size": 7}, "model.patch_size=7"),
         ({"num_heads": 5}, "model.num_heads=5"),
-        ({"positions": "sinusoidal", "hidden_size": 30, "num_heads": 3}, "divides by 4"),
+        ({"positions": "sinusoidal", "hidden_size": 30, "num_heads": 3}, "is not divisible by 4"),
     ],
 )
 def test_faults_name_the_key(change: dict[str, Any], key: str) -> None:
-    assert any(key in fault for fault in ViTConfig(**{**vars_of(SMALL), **change}).faults())
+    assert any(key in fault for fault in ViTConfig(**{**vars_of(SMALL), **change}).problems())
 
 
 def vars_of(config: Any) -> dict[str, Any]:

@@ -1,16 +1,11 @@
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pydantic
 import pytest
-from omegaconf import OmegaConf
 
-from data_pipeline.common.compose import conf_dir
-from data_pipeline.common.fields import to_dict
 from pretraining.models.bert.config import BertConfig
 from pretraining.models.gpt.config import GPTConfig
 from pretraining.models.mae.config import MAEConfig
@@ -159,11 +154,3 @@ def test_the_name_decides_the_kind(values: dict[str, Any], kind: type) -> None:
 def test_values_out_of_range_and_unknown_keys_are_refused(name: str, wrong: dict[str, float]) -> None:
     with pytest.raises(pydantic.ValidationError, match=next(iter(wrong))):
         pydantic.TypeAdapter(OptimizerConfig).validate_python({"name": name, "lr": 1e-3} | wrong)
-
-
-@pytest.mark.parametrize("path", sorted((conf_dir() / "optimizer").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_recipe_is_valid_and_has_every_key(path: Path) -> None:
-    values = OmegaConf.to_container(OmegaConf.load(path))
-    config = pydantic.TypeAdapter(OptimizerConfig).validate_json(json.dumps(values))
-    assert isinstance(values, dict)
-    assert config.name == path.stem and set(values) == set(to_dict(config))

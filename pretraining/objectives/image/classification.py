@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from data_pipeline.common.fields import Fraction, NonNegative, NonNegativeFloat, configclass
+from data_pipeline.common.fields import Fraction, NonNegative, NonNegativeFloat, configclass, unused_with
 from data_pipeline.loader import Sample
 from data_pipeline.shards.images import EncodedImage
 from data_pipeline.stream.packing import Single
@@ -23,16 +23,21 @@ SHOWN = 8
 
 @configclass
 class ImageClassificationConfig(ImageViewsConfig):
-    """mixup, cutmix: alpha of the Beta(alpha, alpha) that mixing weights are drawn from (0: off); where both are on,
-    either is taken with probability 1/2. rand_augment_ops: operations per image (0: off); rand_augment_magnitude: 0
-    to 10. Label smoothing and mixing are for training alone."""
+    """Predict the label of each image. Smoothing, mixing and augmentation apply to training alone.
+
+    label_smoothing: part of the target that is spread evenly over all classes.
+    mixup: alpha of the Beta(alpha, alpha) from which mixing weights are drawn (0: off).
+    cutmix: as mixup; if both are on, each image gets either one with probability 1/2.
+    rand_augment_ops: operations per image (0: off).
+    rand_augment_magnitude: how strong they are, 0 to 10.
+    """
 
     name: Literal["image_classification"]
     label_smoothing: Fraction = 0.0
     mixup: NonNegativeFloat = 0.0
     cutmix: NonNegativeFloat = 0.0
     rand_augment_ops: NonNegative = 0
-    rand_augment_magnitude: Annotated[float, Field(ge=0.0, le=10.0)] = 10.0
+    rand_augment_magnitude: Annotated[float, Field(ge=0.0, le=10.0), unused_with("rand_augment_ops", 0)] = 10.0
 
     def build(self, classes: tuple[str, ...], grid: PatchGrid) -> ImageClassification:
         return ImageClassification(self, classes, grid.image_size)

@@ -25,8 +25,12 @@ VARIANCE_FLOOR = 1e-6  # facebookresearch/mae, models_mae.py
 
 @configclass
 class MaskedImageConfig(ImageViewsConfig):
-    """mask_ratio: share of the patches that the encoder doesn't see. norm_pix_loss: the target of a patch is its
-    pixels minus their mean, divided by their standard deviation (section 4.1, "Reconstruction target")."""
+    """Reconstruct the pixels of masked patches.
+
+    mask_ratio: part of the patches that the encoder does not see.
+    norm_pix_loss: the target of a patch is its pixels minus their mean, divided by their standard deviation (section
+        4.1, "Reconstruction target").
+    """
 
     name: Literal["masked_image"]
     mask_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75

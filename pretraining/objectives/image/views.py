@@ -32,9 +32,15 @@ Deviation = Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)]
 
 @configclass
 class ImageViewsConfig:
-    """crop_scale, crop_ratio: range of a training crop's share of the area, and of its width / height.
-    flip_probability: of mirroring left and right. eval_crop: the share of the shorter side that an evaluation sees.
-    mean, std: of each color, on a scale of 0 to 1; pixels are given to the model as (pixel - mean) / std."""
+    """How images are cropped, mirrored and normalized.
+
+    crop_scale: range of the part of the area that a training crop covers.
+    crop_ratio: range of a training crop's width / height.
+    flip_probability: of mirroring left and right.
+    eval_crop: part of the shorter side that an evaluation sees.
+    mean: of each color, on a scale of 0 to 1; the model is given (pixel - mean) / std.
+    std: of each color, as for mean.
+    """
 
     name: str
     crop_scale: Shares = Field(default_factory=lambda: [0.08, 1.0])

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import Positive, configclass
+from data_pipeline.common.fields import Positive, configclass, used_with
 from data_pipeline.loader import Sample
 from data_pipeline.stream.packing import Segment
 from data_pipeline.tokenizers.tokenizer import Tokenizer
@@ -30,17 +30,21 @@ READABLE = 3  # samples that a demonstration shows
 
 @configclass
 class SpanCorruptionConfig:
-    """mode: span is T5's; prefix_lm splits each piece in two; ul2 mixes seven denoisers and prefixes a mode token.
-    What prefix_lm and ul2 make of a piece is not known when it is cut: there is room for the most, padding behind it.
+    """Write what is missing from the text that the encoder reads.
 
-    noise_density, mean_span_length (tokens): of mode=span; towards a density of 1, a piece that fills the encoder would
-    grow without end. targets_length: the most that the decoder writes (null: what the noise makes of a full input).
+    mode: span is T5's span corruption; prefix_lm splits each segment in two; ul2 draws one of seven denoisers for each
+        segment and puts a mode token before it. How long inputs and targets become with prefix_lm and ul2 is not known
+        when documents are cut: each segment is given room for the most, and what it does not use is padding.
+    noise_density: with mode=span, the share of tokens that are taken out (near 1, a segment that fills the encoder
+        would have no bounded length).
+    mean_span_length: with mode=span, tokens of a span on average.
+    targets_length: the most tokens that the decoder writes (null: as many as the noise needs for a full encoder).
     """
 
     name: Literal["span_corruption"]
     mode: Literal["span", "prefix_lm", "ul2"] = "span"
-    noise_density: Annotated[float, Field(gt=0.0, le=0.9)] = 0.15
-    mean_span_length: Annotated[float, Field(ge=1.0)] = 3.0
+    noise_density: Annotated[float, Field(gt=0.0, le=0.9), used_with("mode", "span")] = 0.15
+    mean_span_length: Annotated[float, Field(ge=1.0), used_with("mode", "span")] = 3.0
     targets_length: Positive | None = None
 
     def build(self, tokenizer: Tokenizer, max_seq_len: int) -> SpanCorruption:

@@ -19,8 +19,11 @@ SHOWN = 8  # predictions that `describe` tells of each document
 
 @configclass
 class CausalLMConfig:
-    """cross_document_attention: let a token look at earlier documents of its sequence, positions running on.
-    fim_rate: share of the documents' pieces that are rearranged so that their middle comes last (see fill_middle)."""
+    """Predict each token of a document from those before it.
+
+    cross_document_attention: a token also sees earlier documents of its sequence, and positions run on.
+    fim_rate: share of the segments that are rearranged so that their middle comes last (see fill_middle).
+    """
 
     name: Literal["causal_lm"]
     cross_document_attention: bool = False

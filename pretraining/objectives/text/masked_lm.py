@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import NonNegativeFloat, configclass
+from data_pipeline.common.fields import NonNegativeFloat, configclass, unused_with
 from data_pipeline.loader import Sample
 from data_pipeline.stream.packing import Concatenation, Packing, SentenceSpans
 from data_pipeline.tokenizers.tokenizer import Tokenizer
@@ -25,11 +25,15 @@ READABLE = 4  # samples that a demonstration spells out
 
 @configclass
 class MaskedLMConfig:
-    """masking: single tokens, whole words, or n-grams of up to three words. mask_rate: of the tokens of text.
+    """Predict masked tokens and, by `pairing`, how two segments belong together.
 
-    pairing: next_sentence (BERT) and sentence_order (ALBERT) make each sequence of two segments and have a loss of
-    their own; none packs documents, each with its own first and last token and no attention to the others
-    (Liu et al. 2019, "RoBERTa", section 4.2: DOC-SENTENCES, several to a sequence).
+    masking: what is masked at once: single tokens, whole words, or n-grams of up to three words.
+    mask_rate: share of the tokens of text that are masked.
+    pairing: next_sentence (BERT) and sentence_order (ALBERT) build each sequence from two segments and add a loss of
+        their own; none packs documents, each with its own first and last token and no attention to the others
+        (Liu et al. 2019, "RoBERTa", section 4.2: DOC-SENTENCES, several to a sequence).
+    masked_lm_weight: of the loss of masked tokens in the total.
+    pair_weight: of the loss of pairs in the total.
     """
 
     name: Literal["masked_lm"]
@@ -37,7 +41,7 @@ class MaskedLMConfig:
     mask_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     pairing: Literal["next_sentence", "sentence_order", "none"] = "next_sentence"
     masked_lm_weight: NonNegativeFloat = 1.0
-    pair_weight: NonNegativeFloat = 1.0
+    pair_weight: Annotated[NonNegativeFloat, unused_with("pairing", "none")] = 1.0
 
     def build(self, tokenizer: Tokenizer, max_seq_len: int) -> MaskedLM:
         if max_seq_len < SHORTEST_SEQUENCE:
