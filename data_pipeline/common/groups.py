@@ -39,7 +39,7 @@ class Groups:
         import yaml
         from hydra import compose, initialize_config_dir
         from hydra.errors import HydraException
-        from omegaconf import OmegaConf
+        from omegaconf import OmegaConf, open_dict
         from omegaconf.errors import OmegaConfBaseException
 
         searched = ",".join(f'"file://{folder}"' for folder in self.folders[1:])
@@ -49,9 +49,10 @@ class Groups:
                     self.config_name, [*choices, f"hydra.searchpath=[{searched}]"], return_hydra_config=True
                 )
             members = {str(g): str(m) for g, m in config.hydra.runtime.choices.items() if g in self.members}
-            values: Any = {key: config._get_node(key) for key in config if key != "hydra"}
-            values = OmegaConf.create({key: _checked(str(key), node) for key, node in values.items()})
-            return OmegaConf.to_container(values, resolve=True), members  # type: ignore[return-value]
+            with open_dict(config):
+                del config["hydra"]
+            _refuse_resolvers(OmegaConf.to_container(config, resolve=False))
+            return OmegaConf.to_container(config, resolve=True), members  # type: ignore[return-value]
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise InputError(f"the configuration cannot be composed: {error}") from error
 
@@ -89,15 +90,12 @@ def _unique(folders: Sequence[Path]) -> Iterator[Path]:
             yield name
 
 
-def _checked(key: str, node: Any) -> Any:
-    """`node` without change. Raises InputError where it interpolates something that is not a key of the config:
-    an environment variable may be a secret, and config.yaml and trackers show every value."""
-    from omegaconf import OmegaConf
-
-    for path, text in _texts(key, OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node):
+def _refuse_resolvers(values: Any) -> None:
+    """Raises InputError where a value interpolates something that is not a key of the config: an environment variable
+    may be a secret, and config.yaml and trackers show every value."""
+    for path, text in _texts("", values):
         if re.search(r"\$\{[^}]*:", text):
             raise InputError(f"{path}: {text!r} is not supported: it could bring secrets into config.yaml")
-    return node
 
 
 def _texts(path: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -105,7 +103,7 @@ def _texts(path: str, value: Any) -> Iterator[tuple[str, str]]:
         yield path, value
     elif isinstance(value, dict):
         for key, child in value.items():
-            yield from _texts(f"{path}.{key}", child)
+            yield from _texts(f"{path}.{key}".lstrip("."), child)
     elif isinstance(value, list):
         for child in value:
             yield from _texts(path, child)

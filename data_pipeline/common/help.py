@@ -64,7 +64,8 @@ def info_text(composed: Composed) -> str:
     """Versions, folders of the configuration, members chosen."""
     versions = [f"  {package} {_version(package)}" for package in _PACKAGES]
     folders = [f"  {folder}" for folder in composed.groups.folders]
-    members = [f"  {group}={member}" for group, member in composed.members.items()]
+    chosen = {group: composed.members.get(group) for group in composed.groups.chosen} | composed.members
+    members = [f"  {group}={member}" for group, member in chosen.items() if member not in (None, "None")]
     python = f"Python {platform.python_version()} on {platform.platform()}"
     return "\n".join(
         [version_text(), python, "Packages:", *versions, "Configuration:", *folders, "Members chosen:", *members]
