@@ -73,12 +73,12 @@ def ours(config: Any) -> Maker:
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
         rule = build_update_rule(config)
         settings = settings_by_name(shapes.items(), rule.weight_decay)
-        pieces = [
+        shards = [
             ParameterShard(Fragment.whole(n, shapes[n]), p.data, settings[n], i, grad=p.grad)  # type: ignore[arg-type]
             for i, (n, p) in enumerate(parameters.items())
         ]
         optimizer = Optimizer(list(parameters.values()), rule, 1.0, False)
-        optimizer.attach(pieces, Layout(tuple(TensorLayout(*item) for item in shapes.items())))
+        optimizer.attach(shards, Layout(tuple(TensorLayout(*item) for item in shapes.items())))
         optimizer.param_groups[0]["lr"] = config.lr
         return optimizer
 
@@ -184,7 +184,7 @@ def measure_memory(name: str, layers: int, device: str) -> dict[str, int]:
     for _ in range(3):
         optimizer.step()
     peak = peak_bytes(device) - before
-    state = {p.fragment: p.state for p in optimizer.pieces} if isinstance(optimizer, Optimizer) else optimizer.state
+    state = {p.fragment: p.state for p in optimizer.shards} if isinstance(optimizer, Optimizer) else optimizer.state
     return {"state": tensor_bytes(dict(state)), "peak": peak}
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pretraining.config import TrainConfig
-from pretraining.engines.parameters import FrozenParameters, ParameterLayout, trainable
+from pretraining.engines.parameters import ParameterLayout, parameter_name
 from pretraining.objectives.base import Objective
-from pretraining.optim.base import Optimizer, UpdateRule
+from pretraining.optim.base import Optimizer, UpdateRule, settings_by_name
 from pretraining.parallel.fragments import Fragment
 from pretraining.parallel.world import World
 
@@ -79,14 +79,17 @@ class Engine(Protocol):
 
 
 class EngineBase(ABC):
-    """What all engines have in common; those below say how a loss module is called and how gradients are reduced."""
+    """What all engines have in common; each says how a micro-batch runs, a step ends and tensors are laid out."""
 
     def __init__(self, module: LossModule, rule: UpdateRule, train: TrainConfig, world: World) -> None:
         self.module, self.rule, self.world = module.to(world.device), rule, world
         self.evaluated: nn.Module = self.module  # what a forward outside of a step calls
-        self.parameters = trainable(self.module)
-        self.layout = ParameterLayout(self.parameters, world.mesh)
-        self.frozen = FrozenParameters(self.module, world.mesh)
+        every = {parameter_name(n): p for n, p in self.module.named_parameters()}
+        self.parameters = {name: p for name, p in every.items() if p.requires_grad}
+        self.frozen = {name: p for name, p in every.items() if not p.requires_grad}
+        self.layout, self.frozen_layout = (ParameterLayout(ps, world.mesh) for ps in (self.parameters, self.frozen))
+        named_shapes = zip(self.layout.names, self.layout.shapes, strict=True)
+        self.settings = settings_by_name(named_shapes, rule.weight_decay, rule.layer_decay)
         self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
 
     @abstractmethod
@@ -109,6 +112,17 @@ class EngineBase(ABC):
             sums = self.evaluated(self._on_device(batch))
         self.evaluated.train()
         return sums
+
+    def tensors(self) -> list[tuple[Fragment, Tensor]]:
+        return self.weights() + self.frozen_weights() + self.optimizer.state_tensors()
+
+    def weights(self) -> list[tuple[Fragment, Tensor]]:
+        """This rank's fragments of the parameters that are trained, by their names in a checkpoint."""
+        return [(self.layout.whole(n).renamed(f"weights.{n}"), p.data) for n, p in self.parameters.items()]
+
+    def frozen_weights(self) -> list[tuple[Fragment, Tensor]]:
+        """The same of those that are not: a checkpoint holds the whole model."""
+        return [(self.frozen_layout.whole(n).renamed(f"weights.{n}"), p.data) for n, p in self.frozen.items()]
 
     def scaled(self, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
         """What backward starts from. Both DDP and DeepSpeed average over the data-parallel ranks: undone here."""
