@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.common.randomness import Purpose, generator
 from data_pipeline.stream.packing import Packing
-from data_pipeline.stream.stream import CORRUPTION, Position, Stream, generator
+from data_pipeline.stream.stream import Position, Stream
 
 Sample = dict[str, np.ndarray]
 ALIGNMENT = 64  # bytes, of each array within a micro-batch's one buffer
@@ -112,7 +113,7 @@ def micro_batches(
 def _make(stream: Stream, maker: SampleMaker, share: RankSlice, position: Position) -> MicroBatch:
     samples = []
     for _ in range(share.micro_batch_size):
-        rng = generator(stream.seed, CORRUPTION, position.number)
+        rng = generator(stream.seed, Purpose.CORRUPTION, position.number)
         samples.append(maker.corrupt(stream.sequence(position), rng))
         position = stream.advance(position, 1)
     return MicroBatch(

@@ -16,6 +16,7 @@ from data_pipeline.common.command import run_command
 from data_pipeline.common.compose import groups_help
 from data_pipeline.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT_ERROR, EXIT_REQUEUE, InputError
 from data_pipeline.common.fields import to_dict
+from data_pipeline.common.files import write_atomically
 from data_pipeline.stream.stream import Position, Stream
 from pretraining.config import RunConfig, identity, load_config
 from pretraining.objectives.base import Objective
@@ -30,7 +31,6 @@ from pretraining.run.run_dir import (
     named_run_dir,
     require_of_run,
     write_config,
-    write_text,
 )
 
 EXAMPLE = """pretrain: trains a model on data that pretrain-data prepared.
@@ -88,7 +88,7 @@ class Verdict:
         if self.rank == 0 and self.run_dir is not None:
             with suppress(OSError):  # no folder can be made of that name: the message tells it
                 Path(self.run_dir).mkdir(parents=True, exist_ok=True)
-                write_text(Path(self.run_dir) / VERDICT, json.dumps({"exit_code": code, "reason": reason}))
+                write_atomically(Path(self.run_dir) / VERDICT, json.dumps({"exit_code": code, "reason": reason}))
         return code
 
     def remove(self) -> None:

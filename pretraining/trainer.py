@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.common.errors import Failure, InputError
+from data_pipeline.common.randomness import Purpose, generator
 from data_pipeline.loader import Fault, MicroBatch
-from data_pipeline.stream.stream import Position, generator
+from data_pipeline.stream.stream import Position
 from pretraining.engines.base import Engine
 from pretraining.objectives.base import Objective
 from pretraining.parallel.launch import World, host_sum
@@ -24,7 +25,6 @@ from pretraining.run.checkpoint import Saver, checkpoint_folder, prune_checkpoin
 from pretraining.run.faults import NonFiniteWatch, Stopped, StopRequest
 from pretraining.run.throughput import device_peak, utilization
 
-DROPOUT = 3  # the purpose of a random generator, beside those of data_pipeline.stream.stream
 Feed = Iterator[tuple[MicroBatch | Fault, Position]]
 
 
@@ -253,7 +253,7 @@ class Trainer:
 
     def _seed_dropout(self, step: int, micro_batch: int) -> None:
         """Masks depend on what they are for, not on what was drawn before: a resumed run draws the same."""
-        rng = generator(self.train.seed, DROPOUT, step, micro_batch, self.world.data_rank)
+        rng = generator(self.train.seed, Purpose.DROPOUT, step, micro_batch, self.world.data_rank)
         torch.manual_seed(int(rng.integers(2**63)))
 
     def _to_device(self, batch: MicroBatch) -> dict[str, Tensor]:

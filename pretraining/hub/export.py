@@ -56,7 +56,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
             **_prove_model(folder, source, model, values),
         }
         if source.tokenizer is not None:
-            report |= _write_tokenizer(folder, source)
+            report |= _write_tokenizer(folder, source.tokenizer, source.run.seq_len)
         else:
             _write_processor(folder, source)
         _write_json(folder / "parity.json", report)
@@ -92,8 +92,7 @@ class Source:
 
     @property
     def special_ids(self) -> dict[str, int]:
-        names = ("pad", "bos", "eos", "unk", "mask", "cls", "sep")
-        return {} if self.tokenizer is None else {name: getattr(self.tokenizer, name) for name in names}
+        return {} if self.tokenizer is None else self.tokenizer.special_ids
 
 
 @contextmanager
@@ -172,18 +171,18 @@ def _prove_model(folder: Path, source: Source, model: Any, values: dict[str, Any
     }
 
 
-def _write_tokenizer(folder: Path, source: Source) -> dict[str, Any]:
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
     """tokenizer.json and tokenizer_config.json. Raises InputError where the tokenizer read back from them treats an
     awkward text otherwise than ours."""
     from transformers import AutoTokenizer
 
     from data_pipeline.tokenizers.export import EDGE_CASE_TEXTS, convert, disagreements, rounds_ties, tokenizer_config
 
-    convert(source.tokenizer).save(str(folder / "tokenizer.json"))
-    _write_json(folder / "tokenizer_config.json", tokenizer_config(source.tokenizer, source.run.seq_len))
+    convert(tokenizer).save(str(folder / "tokenizer.json"))
+    _write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer, max_length))
     loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     loaded.model_max_length = sys.maxsize  # no model reads these texts: transformers would warn that they are too long
-    wrong = disagreements(_WithoutSpecials(loaded), source.tokenizer)
+    wrong = disagreements(_WithoutSpecials(loaded), tokenizer)
     if wrong:
         raise InputError(
             f"the exported tokenizer treats {len(wrong)} texts otherwise than the run's, "
@@ -191,7 +190,7 @@ def _write_tokenizer(folder: Path, source: Source) -> dict[str, Any]:
         )
     return {
         "tokenizer_texts": len(EDGE_CASE_TEXTS),
-        "tokenizer_order_of_equal_scores_differs": rounds_ties(source.tokenizer),
+        "tokenizer_order_of_equal_scores_differs": rounds_ties(tokenizer),
     }
 
 

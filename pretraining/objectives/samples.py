@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from data_pipeline.common.randomness import Purpose, generator
 from data_pipeline.loader import Sample, SampleMaker
-from data_pipeline.stream.stream import CORRUPTION, Position, Stream, generator
+from data_pipeline.stream.stream import Position, Stream
 from pretraining.objectives.models import Module
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def first_samples(stream: Stream, maker: SampleMaker, count: int) -> list[Sample
     samples: list[Sample] = []
     position = Position()
     while len(samples) < count and position.epoch == 0:
-        rng = generator(stream.seed, CORRUPTION, position.number)
+        rng = generator(stream.seed, Purpose.CORRUPTION, position.number)
         samples.append(maker.corrupt(stream.sequence(position), rng))
         position = stream.advance(position, 1)
     return samples

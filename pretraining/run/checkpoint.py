@@ -10,7 +10,6 @@ reads the boxes that meet what the new layout needs, so that any layout loads wh
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 import pydantic
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.common.files import sync, write_atomically
 from pretraining.parallel.fragments import Box, Fragment
 from pretraining.parallel.launch import World
 
@@ -292,7 +292,7 @@ def _write_share(share: list[Entry], folder: Path, name: str) -> dict[str, Any]:
     file = f"{name}.safetensors"
     save_file({entry.key: entry.values for entry in share}, folder / file)
     (folder / file).chmod(folder.stat().st_mode & 0o666)  # safetensors writes for the owner alone
-    _sync(folder / file)
+    sync(folder / file)
     tensors: dict[str, Any] = {}
     for key, fragment, box, values in share:
         described = tensors.setdefault(fragment.name, {"shape": list(fragment.shape), "boxes": []})
@@ -309,11 +309,7 @@ def _write_manifest(folder: Path, gathered: list[dict[str, Any]], state: dict[st
         for name, entry in entries["tensors"].items():
             merged = manifest["tensors"].setdefault(name, {"shape": entry["shape"], "boxes": []})
             merged["boxes"] += entry["boxes"]
-    temporary = folder / "manifest.json.tmp"
-    temporary.write_text(json.dumps(manifest, indent=1))
-    _sync(temporary)
-    os.replace(temporary, folder / "manifest.json")
-    _sync(folder)
+    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1))
 
 
 def _gather(value: Any, world: World, group: Any) -> list[Any]:
@@ -380,12 +376,3 @@ def _bytes_type() -> Any:
     import torch
 
     return torch.uint8
-
-
-def _sync(path: Path) -> None:
-    """Forces a file or folder to the disk, so that a rename never outlives what it points to."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

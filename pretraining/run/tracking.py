@@ -13,7 +13,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from pretraining.run.run_dir import read_json, write_text
+from data_pipeline.common.files import write_atomically
+from data_pipeline.common.json_files import read_json_if_there
+from data_pipeline.common.progress import terminal_bar
 
 Line = dict[str, Any]
 
@@ -27,7 +29,7 @@ class Tracker:
         cut_metrics(self.path, start_step)
         self.file = self.path.open("a")
         self.wandb = start_wandb(config, run_dir, settings)
-        self.progress = Progress(start_step or 0, total_steps)
+        self.progress = StepProgress(start_step or 0, total_steps)
 
     def log(self, line: Line) -> None:
         self.file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -56,18 +58,12 @@ class NullTracker(contextlib.nullcontext):
     def log(self, line: Line) -> None: ...
 
 
-class Progress:
-    """A bar on a terminal, plain lines elsewhere."""
+class StepProgress:
+    """How far along a run is: a bar on a terminal, the lines that are logged elsewhere."""
 
     def __init__(self, start_step: int, total_steps: int) -> None:
-        from tqdm import tqdm
-
         self.total = total_steps
-        self.bar = (
-            tqdm(initial=start_step, total=total_steps, unit="step", dynamic_ncols=True)
-            if sys.stderr.isatty()
-            else None
-        )
+        self.bar = terminal_bar(initial=start_step, total=total_steps, unit="step", dynamic_ncols=True)
 
     def show(self, line: Line) -> None:
         text = f"step {line['step']}/{self.total}  " + "  ".join(_shown(line, self.total))
@@ -112,7 +108,7 @@ def cut_metrics(path: Path, step: int | None) -> None:
     """Drops torn lines and those beyond `step`, the checkpoint that the run continues from (None: all)."""
     if path.exists():
         kept = [line for line in read_metrics(path) if step is not None and line["step"] <= step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_metrics(path: Path) -> list[Line]:
@@ -132,9 +128,9 @@ def start_wandb(config: Any, run_dir: Path, settings: Line) -> Any:
     """A W&B run, or None where disabled. The id is kept in run.json, so that a resume continues the same run."""
     if config.wandb == "disabled":
         return None
-    values = read_json(run_dir / "run.json")
+    values = read_json_if_there(run_dir / "run.json")
     values.setdefault("wandb_id", secrets.token_hex(4))
-    write_text(run_dir / "run.json", json.dumps(values))
+    write_atomically(run_dir / "run.json", json.dumps(values))
     options = {
         "project": config.project,
         "name": config.run_name or run_dir.name,

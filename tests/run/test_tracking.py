@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from pretraining.run.run_dir import read_json
+from data_pipeline.common.json_files import read_json
 from pretraining.run.tracking import cut_metrics, read_metrics
 from tests.helpers import ROOT, TINY, metrics, pretrain_process, run_process, train_alone
 

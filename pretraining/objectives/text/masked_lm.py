@@ -69,8 +69,8 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoder]):
         self.config, self.length, self.tokenizer = config, spec.seq_len, spec.tokenizer
         tokenizer = spec.tokenizer
         self.pad, self.cls, self.sep, self.mask = tokenizer.pad, tokenizer.cls, tokenizer.sep, tokenizer.mask
-        self.ordinary = tokenizer.ordinary
-        self.ordinary_ids = np.flatnonzero(self.ordinary)
+        self.is_text = tokenizer.is_text
+        self.text_ids = np.flatnonzero(self.is_text)
         self.words = None if config.masking == "token" else tokenizer.words
         self.max_predictions = self._predictions(spec.seq_len)
         self.terms = {"masked_lm": config.masked_lm_weight}
@@ -190,12 +190,12 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoder]):
         }
 
     def _masked(self, tokens: np.ndarray, rng: np.random.Generator) -> Sample:
-        maskable = self.ordinary[tokens]
+        maskable = self.is_text[tokens]
         begins = np.ones_like(maskable) if self.words is None else self.words.starts(tokens)
         words = find_words(maskable, begins)
         positions = choose(words, self._predictions(int(maskable.sum())), LONGEST_NGRAM[self.config.masking], rng)
         return {
-            "tokens": replace(tokens, positions, self.mask, self.ordinary_ids, rng),
+            "tokens": replace(tokens, positions, self.mask, self.text_ids, rng),
             "masked_positions": positions,
             "labels": tokens[positions],
         }
