@@ -1,4 +1,5 @@
-"""What an objective asks of a model, role by role (see pretraining.models.roles). Heads are the objective's own."""
+"""What an objective asks of the model that it trains, role by role (see pretraining.models.roles): the model with the
+heads that the objective put on it."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ class Classifier(Protocol):
         ...
 
 
-class Decoder(Module, Protocol):
+class DecoderWithHead(Module, Protocol):
     head: VocabularyHead
 
     def __call__(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
@@ -56,7 +57,7 @@ class Decoder(Module, Protocol):
     def flops_per_token(self, length: int) -> float: ...
 
 
-class TokenEncoder(Module, Protocol):
+class TokenEncoderWithHeads(Module, Protocol):
     head: MaskedHead
     pair_head: Classifier
 
@@ -67,7 +68,7 @@ class TokenEncoder(Module, Protocol):
     def flops_per_token(self, length: int) -> float: ...
 
 
-class EncoderDecoder(Module, Protocol):
+class EncoderDecoderWithHead(Module, Protocol):
     head: VocabularyHead
 
     def __call__(
@@ -83,7 +84,7 @@ class EncoderDecoder(Module, Protocol):
     def flops_per_token(self, length: int) -> float: ...
 
 
-class ImageEncoder(Module, Protocol):
+class ImageEncoderWithHead(Module, Protocol):
     head: Classifier
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from data_pipeline.stream.packing import Concatenation, Packing, SentenceSpans
 from pretraining.labels import IGNORED
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.inspect import decode_with_specials
-from pretraining.objectives.models import TokenEncoder
+from pretraining.objectives.models import TokenEncoderWithHeads
 from pretraining.objectives.padding import pad_to
 from pretraining.objectives.samples import on_device_of
 from pretraining.objectives.text.masking import choose, find_words, replace
@@ -51,7 +51,7 @@ class MaskedLMConfig:
     pair_weight: NonNegativeFloat = 1.0
 
 
-class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoder]):
+class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoderWithHeads]):
     """A sample: tokens, segments, positions, documents, int64 [length]; masked_positions and labels, int64
     [predictions]; and pair_label, int64 [], where there are pairs: 0 in order, 1 not, IGNORED where there is no second
     segment.
@@ -110,7 +110,7 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoder]):
     def size(self, sample: Sample) -> int:
         return len(sample["tokens"])
 
-    def loss(self, model: TokenEncoder, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def loss(self, model: TokenEncoderWithHeads, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         import torch.nn.functional as F
 
         hidden = model(batch["tokens"], batch["segments"], batch["positions"], batch["documents"])
@@ -121,7 +121,7 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoder]):
         pair_loss = F.cross_entropy(pairs, batch["pair_labels"], ignore_index=IGNORED, reduction="sum")
         return {"masked_lm": masked, self.config.pairing: pair_loss}
 
-    def flops_per_unit(self, model: TokenEncoder) -> float:
+    def flops_per_unit(self, model: TokenEncoderWithHeads) -> float:
         return model.flops_per_token(self.length)
 
     def describe(self, sample: Sample) -> str:
@@ -136,7 +136,7 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoder]):
             lines.append(f"  {position:4d}  {self._text([label])!r}  <- {seen}")
         return "\n".join(lines)
 
-    def demonstrate(self, model: TokenEncoder, demonstration: Demonstration) -> str:
+    def demonstrate(self, model: TokenEncoderWithHeads, demonstration: Demonstration) -> str:
         """Validation text with masks, the three likeliest fillings of each, and how many of them are right."""
         samples = demonstration.samples
         batch = self.collate(samples)
@@ -211,7 +211,7 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoder]):
         return decode_with_specials(self.tokenizer, ids)
 
 
-def best_fillings(model: TokenEncoder, batch: Sample, count: int) -> np.ndarray:
+def best_fillings(model: TokenEncoderWithHeads, batch: Sample, count: int) -> np.ndarray:
     """-> the `count` likeliest ids at each of the masked positions, best first, int [samples, predictions, count]."""
     import torch
 
