@@ -99,7 +99,7 @@ class RunConfig:
 
     def faults(self) -> list[str]:
         """Contradictions between keys, each told with its values."""
-        faults = self.model.faults() + self.engine.faults()
+        faults = self.model.problems() + self.engine.faults()
         if self.objective.name not in (fitting := TRAINED_BY[self.model.name]):
             faults.append(
                 f"objective={self.objective.name} does not fit model.name={self.model.name}: "

@@ -43,7 +43,7 @@ def show(overrides: list[str]) -> None:
     maker: Any = objective.for_evaluation()
     stream = Stream(data.reader("valid"), maker.packing(), config.seed)
     context = Demonstration(data.tokenizer, first_samples(stream, maker, SHOWN), run_dir, config.seed)
-    print(objective.demonstrate(load_plain_model(run, data.outputs, checkpoint), context))
+    print(objective.demonstrate(load_plain_model(run, data.outputs, objective, checkpoint), context))
 
 
 if __name__ == "__main__":

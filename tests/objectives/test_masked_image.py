@@ -13,10 +13,10 @@ from data_pipeline.common.errors import InputError
 from data_pipeline.shards.images import EncodedImage
 from pretraining.models.mae.config import MAEConfig
 from pretraining.models.vision import PatchGrid
-from pretraining.models.vit.model import patchify, unpatchify
 from pretraining.objectives.image.masked_image import MaskedImage, MaskedImageConfig
 from pretraining.objectives.samples import Demonstration
-from pretraining.parallel.layers import PlainLayers
+from pretraining.patches import patchify, unpatchify
+from tests.building import build
 from tests.helpers import metrics, train_alone
 from tests.images import png, prepare_images, write_digits
 
@@ -45,7 +45,7 @@ def encoded(seed: int = 0) -> EncodedImage:
 
 
 def model() -> torch.nn.Module:
-    made = MODEL.build(0, PlainLayers())
+    made = build(MODEL, 0)
     made.initialize(1)
     return made.eval()
 

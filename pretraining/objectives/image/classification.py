@@ -3,7 +3,7 @@ section 7), mixup (Zhang et al. 2017), CutMix (Yun et al. 2019) and RandAugment 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,12 @@ from pretraining.objectives.image.augmentation import Pixels, cutmix, mixup, pix
 from pretraining.objectives.image.views import ImageViewsConfig, picture_grid
 from pretraining.objectives.samples import Demonstration
 from pretraining.patches import PatchGrid
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pretraining.models.base import ImageEncoder
+    from pretraining.parallel.layers import Layers
 
 SHOWN = 8
 
@@ -90,6 +96,11 @@ class ImageClassification:
     def tokens(self, sample: Sample) -> int:
         """Images."""
         return 1
+
+    def heads(self, model: ImageEncoder, layers: Layers) -> dict[str, nn.Module]:
+        from pretraining.models.heads import class_head
+
+        return {"head": class_head(model)}
 
     def loss(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
         """-> {term: sum over the batch}, fp32 scalars."""

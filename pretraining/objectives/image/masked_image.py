@@ -3,7 +3,7 @@ Vision Learners", section 3)."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,12 @@ from pretraining.objectives.image.augmentation import Pixels, pixels
 from pretraining.objectives.image.views import ImageViewsConfig, picture_grid
 from pretraining.objectives.samples import Demonstration
 from pretraining.patches import PatchGrid
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pretraining.models.base import MaskedImageAutoencoder
+    from pretraining.parallel.layers import Layers
 
 SHOWN = 8
 VARIANCE_FLOOR = 1e-6  # facebookresearch/mae, models_mae.py
@@ -79,6 +85,10 @@ class MaskedImage:
         """Images."""
         return 1
 
+    def heads(self, model: MaskedImageAutoencoder, layers: Layers) -> dict[str, nn.Module]:
+        """None: the autoencoder's decoder gives the pixels."""
+        return {}
+
     def loss(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
         """-> {term: sum over the masked patches of the mean squared error of their pixels}, fp32 scalar."""
         images = self.config.normalize(batch["images"])
@@ -88,7 +98,7 @@ class MaskedImage:
 
     def targets(self, images: Any) -> Any:
         """images: fp32 [batch, 3, size, size] -> [batch, patches, 3 x patch_size x patch_size]."""
-        from pretraining.models.vit.model import patchify
+        from pretraining.patches import patchify
 
         patches = patchify(images, self.grid.patch_size)
         if not self.config.norm_pix_loss:
@@ -138,7 +148,7 @@ class MaskedImage:
 
     def _reconstruction(self, images: Any, model: Any, visible: Any) -> Any:
         """Visible patches as they are, the others as the model gives them, their own mean and deviation put back."""
-        from pretraining.models.vit.model import patchify, unpatchify
+        from pretraining.patches import patchify, unpatchify
 
         patches = patchify(images, self.grid.patch_size)
         guess = model(images, visible).float()

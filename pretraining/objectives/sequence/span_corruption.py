@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -22,6 +22,12 @@ from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.objectives.samples import Demonstration
 from pretraining.objectives.sequence.noise import Denoiser, Prefix, Spans, solve_lengths
 from pretraining.objectives.text.causal_lm import IGNORED, pad_to
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pretraining.models.base import TokenModel
+    from pretraining.parallel.layers import Layers
 
 SHORTEST_CUT = 8  # tokens: rather than cut a document to fewer, a sequence ends
 UL2_MODES = 3  # the last sentinels stand for UL2's mode tokens [R], [X] and [S]
@@ -180,6 +186,11 @@ class SpanCorruption:
 
     def tokens(self, sample: Sample) -> int:
         return len(sample["inputs"]) + len(sample["labels"])
+
+    def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
+        from pretraining.models.heads import token_head
+
+        return {"head": token_head(model, layers)}
 
     def loss(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
         """-> {term: sum over the batch}, fp32 scalars with a gradient."""

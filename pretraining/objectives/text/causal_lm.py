@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -12,6 +12,12 @@ from data_pipeline.stream.packing import Concatenation
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.objectives.inspect import decode_with_specials
 from pretraining.objectives.samples import Demonstration
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pretraining.models.base import TokenModel
+    from pretraining.parallel.layers import Layers
 
 IGNORED = -100
 SHOWN = 8  # predictions that `describe` tells of each document
@@ -81,6 +87,11 @@ class CausalLM:
 
     def tokens(self, sample: Sample) -> int:
         return len(sample["tokens"])
+
+    def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
+        from pretraining.models.heads import token_head
+
+        return {"head": token_head(model, layers)}
 
     def loss(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
         """-> {term: sum over the batch}, fp32 scalars with a gradient."""
