@@ -125,8 +125,12 @@ class Inputs:
         if config.model.init_from is None or self.checkpoint is not None:
             return None
         from pretraining.hub.init_from import HuggingFaceFolder
+        from pretraining.models.shapes import shapes_of
 
-        return HuggingFaceFolder(config.model.init_from, config.model, self.data.outputs, self.data.tokenizer)
+        outputs = self.data.outputs
+        return HuggingFaceFolder(
+            config.model.init_from, shapes_of(config.model, outputs, self.objective), outputs, self.data.tokenizer
+        )
 
 
 def check_targets(config: RunConfig, length: int) -> None:
@@ -159,11 +163,14 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     import torch
 
     from pretraining.engines.base import LossModule
+    from pretraining.models.heads import attach_heads
+    from pretraining.models.registry import build_model
     from pretraining.trainer import Trainer
 
     torch.use_deterministic_algorithms(config.train.deterministic)
     objective = inputs.objective
-    model = config.model.build(inputs.data.outputs, config.engine.make_layers(world))
+    layers = config.engine.make_layers(world)
+    model: Any = attach_heads(build_model(config.model, inputs.data.outputs, layers), objective, layers)
     model.initialize(config.train.seed)
     if inputs.pretrained is not None:
         inputs.pretrained.load_into(model)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pretraining.models.base import Model
 from pretraining.optim.base import Optimizer
 from pretraining.parallel.fragments import Fragment
 from pretraining.parallel.launch import World
@@ -23,7 +24,7 @@ class LossModule(nn.Module):
     Parameters, gradients and reductions stay fp32; `precision` is that of the computation (autocast).
     """
 
-    def __init__(self, model: nn.Module, objective: Any, precision: str) -> None:
+    def __init__(self, model: Model, objective: Any, precision: str) -> None:
         super().__init__()
         self.model, self.objective, self.precision = model, objective, precision
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pretraining.engines.base import Batch, FrozenParameters, LossModule, ParameterLayout, trainable
 from pretraining.engines.config import EngineConfig
-from pretraining.optim.base import Optimizer, ParameterShard, UpdateRule, settings_by_name
+from pretraining.optim.base import Optimizer, ParameterShard, UpdateRule
+from pretraining.optim.groups import settings_by_name
 from pretraining.parallel.fragments import Fragment, Layout
 from pretraining.parallel.launch import World
 
@@ -39,10 +40,9 @@ class DeepSpeedEngine:
         self.parameters = trainable(self.module)
         # before ZeRO 3 empties the tensors
         self.places, self.frozen = ParameterLayout(self.parameters, world), FrozenParameters(self.module, world)
+        settings = settings_by_name(module.model, self.places.names, rule.weight_decay, rule.layer_decay)
         self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
         self.engine = _initialize(self.module, self.optimizer, train, world, config)
-        named_shapes = zip(self.places.names, self.places.shapes, strict=True)
-        settings = settings_by_name(named_shapes, rule.weight_decay, rule.layer_decay)
         layout = Layout(
             self.places.names,
             self.places.shapes,

@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pretraining.engines.base import Batch, FrozenParameters, LossModule, ParameterLayout, trainable
 from pretraining.engines.config import EngineConfig
-from pretraining.optim.base import Optimizer, ParameterShard, UpdateRule, settings_by_name
+from pretraining.optim.base import Optimizer, ParameterShard, UpdateRule
+from pretraining.optim.groups import settings_by_name
 from pretraining.parallel.fragments import Fragment, Layout
 from pretraining.parallel.launch import World
 
@@ -46,8 +47,8 @@ class TorchEngine:
         )
 
     def _pieces(self) -> list[ParameterShard]:
-        named_shapes = zip(self.places.names, self.places.shapes, strict=True)
-        settings = settings_by_name(named_shapes, self.rule.weight_decay, self.rule.layer_decay)
+        rule = self.rule
+        settings = settings_by_name(self.module.model, self.places.names, rule.weight_decay, rule.layer_decay)
         return [
             ParameterShard(self.places.whole(name), self.parameters[name].data, settings[name], number)
             for number, name in enumerate(self.places.names)

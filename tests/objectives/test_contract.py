@@ -20,6 +20,8 @@ from data_pipeline.stream.packing import Packing
 from data_pipeline.stream.stream import Position, Stream
 from pretraining.config import load_config
 from pretraining.labels import IGNORED
+from pretraining.models.heads import attach_heads
+from pretraining.models.registry import build_model
 from pretraining.models.roles import Role
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.registry import OBJECTIVES, ObjectiveEntry, build_objective, objectives_for
@@ -85,7 +87,8 @@ def built(request: pytest.FixtureRequest, corpus: Path, digits: Path) -> Iterato
     )
     data = Prepared(config)
     objective = build_objective(config.objective, data.spec)
-    model = config.model.build(data.outputs, PlainLayers())
+    layers = PlainLayers()
+    model: Any = attach_heads(build_model(config.model, data.outputs, layers), objective, layers)
     model.initialize(1)
     yield Built(name, objective, Stream(data.reader("train"), objective.packing(), 1), model)
 
@@ -108,7 +111,7 @@ def test_every_method_of_the_protocol_is_written(name: str) -> None:
     """A class inherits from the Protocol, so that mypy compares signatures; but it would inherit empty methods too."""
     objective = load(OBJECTIVES[name].objective)
     assert Objective in objective.__mro__
-    required = METHODS - DEFAULTS - {"heads"}
+    required = METHODS - DEFAULTS
     assert required >= {"packing", "corrupt", "collate", "counts", "size", "loss", "describe", "demonstrate"}
     assert [m for m in sorted(required) if getattr(objective, m) is getattr(Objective, m)] == []
 

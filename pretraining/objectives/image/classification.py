@@ -21,7 +21,10 @@ from pretraining.objectives.models import ImageEncoderWithHead
 from pretraining.objectives.samples import on_device_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from pretraining.models.base import ImageEncoder
+    from pretraining.parallel.layers import Layers
 
 
 @configclass
@@ -95,6 +98,11 @@ class ImageClassification(Objective[EncodedImage, ImageEncoderWithHead]):
 
     def size(self, sample: Sample) -> int:
         return 1
+
+    def heads(self, model: ImageEncoder, layers: Layers) -> dict[str, nn.Module]:
+        from pretraining.models.heads import class_head
+
+        return {"head": class_head(model)}
 
     def loss(self, model: ImageEncoderWithHead, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         import torch.nn.functional as F

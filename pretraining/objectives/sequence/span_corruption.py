@@ -27,7 +27,10 @@ from pretraining.objectives.sequence.budget_packing import SHORTEST_SEGMENT, Bud
 from pretraining.objectives.sequence.noise import Denoiser, Prefix, Spans, solve_lengths
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from pretraining.models.base import TokenModel
+    from pretraining.parallel.layers import Layers
 
 UL2_MODES = 3  # the last sentinels stand for UL2's mode tokens [R], [X] and [S]
 SHOWN_SAMPLES = 3  # that a demonstration writes out
@@ -144,6 +147,11 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
 
     def target_length(self) -> int:
         return self.targets_length
+
+    def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
+        from pretraining.models.heads import token_head
+
+        return {"head": token_head(model, layers)}
 
     def loss(self, model: EncoderDecoderWithHead, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"span_corruption": model.head(_hidden(model, batch), batch["labels"])}

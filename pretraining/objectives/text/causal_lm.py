@@ -17,7 +17,10 @@ from pretraining.objectives.models import DecoderWithHead
 from pretraining.objectives.padding import pad_to
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from pretraining.models.base import TokenModel
+    from pretraining.parallel.layers import Layers
 
 SHOWN_PREDICTIONS = 8  # of each document in a description
 
@@ -80,6 +83,11 @@ class CausalLM(Objective[np.ndarray, DecoderWithHead]):
 
     def size(self, sample: Sample) -> int:
         return len(sample["tokens"])
+
+    def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
+        from pretraining.models.heads import token_head
+
+        return {"head": token_head(model, layers)}
 
     def loss(self, model: DecoderWithHead, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         hidden = model(batch["tokens"], batch["positions"], batch.get("documents"))

@@ -23,7 +23,10 @@ from pretraining.objectives.text.masking import choose, find_words, replace
 from pretraining.objectives.text.sentence_pairs import IN_ORDER, Pair, next_sentence, sentence_order
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from pretraining.models.base import TokenModel
+    from pretraining.parallel.layers import Layers
 
 LONGEST_NGRAM = {"token": 1, "whole_word": 1, "ngram": 3}
 SHORTEST_SEQUENCE = 8
@@ -110,14 +113,21 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoderWithHeads])
     def size(self, sample: Sample) -> int:
         return len(sample["tokens"])
 
+    def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
+        """Without pairs there is no pooler and no pair head."""
+        from pretraining.models.heads import MaskedTokenHead, PairHead
+
+        heads: dict[str, nn.Module] = {"head": MaskedTokenHead(model, layers)}
+        return heads if self.config.pairing == "none" else {**heads, "pair_head": PairHead(model)}
+
     def loss(self, model: TokenEncoderWithHeads, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         import torch.nn.functional as F
 
         hidden = model(batch["tokens"], batch["segments"], batch["positions"], batch["documents"])
         masked = model.head(hidden, batch["masked_positions"], batch["labels"])
+        if self.config.pairing == "none":
+            return {"masked_lm": masked}
         pairs = model.pair_head(hidden).float()
-        if self.config.pairing == "none":  # a gradient of zero: engines want one for every parameter
-            return {"masked_lm": masked + 0.0 * pairs.sum()}
         pair_loss = F.cross_entropy(pairs, batch["pair_labels"], ignore_index=IGNORED, reduction="sum")
         return {"masked_lm": masked, self.config.pairing: pair_loss}
 
