@@ -30,7 +30,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pretraining.optim.base import Optimizer, ParameterShard, settings_by_name
+from pretraining.optim.base import Optimizer, ParameterShard, Settings
 from pretraining.optim.config import AdafactorConfig, AdamWConfig, LambConfig
 from pretraining.optim.registry import build_update_rule
 from pretraining.parallel.fragments import Fragment
@@ -72,7 +72,8 @@ def ours(config: Any) -> Maker:
     def make(parameters: dict[str, nn.Parameter]) -> Optimizer:
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
         rule = build_update_rule(config)
-        settings = settings_by_name(shapes.items(), rule.weight_decay)
+        weight, bias = Settings(rule.weight_decay), Settings(0.0, exempt=True)
+        settings = {name: weight if len(shape) > 1 else bias for name, shape in shapes.items()}
         shards = [
             ParameterShard(Fragment.whole(n, shapes[n]), p.data, settings[n], i, grad=p.grad)  # type: ignore[arg-type]
             for i, (n, p) in enumerate(parameters.items())

@@ -68,7 +68,7 @@ def prepare(config: PrepareConfig) -> None:
     started = time.monotonic()
     assert isinstance(config.corpus, CorpusConfig)
     root, source = Path(config.output), TextSource(config.corpus)
-    ready = Tokenizer.ready(config.tokenizer.path) if config.tokenizer.path else None
+    ready = Tokenizer.from_file(config.tokenizer.path) if config.tokenizer.path else None
     settings, listing = _settings(config, ready), listing_hash(source.files)
     plan = load_continuation(root)
     if plan is not None:
@@ -177,7 +177,7 @@ def _train(config: TokenizerConfig, scanner: Scanner) -> Tokenizer:
     from data_pipeline.tokenizers.sentencepiece_model import training_memory_bytes
 
     if config.model_type == "char":
-        return Tokenizer.of_characters(scanner.characters, config.vocab_size)
+        return Tokenizer.from_characters(scanner.characters, config.vocab_size)
     sample = scanner.sample
     memory = sample.bytes + training_memory_bytes(config.model_type, sample.bytes)
     print(

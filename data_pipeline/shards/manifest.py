@@ -47,7 +47,10 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What DIR/manifest.json says; `root` is DIR, a path or URL. kind: text, with a tokenizer, or images, with classes."""
+    """What DIR/manifest.json says.
+
+    root: DIR, a path or URL. kind: text, with a tokenizer, or images, with classes.
+    """
 
     root: str
     kind: str

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from pretraining.config import TrainConfig
 from pretraining.engines.parameters import ParameterLayout, parameter_name
+from pretraining.models.base import Model
 from pretraining.objectives.base import Objective
-from pretraining.optim.base import Optimizer, UpdateRule, settings_by_name
+from pretraining.optim.base import Optimizer, UpdateRule
+from pretraining.optim.groups import settings_by_name
 from pretraining.parallel.fragments import Fragment
 from pretraining.parallel.world import World
 
@@ -28,7 +30,7 @@ class LossModule(nn.Module):
     Parameters, gradients and reductions stay fp32; `precision` is that of the computation (autocast).
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, precision: str) -> None:
+    def __init__(self, model: Model, objective: Objective, precision: str) -> None:
         super().__init__()
         self.model, self.objective, self.precision = model, objective, precision
 
@@ -88,8 +90,7 @@ class EngineBase(ABC):
         self.parameters = {name: p for name, p in every.items() if p.requires_grad}
         self.frozen = {name: p for name, p in every.items() if not p.requires_grad}
         self.layout, self.frozen_layout = (ParameterLayout(ps, world.mesh) for ps in (self.parameters, self.frozen))
-        named_shapes = zip(self.layout.names, self.layout.shapes, strict=True)
-        self.settings = settings_by_name(named_shapes, rule.weight_decay, rule.layer_decay)
+        self.settings = settings_by_name(module.model, self.layout.names, rule.weight_decay, rule.layer_decay)
         self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
 
     @abstractmethod

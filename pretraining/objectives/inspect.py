@@ -5,28 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import groupby
 
+from data_pipeline.tokenizers.special_tokens import ALL, shown_sentinel
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 
 
 def decode_with_specials(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     """The text of `ids`, special ids by their names: [CLS], [MASK], [SENTINEL 0], ..."""
-    names = special_names(tokenizer)
+    names = {tokenizer.special_ids[token.role]: token.shown for token in ALL}
+    names |= {sentinel: shown_sentinel(n) for n, sentinel in enumerate(tokenizer.sentinels)}
     runs = groupby((int(i) for i in ids), key=names.get)
     return "".join(tokenizer.decode(list(run)) if name is None else name * len(list(run)) for name, run in runs)
-
-
-def special_names(tokenizer: Tokenizer) -> dict[int, str]:
-    """What stands for each special id."""
-    names = {
-        tokenizer.pad: "[PAD]",
-        tokenizer.bos: "[BOS]",
-        tokenizer.eos: "[EOS]",
-        tokenizer.unk: "[UNK]",
-        tokenizer.mask: "[MASK]",
-        tokenizer.cls: "[CLS]",
-        tokenizer.sep: "[SEP]",
-        tokenizer.fim_prefix: "[FIM_PREFIX]",
-        tokenizer.fim_middle: "[FIM_MIDDLE]",
-        tokenizer.fim_suffix: "[FIM_SUFFIX]",
-    }
-    return names | {sentinel: f"[SENTINEL {n}]" for n, sentinel in enumerate(tokenizer.sentinels)}

@@ -6,9 +6,7 @@ over the ranks that hold the other parts (Layout.sum_over_parts). Nothing here w
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,10 +18,11 @@ from pretraining.parallel.layout import Layout
 
 
 class Settings(NamedTuple):
-    """What a parameter's group decides."""
+    """What a parameter's group decides. exempt: a bias, a norm or the like, without decay and trust ratio."""
 
     weight_decay: float
     lr_scale: float = 1.0
+    exempt: bool = False
 
 
 @dataclass
@@ -71,49 +70,6 @@ class UpdateRule:
 
     def update(self, shards: list[ParameterShard], step: Step, layout: Layout) -> None:
         raise NotImplementedError
-
-
-def settings_by_name(
-    named_shapes: Iterable[tuple[str, tuple[int, ...]]], weight_decay: float, layer_decay: float = 1.0
-) -> dict[str, Settings]:
-    """Each parameter's group: no decay on biases and norms; the learning rate falls by layer_decay per layer from the
-    top (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT)."""
-    shapes = dict(named_shapes)
-    above = layers_above(shapes)
-    return {
-        name: Settings(weight_decay if is_weight(name, shape) else 0.0, layer_decay ** above[name])
-        for name, shape in shapes.items()
-    }
-
-
-def is_weight(name: str, shape: tuple[int, ...]) -> bool:
-    """Not a bias or a norm: these have one dimension, but T5's relative biases have two."""
-    return len(shape) > 1 and "bias" not in name
-
-
-def layers_above(names: Iterable[str]) -> dict[str, int]:
-    """How many layers lie above each parameter, counted in its own stack (`blocks.N.`, `encoder.blocks.N.`,
-    `decoder.blocks.N.`): 0 for heads and final norms, 1 for the last block, the number of blocks + 1 for what enters
-    the first one. What enters more stacks than one counts for the deepest.
-
-    Bao et al. 2022's code (microsoft/unilm, beit/optim_factory.py), but for the bias that all blocks' scores share:
-    there it is at the top, here as in timm's beit.py at the bottom, where it begins to act.
-    """
-    names = list(names)
-    blocks = {name: match for name in names if (match := re.match(r"(|.*\.)blocks\.(\d+)\.", name))}
-    depth: Counter[str] = Counter()
-    for match in blocks.values():
-        depth[match[1]] = max(depth[match[1]], int(match[2]) + 1)
-
-    def above(name: str) -> int:
-        if name in blocks:
-            return depth[blocks[name][1]] - int(blocks[name][2])
-        if not re.search(r"embedding|_token$|relative_bias", name):
-            return 0
-        own = [count for stack, count in depth.items() if name.startswith(stack)]
-        return max(own or depth.values(), default=0) + 1
-
-    return {name: above(name) for name in names}
 
 
 class Optimizer(torch.optim.Optimizer):

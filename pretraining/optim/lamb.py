@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from pretraining.optim.base import ParameterShard, Step, UpdateRule, is_weight
+from pretraining.optim.base import ParameterShard, Step, UpdateRule
 from pretraining.optim.config import LambConfig
 from pretraining.parallel.layout import Layout
 
@@ -45,7 +45,7 @@ class Lamb(UpdateRule):
         self.span_numbers = torch.tensor([shards[s.shard].tensor for c in self.chunks for s in c], device=device)
         self.lr_scales = torch.tensor([p.settings.lr_scale for p in shards], device=device)
         self.decays = torch.tensor([p.settings.weight_decay for p in shards], device=device)
-        adapted = [self.config.adapt_1d or is_weight(p.fragment.name, p.fragment.shape) for p in shards]
+        adapted = [self.config.adapt_1d or not p.settings.exempt for p in shards]
         self.adapted = torch.tensor(adapted, device=device)
 
     def update(self, shards: list[ParameterShard], step: Step, layout: Layout) -> None:

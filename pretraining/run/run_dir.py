@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
 from data_pipeline.common.fields import to_dict
@@ -15,6 +15,9 @@ from data_pipeline.common.files import write_atomically
 from data_pipeline.common.json_files import read_json_if_there
 from pretraining.config import RunConfig
 from pretraining.run.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    from pretraining.models.heads import BringsHeads
 
 VERDICT = "verdict.json"
 Identity = dict[str, Any]  # see pretraining.config.identity
@@ -134,13 +137,16 @@ def read_run_config(run_dir: Path) -> RunConfig:
         raise InputError(f"{path} is not a run's config of this version: {error}") from error
 
 
-def load_plain_model(config: RunConfig, outputs: int, checkpoint: Checkpoint) -> Any:
-    """The model on one process, with the checkpoint's weights; outputs: its vocabulary or number of classes."""
+def load_plain_model(config: RunConfig, outputs: int, objective: BringsHeads, checkpoint: Checkpoint) -> Any:
+    """The model on one process with its objective's heads and the checkpoint's weights; outputs: the size of its
+    vocabulary or number of classes."""
+    from pretraining.models.heads import attach_heads
+    from pretraining.models.registry import build_model
     from pretraining.parallel.fragments import Fragment
     from pretraining.parallel.layers import PlainLayers
     from pretraining.run.checkpoint import load_tensors
 
-    model = config.model.build(outputs, PlainLayers())
+    model = attach_heads(build_model(config.model, outputs, PlainLayers()), objective, PlainLayers())
     load_tensors(
         checkpoint,
         [(Fragment.whole(f"weights.{name}", tuple(p.shape)), p.data) for name, p in model.named_parameters()],

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretraining.optim.base import Optimizer, ParameterShard, Step, UpdateRule, settings_by_name
+from pretraining.optim.base import Optimizer, ParameterShard, Settings, Step, UpdateRule
 from pretraining.optim.config import AdafactorConfig, AdamWConfig, LambConfig
 from pretraining.optim.registry import build_update_rule
 from pretraining.parallel.fragments import Box, Fragment
@@ -37,6 +37,8 @@ SHAPES = {name: shape for name, (shape, _) in SPLIT.items()} | {
     "blocks.1.out.weight": (11, 3),
     "head.bias": (13,),
 }
+
+LAYERS_ABOVE = {"token_embedding": 3, "blocks.0": 2, "blocks.1": 1, "head": 0}  # by the name's beginning
 
 CONFIGS: dict[str, AdamWConfig | LambConfig | AdafactorConfig] = {
     "adamw": AdamWConfig(name="adamw", lr=1e-2, layer_decay=0.8),
@@ -101,14 +103,21 @@ class LocalStatistics(UpdateRule):
 
 
 def make_optimizer(rule: UpdateRule, fragments: list[Fragment], layout: Layout, **options: Any) -> Optimizer:
-    whole, settings = values(), settings_by_name(SHAPES.items(), rule.weight_decay, rule.layer_decay)
+    whole = values()
     shards = [
-        ParameterShard(f, take(whole[f.name], f), settings[f.name], list(SHAPES).index(f.name)) for f in fragments
+        ParameterShard(f, take(whole[f.name], f), settings(f, rule), list(SHAPES).index(f.name)) for f in fragments
     ]
     optimizer = Optimizer([torch.zeros(1)], rule, **({"grad_clip": 1.0, "dynamic_loss_scale": False} | options))
     optimizer.attach(shards, layout)
     optimizer.param_groups[0]["lr"] = 1e-2
     return optimizer
+
+
+def settings(fragment: Fragment, rule: UpdateRule) -> Settings:
+    """As a model's layers would decide."""
+    above = next(number for beginning, number in LAYERS_ABOVE.items() if fragment.name.startswith(beginning))
+    exempt = len(fragment.shape) < 2
+    return Settings(0.0 if exempt else rule.weight_decay, rule.layer_decay**above, exempt)
 
 
 def run(optimizer: Optimizer, steps: int) -> None:

@@ -32,8 +32,9 @@ def make(rule: UpdateRule, weight_decay: float, **options: object) -> Optimizer:
 
 
 def make_groups(rule: UpdateRule, groups: list[Settings], **options: object) -> Optimizer:
+    """Tensors of one dimension are exempt, as biases and norms are."""
     shards = [
-        ParameterShard(Fragment.whole(str(i), s), p, groups[i % len(groups)], i)
+        ParameterShard(Fragment.whole(str(i), s), p, groups[i % len(groups)]._replace(exempt=len(s) < 2), i)
         for i, (s, p) in enumerate(zip(SHAPES, start(), strict=True))
     ]
     defaults = {"grad_clip": 0.0, "dynamic_loss_scale": False}
