@@ -11,7 +11,7 @@ VOCABULARY := $(if $(filter gpt,$(FAMILY)),512,384)
 OUT ?= quickstart/$(FAMILY)
 TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
 
-.PHONY: quickstart test check parity any-checkpoint gpu-check bench setup
+.PHONY: quickstart test check golden parity any-checkpoint gpu-check bench setup
 
 quickstart: setup $(OUT)/data/manifest.json
 	$(BIN)/pretrain experiment=quickstart_$(FAMILY) data.path=$(OUT)/data run_dir=$(OUT)/run
@@ -37,7 +37,12 @@ test: setup check
 
 check: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The values that tests/golden pins, computed anew: for a change that is meant, with a line in CHANGELOG.md
+golden: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.golden.rewrite
 
 parity: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.distributed.parity

@@ -19,11 +19,14 @@ from data_pipeline.common.fields import (
 )
 from pretraining.engines.config import EngineConfig
 from pretraining.models.config import TextConfig, TransformerConfig
+from pretraining.models.registry import FAMILIES
 from pretraining.models.vision import VisionConfig
+from pretraining.objectives.registry import OBJECTIVES, objectives_for
+from pretraining.objectives.registry import NamedConfig as ObjectiveConfig
+from pretraining.optim.config import OptimizerConfig
 from pretraining.optim.schedules import ScheduleConfig
 from pretraining.patches import PatchGrid
 from pretraining.synonyms import SYNONYMS
-from pretraining.tables import FAMILIES, OBJECTIVES, ObjectiveConfig, OptimizerConfig
 
 
 @configclass
@@ -115,9 +118,9 @@ class RunConfig:
     modules: Python modules to import first; they may add families, objectives and optimizers to the tables.
     """
 
-    model: Annotated[TransformerConfig, PickedBy("pretraining.tables:FAMILIES")]
-    objective: Annotated[ObjectiveConfig, PickedBy("pretraining.tables:OBJECTIVES")]
-    optimizer: Annotated[OptimizerConfig, PickedBy("pretraining.tables:OPTIMIZERS")]
+    model: Annotated[TransformerConfig, PickedBy("pretraining.models.registry:FAMILIES")]
+    objective: Annotated[ObjectiveConfig, PickedBy("pretraining.objectives.registry:OBJECTIVES")]
+    optimizer: Annotated[OptimizerConfig, PickedBy("pretraining.optim.registry:OPTIMIZERS")]
     scheduler: Annotated[ScheduleConfig, PickedBy("pretraining.optim.schedules:SCHEDULES")]
     engine: EngineConfig
     data: DataConfig = Field(default_factory=DataConfig)
@@ -133,9 +136,10 @@ class RunConfig:
         return OBJECTIVES[self.objective.name].data
 
     @property
-    def sample_shape(self) -> int | PatchGrid:
-        """What an objective's samples must fit: tokens of a sequence, or the patches of an image."""
-        return cast(VisionConfig, self.model).grid if self.data_kind == "images" else self.seq_len
+    def grid(self) -> PatchGrid:
+        """The patches of an image."""
+        assert self.data_kind == "images", "text has no patches"
+        return cast(VisionConfig, self.model).grid
 
     @property
     def seq_len(self) -> int:
@@ -153,15 +157,15 @@ class RunConfig:
         return problems + self._layout_problems(check_length=not unfit) + self._batch_problems(ranks)
 
     def _fit_problems(self) -> list[str]:
-        roles = FAMILIES[self.model.name].roles
-        if OBJECTIVES[self.objective.name].role in roles:
+        role = OBJECTIVES[self.objective.name].role
+        fitting = objectives_for(FAMILIES[self.model.name].roles)
+        if self.objective.name in fitting:
             return []
-        fitting = [f"objective={name}" for name, entry in OBJECTIVES.items() if entry.role in roles]
-        models = [n for n, family in FAMILIES.items() if OBJECTIVES[self.objective.name].role in family.roles]
+        objectives = " or ".join(f"objective={name}" for name in fitting)
+        models = " or ".join(f"model.name={name}" for name, family in FAMILIES.items() if role in family.roles)
         return [
             f"objective={self.objective.name} does not fit model.name={self.model.name}: "
-            f"{' or '.join(fitting) or 'no objective'} {'fits' if len(fitting) < 2 else 'fit'}; it is for "
-            f"{' and '.join(f'model.name={name}' for name in models) or 'no family'}"
+            f"{objectives or 'no objective'} fits; it is for {models or 'no family yet'}"
         ]
 
     def _sample_problems(self) -> list[str]:

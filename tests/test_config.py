@@ -9,9 +9,9 @@ from data_pipeline.common.compose import composed, conf_dir
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import configclass, to_dict
 from pretraining.config import RunConfig, identity, load_config
+from pretraining.optim.registry import OPTIMIZERS
 from pretraining.run.run_dir import read_run_config, write_config
 from pretraining.synonyms import SYNONYMS
-from pretraining.tables import OPTIMIZERS
 from tests.helpers import ROOT, pretrain_process
 
 
@@ -269,11 +269,11 @@ class ToyConfig:
 
 def test_a_table_is_extended_by_a_module_of_the_users(tmp_path, monkeypatch):
     (tmp_path / "toy_module.py").write_text(
-        "from pretraining.tables import OPTIMIZERS, OptimizerEntry\n"
-        "OPTIMIZERS['toy'] = OptimizerEntry('tests.test_config:ToyConfig')\n"
+        "from pretraining.optim.registry import OPTIMIZERS, OptimizerEntry\n"
+        "OPTIMIZERS['toy'] = OptimizerEntry('tests.test_config:ToyConfig', 'tests.test_config:Toy')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("pretraining.tables.OPTIMIZERS", dict(OPTIMIZERS))
+    monkeypatch.setattr("pretraining.optim.registry.OPTIMIZERS", dict(OPTIMIZERS))
     toy = ["data.path=x", "modules=[toy_module]", "~optimizer.lr", "optimizer.name=toy"]
     config = load_config([*toy, "optimizer.momentum=0.5"])
     assert to_dict(config)["optimizer"] == {"name": "toy", "lr": 0.5, "momentum": 0.5}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
-from typing import Any
 
 from data_pipeline.common.fields import Fraction, Positive, PositiveFloat, configclass
 
@@ -47,14 +46,6 @@ class TransformerConfig:
     def split_over_ranks(self) -> dict[str, int]:
         """What tensor parallelism divides: each must be divisible by the number of ranks."""
         return {"model.num_heads": self.num_heads, "model.intermediate_size": self.mlp_size}
-
-    def build(self, outputs: int, layers: Any) -> Any:
-        """The torch module, its weights still empty. To be replaced by models.registry.build_model."""
-        from data_pipeline.common.registry import load
-
-        module = {"gpt": "GPT", "bert": "BERT", "t5": "T5", "vit": "ViT", "mae": "MAE"}[self.name]
-        arguments = (layers,) if self.name == "mae" else (outputs, layers)
-        return load(f"pretraining.models.{self.name}.model:{module}")(self, *arguments)
 
 
 @configclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Protocol
 
 import pydantic
 
@@ -14,6 +14,19 @@ from data_pipeline.common.fields import (
     unused_with,
     used_with,
 )
+
+
+class OptimizerConfig(Protocol):
+    """What every optimizer's config has."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def lr(self) -> float:
+        """Peak of the learning rate."""
+        ...
+
 
 LayerDecay = Annotated[float, pydantic.Field(gt=0.0, le=1.0)]
 
@@ -35,11 +48,6 @@ class AdamWConfig:
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
     layer_decay: LayerDecay = 1.0
-
-    def build(self) -> Any:
-        from pretraining.optim.adamw import AdamW
-
-        return AdamW(self)
 
 
 @configclass
@@ -72,11 +80,6 @@ class LambConfig:
     def __post_init__(self) -> None:
         if self.trust_clip is not None and self.trust_clip[0] > self.trust_clip[1]:
             raise ValueError(f"trust_clip={list(self.trust_clip)}: the first must be the smaller one")
-
-    def build(self) -> Any:
-        from pretraining.optim.lamb import Lamb
-
-        return Lamb(self)
 
 
 @configclass
@@ -111,11 +114,3 @@ class AdafactorConfig:
     def __post_init__(self) -> None:
         if self.warmup_init and not self.relative_step:
             raise ValueError("warmup_init=true needs relative_step=true")
-
-    def build(self) -> Any:
-        from pretraining.optim.adafactor import Adafactor
-
-        return Adafactor(self)
-
-
-OptimizerConfig = Annotated[AdamWConfig | LambConfig | AdafactorConfig, pydantic.Field(discriminator="name")]

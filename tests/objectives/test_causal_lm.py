@@ -3,16 +3,18 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from pretraining.labels import IGNORED
 from pretraining.models.gpt.config import GPTConfig
-from pretraining.objectives.text.causal_lm import IGNORED, CausalLMConfig
-from pretraining.parallel.layers import PlainLayers
+from pretraining.objectives.base import SampleSpec
+from pretraining.objectives.text.causal_lm import CausalLM, CausalLMConfig
+from tests.building import build
 
 TOKENIZER = SimpleNamespace(pad=0, bos=1, eos=2, fim_prefix=50, fim_middle=51, fim_suffix=52)
 RNG = np.random.default_rng(0)
 
 
 def objective(length=8, **options):
-    return CausalLMConfig("causal_lm", **options).build(TOKENIZER, length)
+    return CausalLM(CausalLMConfig("causal_lm", **options), SampleSpec(seq_len=length, tokenizer=TOKENIZER))
 
 
 def test_worked_example():
@@ -24,12 +26,12 @@ def test_worked_example():
     assert sample["documents"].tolist() == [0, 0, 0, 0, 1, 1]
     batch = objective().collate([sample])
     assert batch["tokens"][0, 6:].tolist() == [0, 0] and batch["labels"][0, 6:].tolist() == [IGNORED] * 2
-    assert objective().counts([sample, sample]) == {"causal_lm": 10} and objective().tokens(sample) == 6
+    assert objective().counts([sample, sample]) == {"causal_lm": 10} and objective().size(sample) == 6
 
 
 def test_packed_documents_are_as_if_alone():
     """The loss of two packed documents is the sum of their losses: nothing crosses the border."""
-    model = GPTConfig("gpt", 2, 32, 2, 8).build(40, PlainLayers())
+    model = build(GPTConfig("gpt", 2, 32, 2, 8), 40)
     model.initialize(0)
     first, second = np.array([1, 7, 8, 2]), np.array([1, 9, 10, 11])
 
