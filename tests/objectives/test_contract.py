@@ -103,6 +103,7 @@ def test_the_table_names_what_there_is(name: str) -> None:
     config = load(entry.config)
     assert config(name=name).name == name and config.__module__ == entry.objective.split(":")[0]
     assert list(inspect.signature(load(entry.objective)).parameters)[:2] == ["config", "spec"]
+    assert any(entry.role in family.roles for family in FAMILIES.values())
     assert objectives_for({entry.role}) == [name] and objectives_for(set(Role)) == list(OBJECTIVES)
 
 
