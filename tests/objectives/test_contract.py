@@ -21,7 +21,7 @@ from data_pipeline.stream.stream import Position, Stream
 from pretraining.config import load_config
 from pretraining.labels import IGNORED
 from pretraining.models.heads import attach_heads
-from pretraining.models.registry import build_model
+from pretraining.models.registry import FAMILIES, build_model
 from pretraining.models.roles import Role
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.registry import OBJECTIVES, ObjectiveEntry, build_objective, objectives_for
