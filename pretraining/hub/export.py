@@ -18,7 +18,10 @@ from data_pipeline.common.fields import configclass
 from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.models.registry import huggingface_family
+from pretraining.objectives.image.views import ImageViewsConfig
+from pretraining.objectives.registry import build_objective
 from pretraining.run.checkpoint import open_checkpoint
+from pretraining.run.prepared import sample_spec
 from pretraining.run.run_dir import load_plain_model, read_run_config
 
 if TYPE_CHECKING:
@@ -92,8 +95,7 @@ class Source:
         self.tokenizer = Tokenizer.load(data / "tokenizer") if manifest.kind == "text" else None
         self.classes = manifest.classes
         self.outputs = self.tokenizer.total_size if self.tokenizer else len(self.classes)
-        objective_config: Any = self.run.objective
-        self.objective = objective_config.build(self.tokenizer or self.classes, self.run.sample_shape)
+        self.objective = build_objective(self.run.objective, sample_spec(self.run, self.tokenizer, self.classes))
 
     def huggingface_config(self) -> dict[str, Any]:
         """config.json. Raises InputError where transformers has no such model."""
@@ -101,7 +103,13 @@ class Source:
 
         model = shapes_of(self.run.model, self.outputs, self.objective)
         values = self.family.huggingface_config(model, self.special_ids)
-        return values if self.tokenizer else {**values, **self.objective.config.huggingface_config(self.classes)}
+        return values if self.tokenizer else {**values, **self.image_views.huggingface_config(tuple(self.classes))}
+
+    @property
+    def image_views(self) -> ImageViewsConfig:
+        """Of a run on images."""
+        assert isinstance(self.run.objective, ImageViewsConfig)
+        return self.run.objective
 
     @property
     def special_ids(self) -> dict[str, int]:
@@ -211,7 +219,7 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> dic
 def _write_processor(folder: Path, source: Source) -> None:
     """How transformers turns an image into what an evaluation sees."""
     size = source.run.grid.image_size
-    _write_json(folder / "preprocessor_config.json", source.objective.config.huggingface_processor(size))
+    _write_json(folder / "preprocessor_config.json", source.image_views.huggingface_processor(size))
 
 
 class _WithoutSpecials:

@@ -46,7 +46,6 @@ class ImageClassificationConfig(ImageViewsConfig):
     rand_augment_magnitude: Annotated[float, Field(ge=0.0, le=10.0), unused_with("rand_augment_ops", 0)] = 10.0
 
     def huggingface_config(self, classes: tuple[str, ...]) -> dict[str, Any]:
-        """What config.json says about the objective."""
         return {
             "id2label": {str(i): name for i, name in enumerate(classes)},
             "label2id": {name: i for i, name in enumerate(classes)},
