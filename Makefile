@@ -37,6 +37,7 @@ test: setup check
 
 check: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # The values that tests/golden pins, computed anew: for a change that is meant, with a line in CHANGELOG.md

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from pretraining.parallel.fragments import Fragment
-from pretraining.parallel.launch import Launch, start_world
+from pretraining.parallel.launch import Launch
+from pretraining.parallel.world import start_world
 from pretraining.run.checkpoint import Saver, load_tensors, open_checkpoint
 
 ROUNDS = 5

@@ -51,10 +51,11 @@ def _trainer(folder: Path) -> Any:
     """A whole trainer on prepared text, as `pretrain` builds it."""
     from data_pipeline.common.compose import compose_config
     from data_pipeline.prepare import PrepareConfig, prepare
+    from pretraining.build import build, read_inputs
     from pretraining.config import load_config
-    from pretraining.parallel.launch import Launch, start_world
+    from pretraining.parallel.launch import Launch
+    from pretraining.parallel.world import start_world
     from pretraining.run.faults import StopRequest
-    from pretraining.train import Inputs, build
 
     inputs = [f"corpus.inputs=[{sysconfig.get_path('stdlib')}/*.py]", f"output={folder / 'data'}"]
     prepare(compose_config("prepare", [*inputs, "tokenizer.vocab_size=2048"], PrepareConfig))
@@ -70,7 +71,7 @@ def _trainer(folder: Path) -> Any:
         ]
     )
     (folder / "run").mkdir()
-    return build(config, Inputs(config), start_world(Launch()), folder / "run", StopRequest())
+    return build(config, read_inputs(config), start_world(Launch()), folder / "run", StopRequest())
 
 
 def _times(trainer: Any) -> Iterator[tuple[float, float]]:

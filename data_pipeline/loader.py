@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.common.randomness import Purpose, generator
 from data_pipeline.stream.packing import Packing
-from data_pipeline.stream.stream import CORRUPTION, Position, Stream, generator
+from data_pipeline.stream.sequence_source import SequenceSource
 
 Sample = dict[str, np.ndarray]
 ALIGNMENT = 64  # bytes, of each array within a micro-batch's one buffer
@@ -28,13 +29,13 @@ class SampleMaker(Protocol):
 
     def packing(self) -> Packing: ...
 
-    def corrupt(self, pieces: list[Any], rng: np.random.Generator) -> Sample: ...
+    def corrupt(self, segments: Sequence[Any], rng: np.random.Generator) -> Sample: ...
 
-    def collate(self, samples: list[Sample]) -> Sample: ...
+    def collate(self, samples: Sequence[Sample]) -> Sample: ...
 
-    def counts(self, samples: list[Sample]) -> dict[str, int]: ...
+    def counts(self, samples: Sequence[Sample]) -> dict[str, int]: ...
 
-    def tokens(self, sample: Sample) -> int:
+    def size(self, sample: Sample) -> int:
         """What throughput counts: tokens without padding, or 1 for an image."""
         ...
 
@@ -96,8 +97,13 @@ def sample_hash(sample: Sample) -> int:
 
 
 def micro_batches(
-    stream: Stream, maker: SampleMaker, share: RankSlice, position: Position, worker: int = 0, num_workers: int = 1
-) -> Iterator[tuple[MicroBatch, Position]]:
+    stream: SequenceSource[Any],
+    maker: SampleMaker,
+    share: RankSlice,
+    position: Any,
+    worker: int = 0,
+    num_workers: int = 1,
+) -> Iterator[tuple[MicroBatch, Any]]:
     """The micro-batches of one worker, without end, each with the position after its global batch."""
     turn = 0
     while True:
@@ -109,24 +115,29 @@ def micro_batches(
         position = after
 
 
-def _make(stream: Stream, maker: SampleMaker, share: RankSlice, position: Position) -> MicroBatch:
+def _make(stream: SequenceSource[Any], maker: SampleMaker, share: RankSlice, position: Any) -> MicroBatch:
     samples = []
     for _ in range(share.micro_batch_size):
-        rng = generator(stream.seed, CORRUPTION, position.number)
+        rng = generator(stream.seed, Purpose.CORRUPTION, stream.number(position))
         samples.append(maker.corrupt(stream.sequence(position), rng))
         position = stream.advance(position, 1)
     return MicroBatch(
         maker.collate(samples),
         maker.counts(samples),
         len(samples),
-        sum(maker.tokens(s) for s in samples),
+        sum(maker.size(s) for s in samples),
         sum(map(sample_hash, samples)) % 2**64,
     )
 
 
 def load(
-    stream: Stream, maker: SampleMaker, share: RankSlice, position: Position, num_workers: int, pin_memory: bool = False
-) -> Iterator[tuple[MicroBatch | Fault, Position]]:
+    stream: SequenceSource[Any],
+    maker: SampleMaker,
+    share: RankSlice,
+    position: Any,
+    num_workers: int,
+    pin_memory: bool = False,
+) -> Iterator[tuple[MicroBatch | Fault, Any]]:
     """As `micro_batches`, made in `num_workers` processes (0: in this one), arrays as torch tensors."""
     from torch.utils.data import DataLoader
 
@@ -142,11 +153,11 @@ def load(
     return map(_unboxed, loader)
 
 
-def _source(stream: Stream, maker: SampleMaker, share: RankSlice, position: Position) -> Any:
+def _source(stream: SequenceSource[Any], maker: SampleMaker, share: RankSlice, position: Any) -> Any:
     from torch.utils.data import IterableDataset, get_worker_info
 
     class Source(IterableDataset):
-        def __iter__(self) -> Iterator[tuple[_PackedBatch | Fault, Position]]:
+        def __iter__(self) -> Iterator[tuple[_PackedBatch | Fault, Any]]:
             info = get_worker_info()
             worker, workers = (info.id, info.num_workers) if info else (0, 1)
             try:
@@ -192,7 +203,7 @@ class _PackedBatch:
         return replace(self.batch, arrays=arrays)
 
 
-def _unboxed(item: tuple[_PackedBatch | Fault, Position]) -> tuple[MicroBatch | Fault, Position]:
+def _unboxed(item: tuple[_PackedBatch | Fault, Any]) -> tuple[MicroBatch | Fault, Any]:
     boxed, position = item
     return (boxed.batch_of_views() if isinstance(boxed, _PackedBatch) else boxed), position
 

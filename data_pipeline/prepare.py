@@ -68,7 +68,7 @@ def prepare(config: PrepareConfig) -> None:
     started = time.monotonic()
     assert isinstance(config.corpus, CorpusConfig)
     root, source = Path(config.output), TextSource(config.corpus)
-    ready = Tokenizer.ready(config.tokenizer.path) if config.tokenizer.path else None
+    ready = Tokenizer.from_file(config.tokenizer.path) if config.tokenizer.path else None
     settings, listing = _settings(config, ready), listing_hash(source.files)
     plan = load_continuation(root)
     if plan is not None:
@@ -177,7 +177,7 @@ def _train(config: TokenizerConfig, scanner: Scanner) -> Tokenizer:
     from data_pipeline.tokenizers.sentencepiece_model import training_memory_bytes
 
     if config.model_type == "char":
-        return Tokenizer.of_characters(scanner.characters, config.vocab_size)
+        return Tokenizer.from_characters(scanner.characters, config.vocab_size)
     sample = scanner.sample
     memory = sample.bytes + training_memory_bytes(config.model_type, sample.bytes)
     print(
@@ -228,12 +228,12 @@ def _unfinished(
     config: PrepareConfig, source: TextSource, scan: Scan, done: dict[str, int]
 ) -> Iterator[tuple[str, str]]:
     """(split, text) of each document but the first `done` of its split. InputError: the text has changed."""
-    from data_pipeline.common.progress import Progress
+    from data_pipeline.common.progress import PassProgress
     from data_pipeline.sources.scan import Scanner, hashed, split_of
 
     to_skip = dict(done)
     again = Scanner(config.valid_fraction, sample_bytes=0, count_characters=False)
-    with Progress("tokenizing", scan.bytes) as progress:
+    with PassProgress("tokenizing", scan.bytes) as progress:
         for document in hashed(source.documents(), config.seed):
             again.take(document)
             progress.add(document.size)
@@ -255,7 +255,7 @@ def _write_manifest(config: PrepareConfig, tokenizer: Tokenizer) -> Manifest:
     root = Path(config.output)
     info = TokenizerInfo(tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.total_size)
     splits = {split: describe_split(root, split) for split in SPLITS}
-    manifest = Manifest(root, "text", info, config.seed, config.valid_fraction, splits)
+    manifest = Manifest(str(root), "text", info, config.seed, config.valid_fraction, splits)
     save_manifest(manifest)
     return manifest
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.progress import Progress
+from data_pipeline.common.progress import PassProgress
 from data_pipeline.shards.continuation import (
     Continuation,
     check_corpus,
@@ -85,7 +85,7 @@ def prepare_images(config: PrepareConfig) -> None:
         numbers = {path: classes.index(label) for path, label in labels.items()}
         _write_shards(config, examined, numbers, scan)
         splits = {split: describe_image_split(root, split) for split in SPLITS}
-        manifest = Manifest(root, "images", None, config.seed, config.valid_fraction, splits, classes)
+        manifest = Manifest(str(root), "images", None, config.seed, config.valid_fraction, splits, classes)
         save_manifest(manifest)
     print(_summary(manifest, time.monotonic() - started))
 
@@ -113,7 +113,7 @@ def _digest(data: bytes, seed: int) -> bytes:
 def _examine_all(files: list[LabeledFile], max_bad: int, config: PrepareConfig) -> list[Examined]:
     """What stands in the shards, in order: by hash, so that neighbors are of any class."""
     good, faults = [], []
-    with Progress("reading images", total_bytes=None) as progress:
+    with PassProgress("reading images", total_bytes=None) as progress:
         for found in _examined([file.path for file in files], config.seed, config.num_workers):
             progress.add(found.size)
             if found.fault is None:
@@ -163,7 +163,7 @@ def _write_shards(config: PrepareConfig, examined: list[Examined], numbers: dict
     to_skip = {split: sum(len(index.labels) for _, index in finished[split]) for split in SPLITS}
     remove_temporaries(root)
     with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(Progress("writing shards", scan.bytes))
+        progress = stack.enter_context(PassProgress("writing shards", scan.bytes))
         writers = {
             split: stack.enter_context(ImageShardWriter(root, split, config.shard_bytes, len(finished[split])))
             for split in SPLITS

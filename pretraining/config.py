@@ -11,9 +11,10 @@ from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import NonNegative, NonNegativeFloat, Positive, configclass, to_dict
 from pretraining.engines.config import EngineConfig
-from pretraining.models.registry import ModelConfig
+from pretraining.models.registry import FAMILIES, ModelConfig
 from pretraining.models.vision import VisionConfig
-from pretraining.objectives import TRAINED_BY, ObjectiveConfig
+from pretraining.objectives import ObjectiveConfig
+from pretraining.objectives.registry import objectives_for
 from pretraining.optim.config import OptimizerConfig
 from pretraining.optim.schedules import ScheduleConfig
 from pretraining.parallel.launch import read_launch
@@ -100,7 +101,7 @@ class RunConfig:
     def faults(self) -> list[str]:
         """Contradictions between keys, each told with its values."""
         faults = self.model.problems() + self.engine.faults()
-        if self.objective.name not in (fitting := TRAINED_BY[self.model.name]):
+        if self.objective.name not in (fitting := objectives_for(FAMILIES[self.model.name].roles)):
             faults.append(
                 f"objective={self.objective.name} does not fit model.name={self.model.name}: "
                 f"objective={' or '.join(fitting)} does"

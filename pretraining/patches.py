@@ -1,4 +1,4 @@
-"""How images are cut into patches: what image models and image objectives both know. Free of torch until it is used."""
+"""How images are cut into patches: what image models and image objectives both know. torch is not imported here."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ class PatchGrid(NamedTuple):
     patch_size: int
 
     @property
+    def side(self) -> int:
+        """Patches in a row."""
+        return self.image_size // self.patch_size
+
+    @property
     def patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
+        return self.side**2
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

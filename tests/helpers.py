@@ -145,7 +145,8 @@ def _rank(
     )
     import torch
 
-    from pretraining.parallel.launch import read_launch, start_world, stop_world
+    from pretraining.parallel.launch import read_launch
+    from pretraining.parallel.world import start_world, stop_world
 
     try:
         torch.set_num_threads(1)
@@ -159,16 +160,18 @@ def _rank(
 
 def train_in_world(world: Any, *overrides: str) -> None:
     """`pretrain` on the ranks of a world that stands already (several runs may follow one another)."""
+    from pretraining.build import read_inputs
     from pretraining.config import load_config
     from pretraining.run.faults import StopRequest
-    from pretraining.train import Inputs, run
+    from pretraining.train import run
 
     config = load_config(list(overrides))
-    run(config, Inputs(config), world, Path(config.run_dir), StopRequest())
+    run(config, read_inputs(config), world, Path(config.run_dir), StopRequest())
 
 
 def train_alone(*overrides: str) -> None:
-    from pretraining.parallel.launch import Launch, start_world
+    from pretraining.parallel.launch import Launch
+    from pretraining.parallel.world import start_world
 
     train_in_world(start_world(Launch()), *overrides)
 

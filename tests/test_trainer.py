@@ -1,14 +1,12 @@
 """What the trainer promises: the loss does not depend on how a global batch is cut."""
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from data_pipeline.common.errors import Failure
 from pretraining.run.faults import NonFiniteWatch
-from pretraining.trainer import Trainer
+from pretraining.trainer import dropout_seed
 from tests.helpers import TINY, metrics, train_alone, valid_losses
 
 
@@ -60,14 +58,8 @@ def test_divergence_ends_the_run():
         watch.see(99, finite=False)
 
 
-def test_dropout_masks_differ_by_seed_step_micro_batch_and_data_parallel_rank_alone():
-    def drawn(seed, step, micro_batch, data_rank):
-        """Of a trainer of one tensor-parallel rank: the others of its data-parallel rank draw the same."""
-        trainer = SimpleNamespace(train=SimpleNamespace(seed=seed), world=SimpleNamespace(data_rank=data_rank))
-        Trainer._seed_dropout(trainer, step, micro_batch)
-        return tuple(torch.rand(4).tolist())
-
+def test_dropout_seeds_differ_by_seed_step_micro_batch_and_data_parallel_rank_alone():
     cases = list(itertools.product((1, 2), (1, 2), (0, 1), (0, 1)))
-    found = [drawn(*case) for case in cases]
+    found = [dropout_seed(*case) for case in cases]
     assert len(set(found)) == len(cases)
-    assert [drawn(*case) for case in cases] == found
+    assert [dropout_seed(*case) for case in cases] == found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.files import write_atomically
+from data_pipeline.common.json_files import read_json, write_json
 from data_pipeline.sources.scan import Scan
 
 _FORMAT = 1
 _FILE = "plan.json"
+_HINT = "remove the folder or choose another output"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Continuation:
 
     def save(self, root: Path) -> None:
         values = {"format": _FORMAT, **asdict(self)}
-        write_atomically(root / _FILE, (json.dumps(values, indent=1) + "\n").encode())
+        write_json(root / _FILE, values)
 
 
 def load_continuation(root: Path) -> Continuation | None:
@@ -43,13 +43,15 @@ def load_continuation(root: Path) -> Continuation | None:
                 f"output={root} holds other files and no {_FILE}; nothing was written. Choose a new or empty folder"
             )
         return None
+    values = read_json(root / _FILE)
+    if values.get("format") != _FORMAT:
+        raise InputError(
+            f"{root / _FILE} has format {values.get('format')!r}, this version reads format {_FORMAT}; {_HINT}"
+        )
     try:
-        values = json.loads((root / _FILE).read_bytes())
-        if values.pop("format") == _FORMAT:
-            return Continuation(values["settings"], values["listing"], Scan(**values["scan"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{root / _FILE} is broken ({error!r}); remove {root} or choose another output") from error
-    raise InputError(f"{root / _FILE} is of another version; choose another output")
+        return Continuation(values["settings"], values["listing"], Scan(**values["scan"]))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{root / _FILE} is broken ({error!r}); {_HINT}") from error
 
 
 def check_settings(root: Path, plan: Continuation, settings: dict[str, Any]) -> None:

@@ -188,7 +188,7 @@ class _OpenShard:
     def close(self) -> None:
         """The index comes first under its final name: a tar that is there is whole, and so is its index."""
         self._tar.close()
-        flush(self._file)
+        flush(self._file, self._temporary)
         self._file.close()
         offset, sizes, labels, names = zip(*self._images, strict=True)
         data = io.BytesIO()
@@ -247,7 +247,7 @@ class ImageReader:
     """
 
     def __init__(self, manifest: Manifest, split: str) -> None:
-        self._root, self.shards = manifest.root, manifest.splits[split].shards
+        self._root, self.shards = Path(manifest.root), manifest.splits[split].shards
         self._indexes: dict[int, ImageIndex] = {}
         self._verified: set[int] = set()
 

@@ -6,11 +6,11 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.files import open_file, write_atomically
+from data_pipeline.common.files import Location, file_size, is_file, join
+from data_pipeline.common.json_files import read_json, write_json
 
 FORMAT = 1
 SPLITS = ("train", "valid")
@@ -47,9 +47,12 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What DIR/manifest.json says; `root` is DIR. kind: text, with a tokenizer, or images, with classes."""
+    """What DIR/manifest.json says.
 
-    root: Path
+    root: DIR, a path or URL. kind: text, with a tokenizer, or images, with classes.
+    """
+
+    root: str
     kind: str
     tokenizer: TokenizerInfo | None
     seed: int
@@ -68,32 +71,27 @@ def save_manifest(manifest: Manifest) -> None:
     """Writes `manifest.root`/manifest.json, the last file of a data set."""
     values = {"format": FORMAT, **asdict(manifest)}
     del values["root"]
-    write_atomically(manifest.root / "manifest.json", (json.dumps(values, indent=1) + "\n").encode())
+    write_json(join(manifest.root, "manifest.json"), values)
 
 
-def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
+def load_manifest(directory: Location) -> Manifest:
     """Reads DIR/manifest.json. Raises InputError where it is missing, broken or of a newer format."""
-    path = Path(directory) / "manifest.json"
-    try:
-        with open_file(path) as file:
-            values = json.load(file)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path} is missing: {directory} holds no prepared data, or pretrain-data was stopped "
-            "before its end (the same command again continues it)"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    found = values.get("format") if isinstance(values, dict) else None
+    path = join(directory, "manifest.json")
+    values = read_json(
+        path,
+        hint=f"{directory} holds no prepared data, or pretrain-data was stopped before its end "
+        "(the same command again continues it)",
+    )
+    found = values.get("format")
     if found != FORMAT:
-        raise InputError(f"{path} is of format {found!r}, this version reads format {FORMAT}")
+        raise InputError(f"{path} has format {found!r}, this version reads format {FORMAT}")
     try:
-        return _parse_manifest(path.parent, values)
+        return _parse_manifest(os.fspath(directory), values)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is broken: {error!r}") from error
 
 
-def _parse_manifest(root: Path, values: dict[str, Any]) -> Manifest:
+def _parse_manifest(root: str, values: dict[str, Any]) -> Manifest:
     if sorted(values["splits"]) != sorted(SPLITS):
         raise KeyError(f"splits {', '.join(SPLITS)}")
     splits = {
@@ -118,15 +116,16 @@ def _parse_manifest(root: Path, values: dict[str, Any]) -> Manifest:
 
 def check_files(manifest: Manifest) -> None:
     """Raises InputError that names the shards which are missing or of another size than the manifest says."""
-    faults = []
+    problems = []
     for shard in (s for split in manifest.splits.values() for s in split.shards):
-        path = manifest.root / shard.name
-        if not path.is_file():
-            faults.append(f"{path} is missing ({shard.bytes} bytes expected)")
-        elif path.stat().st_size != shard.bytes:
-            faults.append(f"{path} has {path.stat().st_size} bytes, the manifest says {shard.bytes}")
-        if not (manifest.root / shard.index).is_file():
-            faults.append(f"{manifest.root / shard.index} is missing")
-    if faults:
-        more = [f"and {len(faults) - 10} more"] if len(faults) > 10 else []
-        raise InputError("\n".join(faults[:10] + more))
+        tar, index = join(manifest.root, shard.name), join(manifest.root, shard.index)
+        size = file_size(tar)
+        if size is None:
+            problems.append(f"{tar} is missing ({shard.bytes} bytes expected)")
+        elif size != shard.bytes:
+            problems.append(f"{tar} has {size} bytes, the manifest says {shard.bytes}")
+        if not is_file(index):
+            problems.append(f"{index} is missing")
+    if problems:
+        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+        raise InputError("\n".join(problems[:10] + more))

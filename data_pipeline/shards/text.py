@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -141,7 +141,7 @@ class _OpenShard:
     def close(self) -> None:
         """The index comes first under its final name: a tar that is there is whole, and so is its index."""
         self._tar.close()
-        flush(self._file)
+        flush(self._file, self._temporary)
         self._file.close()
         arrays: dict[str, Any] = {name: np.array(v, dtype=np.int64) for name, v in self._members.items()}
         arrays["documents"] = np.array(self._documents, dtype=np.int32)
@@ -222,7 +222,7 @@ class ShardReader:
     """Reads blocks of one split by their offsets. A file's sha256 is checked when it is first read."""
 
     def __init__(self, manifest: Manifest, split: str) -> None:
-        self._root = manifest.root
+        self._root = Path(manifest.root)
         self.shards = manifest.splits[split].shards
         self._indexes: dict[int, ShardIndex] = {}
         self._verified: set[int] = set()
@@ -279,7 +279,7 @@ class ShardReader:
             self._verified.add(shard)
 
 
-def _read_array(file: BinaryIO, offset: int, size: int) -> npt.NDArray[Any]:
+def _read_array(file: IO[bytes], offset: int, size: int) -> npt.NDArray[Any]:
     file.seek(offset)
     return np.lib.format.read_array(io.BytesIO(file.read(size)), allow_pickle=False)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from data_pipeline.common.progress import Progress
+from data_pipeline.common.progress import PassProgress
 from data_pipeline.sources.text import RawDocument
 
 _HASH_RANGE = 1 << 64
@@ -100,7 +100,7 @@ class Scanner:
 
 def scan_documents(documents: Iterable[Hashed], scanner: Scanner) -> None:
     """Gives every document to `scanner`, with a progress bar."""
-    with Progress("scanning", total_bytes=None) as progress:
+    with PassProgress("scanning", total_bytes=None) as progress:
         for document in documents:
             scanner.take(document)
             progress.add(document.size)

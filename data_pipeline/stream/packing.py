@@ -24,7 +24,8 @@ class Segment:
 
 
 class PackingPlan(Protocol):
-    num_sequences: int
+    @property
+    def num_sequences(self) -> int: ...
 
     def pieces(self, sequence: int) -> list[Segment]: ...
 

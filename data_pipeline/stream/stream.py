@@ -15,14 +15,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.common.randomness import Purpose, generator
 from data_pipeline.stream.packing import Packing, PackingPlan
-
-ORDER, CORRUPTION = 1, 2  # purposes of a random generator: no two purposes share a stream of numbers
-
-
-def generator(seed: int, purpose: int, *keys: int) -> np.random.Generator:
-    """A random generator that depends on nothing but its keys."""
-    return np.random.default_rng([seed, purpose, *keys])
 
 
 class Reader(Protocol):
@@ -76,6 +70,21 @@ class Stream:
         self._block_order = lru_cache(maxsize=1)(self._order_of_blocks)
         self.window = lru_cache(maxsize=2)(self._make_window)
 
+    def start(self) -> Position:
+        return Position()
+
+    def to_json(self, position: Position) -> dict[str, Any]:
+        return position.as_json()
+
+    def from_json(self, values: dict[str, Any]) -> Position:
+        try:
+            return Position.from_json(values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"not a position in the data: {values}") from error
+
+    def number(self, position: Position) -> int:
+        return position.number
+
     def advance(self, position: Position, count: int) -> Position:
         """The position `count` sequences later."""
         epoch, window, sequence = position.epoch, position.window, position.sequence + count
@@ -110,7 +119,7 @@ class Stream:
         blocks = self._block_order(epoch)[window * self.window_blocks : (window + 1) * self.window_blocks]
         lengths = [self.reader.document_lengths(*b) for b in blocks]
         documents = np.array([(i, d) for i, of_block in enumerate(lengths) for d in range(len(of_block))])
-        order = generator(self.seed, ORDER, epoch, window + 1).permutation(len(documents))
+        order = generator(self.seed, Purpose.ORDER, epoch, window + 1).permutation(len(documents))
         plan = self.packing.plan(np.concatenate(lengths)[order])
         if not plan.num_sequences:
             raise InputError(f"blocks {blocks[0]} to {blocks[-1]} hold too little text for one sequence")
@@ -119,7 +128,7 @@ class Stream:
     def _order_of_blocks(self, epoch: int) -> list[tuple[int, int]]:
         """Blocks shuffled among `window_shards` shards at a time: a window opens a bounded number of shards."""
         shards = np.arange(len(self.reader.blocks_per_shard))
-        rng = generator(self.seed, ORDER, epoch, 0)
+        rng = generator(self.seed, Purpose.ORDER, epoch, 0)
         rng.shuffle(shards)
         order: list[tuple[int, int]] = []
         for first in range(0, len(shards), self.window_shards):

@@ -7,23 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.tokenizers.huggingface_model import HuggingFaceModel
 from data_pipeline.tokenizers.sentencepiece_model import _ESCAPE, _NEWLINE, _STAND_INS, SentencePieceModel, read_model
+from data_pipeline.tokenizers.special_tokens import ALL, exported_sentinel
+from data_pipeline.tokenizers.tokenizer import Tokenizer
 
 _SPACE = "\u2581"
-_NAMES = {
-    "pad": "<pad>",
-    "bos": "<s>",
-    "eos": "</s>",
-    "unk": "<unk>",
-    "mask": "<mask>",
-    "cls": "<cls>",
-    "sep": "<sep>",
-    "fim_prefix": "<fim_prefix>",
-    "fim_middle": "<fim_middle>",
-    "fim_suffix": "<fim_suffix>",
-}
-_ROLES = ("pad", "bos", "eos", "unk", "mask", "cls", "sep")  # those that transformers has a name for
 
 # What tokenizers are known to disagree about; the last ones look like special tokens and like byte pieces.
 EDGE_CASE_TEXTS = (
@@ -76,16 +64,12 @@ EDGE_CASE_TEXTS = (
 )
 
 
-def special_tokens(tokenizer: Any) -> dict[int, str]:
+def special_tokens(tokenizer: Tokenizer) -> dict[int, str]:
     """Id -> name in the exported vocabulary of every special token, in the order of the ids. A name that a piece of
     the vocabulary has already stands in more angle brackets."""
-    backend = tokenizer._backend
-    if isinstance(backend, HuggingFaceModel):
-        pieces = {i: piece for piece, i in backend._tokenizer.get_vocab(with_added_tokens=True).items()}
-    else:
-        pieces = {i: backend._processor.id_to_piece(i) for i in range(backend.size)}
-    names = {getattr(tokenizer, role): name for role, name in _NAMES.items()}
-    names.update({i: f"<extra_id_{n}>" for n, i in enumerate(tokenizer.sentinels)})
+    pieces = {i: piece for piece, i in tokenizer.pieces.items()}
+    names = {tokenizer.special_ids[token.role]: token.exported for token in ALL}
+    names.update({i: exported_sentinel(n) for n, i in enumerate(tokenizer.sentinels)})
     taken = set(pieces.values())
     return {i: pieces[i] if i in pieces else _free(names[i], taken) for i in sorted(names)}
 
@@ -94,18 +78,18 @@ def _free(name: str, taken: set[str]) -> str:
     return name if name not in taken else _free(f"<{name}>", taken)
 
 
-def convert(tokenizer: Any) -> Any:
-    """-> tokenizers.Tokenizer with all ids of `tokenizer` (a data_pipeline.tokenizers.tokenizer.Tokenizer).
+def convert(tokenizer: Tokenizer) -> Any:
+    """-> tokenizers.Tokenizer with all ids of `tokenizer`.
 
     Specials are read from a text unless `encode_special_tokens` is set on it, which tokenizer.json does not keep.
     """
     import tokenizers
 
-    backend = tokenizer._backend
-    if isinstance(backend, HuggingFaceModel):
-        made = tokenizers.Tokenizer.from_buffer(backend.data)
-    else:
+    backend = tokenizer.backend
+    if isinstance(backend, SentencePieceModel):
         made = _from_sentencepiece(backend)
+    else:
+        made = tokenizers.Tokenizer.from_buffer(backend.data)
     specials = special_tokens(tokenizer)
     added = [tokenizers.AddedToken(name, special=True, normalized=False) for name in specials.values()]
     made.add_special_tokens(added)
@@ -114,10 +98,12 @@ def convert(tokenizer: Any) -> Any:
     return made
 
 
-def tokenizer_config(tokenizer: Any, max_length: int) -> dict[str, Any]:
+def tokenizer_config(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
     """tokenizer_config.json. With split_special_tokens '<s>' in a text is three characters, as it is in training."""
     specials = special_tokens(tokenizer)
-    roles = {f"{role}_token": specials[getattr(tokenizer, role)] for role in _ROLES}
+    roles = {
+        f"{token.role}_token": specials[tokenizer.special_ids[token.role]] for token in ALL if token.in_transformers
+    }
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **roles,
@@ -221,17 +207,17 @@ def _decoders(proto: Any, escaped: bool) -> list[Any]:
     return steps
 
 
-def rounds_ties(tokenizer: Any) -> bool:
+def rounds_ties(tokenizer: Tokenizer) -> bool:
     """Whether `tokenizer` is a unigram model from elsewhere: where the same pieces fit in two orders, SentencePiece's
     fp32 sums decide by their rounding and tokenizers' fp64 sums decide otherwise. Those trained here have scores whose
     sums are exact."""
-    if isinstance(tokenizer._backend, HuggingFaceModel):
+    if not isinstance(tokenizer.backend, SentencePieceModel):
         return False
-    proto = read_model(tokenizer._backend.data)
+    proto = read_model(tokenizer.backend.data)
     return proto.trainer_spec.model_type == 1 and any((256 * piece.score) % 1 for piece in proto.pieces)
 
 
-def disagreements(made: Any, tokenizer: Any, texts: tuple[str, ...] = EDGE_CASE_TEXTS) -> list[str]:
+def disagreements(made: Any, tokenizer: Tokenizer, texts: tuple[str, ...] = EDGE_CASE_TEXTS) -> list[str]:
     """The texts, as literals, that `made` (encode -> ids, decode -> text) treats otherwise than `tokenizer`.
 
     Texts that `tokenizer` refuses (a character model) are left out. What it has no piece for cannot come back: of

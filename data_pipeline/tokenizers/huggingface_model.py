@@ -1,4 +1,4 @@
-"""A ready Hugging Face tokenizer.json as a backend of Tokenizer."""
+"""A Hugging Face tokenizer.json as a backend of Tokenizer."""
 
 from __future__ import annotations
 
@@ -9,14 +9,7 @@ import numpy.typing as npt
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.tokenizers.sentences import find_starts
-
-_KNOWN_NAMES = {
-    "pad": ("[PAD]", "<pad>", "<|pad|>", "<|padding|>"),
-    "bos": ("<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>"),
-    "eos": ("</s>", "<eos>", "[EOS]", "<|end_of_text|>", "<|endoftext|>"),
-    "unk": ("[UNK]", "<unk>", "<|unk|>"),
-}
-ROLE_NAMES = {**_KNOWN_NAMES, "mask": ("[MASK]", "<mask>"), "cls": ("[CLS]", "<cls>"), "sep": ("[SEP]", "<sep>")}
+from data_pipeline.tokenizers.special_tokens import NATIVE
 
 
 class HuggingFaceModel:
@@ -42,24 +35,24 @@ class HuggingFaceModel:
         return found
 
     @property
-    def own_ids(self) -> dict[str, int]:
-        """The ids that the tokenizer itself has for pad, bos, eos and unk."""
+    def native_special_ids(self) -> dict[str, int]:
+        """Role -> id of pad, bos, eos and unk, as far as the tokenizer has them under a known name."""
         found = {}
-        for role, names in _KNOWN_NAMES.items():
-            ids = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
+        for token in NATIVE:
+            ids = [i for i in map(self._tokenizer.token_to_id, token.found_as) if i is not None]
             if ids:
-                found[role] = ids[0]
+                found[token.role] = ids[0]
         return found
 
     @cached_property
-    def surfaces(self) -> list[bytes]:
+    def token_bytes(self) -> list[bytes]:
         """What each piece stands for behind another: decoders drop the space of a first piece."""
         anchor = next(i for i in range(self.size) if self.decode([i]).isalnum())
         known = len(self.decode([anchor]))
         return [self.decode([anchor, i])[known:].encode() for i in range(self.size)]
 
     @property
-    def ordinary(self) -> npt.NDArray[np.bool_]:
+    def is_text(self) -> npt.NDArray[np.bool_]:
         """bool [size], True for the ids that stand for text."""
         known = set(self.pieces.values())
         special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}

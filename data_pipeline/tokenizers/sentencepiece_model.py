@@ -197,10 +197,21 @@ class SentencePieceModel:
         self._unknown = self._processor.unk_id()
 
     @property
-    def own_ids(self) -> dict[str, int]:
-        """The ids that the model itself has for pad, bos, eos and unk."""
-        ids = {name: getattr(self._processor, f"{name}_id")() for name in ("pad", "bos", "eos", "unk")}
-        return {name: i for name, i in ids.items() if i >= 0}
+    def pieces(self) -> dict[str, int]:
+        """The id of every piece, control pieces included."""
+        return {self._processor.id_to_piece(i): i for i in range(self.size)}
+
+    @property
+    def native_special_ids(self) -> dict[str, int]:
+        """Role -> id of pad, bos, eos and unk, as far as the model has them."""
+        processor = self._processor
+        ids = {
+            "pad": processor.pad_id(),
+            "bos": processor.bos_id(),
+            "eos": processor.eos_id(),
+            "unk": processor.unk_id(),
+        }
+        return {role: i for role, i in ids.items() if i >= 0}
 
     def encode(self, text: str) -> list[int]:
         """Raises InputError that names the characters which a character model doesn't cover."""
@@ -216,11 +227,11 @@ class SentencePieceModel:
     def encode_with_starts(self, text: str) -> tuple[list[int], npt.NDArray[np.int64]]:
         """-> ids, first token of each sentence. Borders are sought in what the pieces spell."""
         ids = self.encode(text)
-        ends = np.cumsum(self._surface_bytes[ids], dtype=np.int64)
+        ends = np.cumsum(self._token_sizes[ids], dtype=np.int64)
         spelled = text.encode()
         # A normalized text, or an escaped character in byte pieces, is spelled with another number of bytes.
         if not self.escaped or (ids and ends[-1] != len(spelled)):
-            spelled = b"".join([self.surfaces[i] for i in ids])
+            spelled = b"".join([self.token_bytes[i] for i in ids])
         return ids, find_starts(spelled, ends)
 
     def decode(self, ids: list[int]) -> str:
@@ -228,21 +239,21 @@ class SentencePieceModel:
         return unescape(text) if self.escaped else text
 
     @cached_property
-    def surfaces(self) -> list[bytes]:
+    def token_bytes(self) -> list[bytes]:
         """What each piece stands for, as UTF-8."""
-        return [self._surface(i) for i in range(self.size)]
+        return [self._bytes_of(i) for i in range(self.size)]
 
     @cached_property
-    def _surface_bytes(self) -> npt.NDArray[np.int32]:
-        return np.array([len(s) for s in self.surfaces], dtype=np.int32)
+    def _token_sizes(self) -> npt.NDArray[np.int32]:
+        return np.array([len(s) for s in self.token_bytes], dtype=np.int32)
 
     @property
-    def ordinary(self) -> npt.NDArray[np.bool_]:
+    def is_text(self) -> npt.NDArray[np.bool_]:
         """bool [size], True for the pieces that stand for text."""
         kinds = (self._processor.is_control, self._processor.is_unknown, self._processor.is_unused)
         return np.array([not any(is_kind(i) for is_kind in kinds) for i in range(self.size)])
 
-    def _surface(self, index: int) -> bytes:
+    def _bytes_of(self, index: int) -> bytes:
         piece = self._processor.id_to_piece(index)
         if self._processor.is_byte(index):
             return bytes([int(piece[1:-1], 16)])

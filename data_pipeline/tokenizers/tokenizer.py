@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +14,28 @@ import numpy.typing as npt
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import Positive, configclass
+from data_pipeline.common.files import (
+    Location,
+    is_file,
+    join,
+    make_folder,
+    read_bytes,
+    remove_folder,
+    rename,
+    temporary_name,
+    write_atomically,
+)
+from data_pipeline.common.json_files import read_json, write_json
+from data_pipeline.tokenizers.special_tokens import BEFORE_SENTINELS, FILL_IN_THE_MIDDLE, NATIVE, SENTINELS
 from data_pipeline.tokenizers.words import WordPieces, word_pieces
 
-SENTINELS = 100
 _INFO_FILE = "tokenizer_info.json"
 _FORMAT = 1
-_BASIC = ("pad", "bos", "eos", "unk")
 
 
 @configclass
 class TokenizerConfig:
-    """`path` takes a ready tokenizer; without it one is trained on a sample of at most `sample_bytes`."""
+    """path: of an existing tokenizer; without it one is trained on a sample of at most `sample_bytes`."""
 
     model_type: Literal["bpe", "unigram", "char"]
     vocab_size: Positive
@@ -41,13 +50,24 @@ class Backend(Protocol):
     size: int
 
     @property
-    def own_ids(self) -> dict[str, int]: ...
+    def pieces(self) -> dict[str, int]:
+        """The id of every piece, its own special tokens included."""
+        ...
 
     @property
-    def surfaces(self) -> list[bytes]: ...
+    def native_special_ids(self) -> dict[str, int]:
+        """Role -> id of those of special_tokens.NATIVE that it has itself."""
+        ...
 
     @property
-    def ordinary(self) -> npt.NDArray[np.bool_]: ...
+    def token_bytes(self) -> list[bytes]:
+        """What each id spells, as UTF-8 or a part of it."""
+        ...
+
+    @property
+    def is_text(self) -> npt.NDArray[np.bool_]:
+        """bool [size], True for the ids that stand for text."""
+        ...
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -85,17 +105,17 @@ class Tokenizer:
     """
 
     def __init__(self, backend: Backend, kind: _Kind) -> None:
-        self._backend, self._kind = backend, kind
-        ids = dict(backend.own_ids)
-        missing = [name for name in _BASIC if name not in ids]
-        ids.update({name: backend.size + i for i, name in enumerate(missing)})
-        self.pad, self.bos, self.eos, self.unk = (ids[name] for name in _BASIC)
+        self.backend, self._kind = backend, kind
+        ids = dict(backend.native_special_ids)
+        missing = [token.role for token in NATIVE if token.role not in ids]
+        ids.update({role: backend.size + i for i, role in enumerate(missing)})
+        self.pad, self.bos, self.eos, self.unk = (ids[token.role] for token in NATIVE)
         self.vocab_size = backend.size + len(missing)
         self.mask, self.cls, self.sep = (self.vocab_size + i for i in range(3))
         self.sentinels = range(self.sep + 1, self.sep + 1 + SENTINELS)
         self.fim_prefix, self.fim_middle, self.fim_suffix = (self.sentinels.stop + i for i in range(3))
         self.total_size = self.fim_suffix + 1
-        self._basic_ids = frozenset((self.pad, self.bos, self.eos, self.unk))
+        self._native_ids = frozenset((self.pad, self.bos, self.eos, self.unk))
 
     @classmethod
     def train(cls, texts: Iterable[str], model_type: Literal["bpe", "unigram"], vocab_size: int) -> Tokenizer:
@@ -105,18 +125,18 @@ class Tokenizer:
         return cls(_TRAINED.open(train(texts, model_type, vocab_size)), _TRAINED)
 
     @classmethod
-    def of_characters(cls, characters: dict[str, int], vocab_size: int) -> Tokenizer:
+    def from_characters(cls, characters: dict[str, int], vocab_size: int) -> Tokenizer:
         """One piece for each of `characters` (with their counts), at most `vocab_size`; else InputError."""
         from data_pipeline.tokenizers.sentencepiece_model import train_characters
 
         return cls(_TRAINED.open(train_characters(characters, vocab_size)), _TRAINED)
 
     @classmethod
-    def ready(cls, path: str) -> Tokenizer:
+    def from_file(cls, path: str) -> Tokenizer:
         """From a SentencePiece .model, a Hugging Face tokenizer.json, or a folder that `save` wrote."""
         file = Path(path)
         for folder in (file, file.parent):  # tokenizer.model of such a folder: its text is escaped as well
-            if (folder / _INFO_FILE).is_file():
+            if is_file(join(folder, _INFO_FILE)):
                 return cls.load(folder)
         if file.suffix not in (".model", ".json"):
             raise InputError(
@@ -127,24 +147,23 @@ class Tokenizer:
         return cls(_open(kind, file), kind)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
+    def load(cls, folder: Location) -> Tokenizer:
         """From a folder that `save` wrote. Raises InputError where it is missing, broken or changed."""
-        info = _read_info(Path(folder))
+        info = _read_info(folder)
         kind = _Kind(info["type"], info["escaped"])
-        tokenizer = cls(_open(kind, Path(folder) / kind.file), kind)
+        tokenizer = cls(_open(kind, join(folder, kind.file)), kind)
         if tokenizer._info() != info:
             raise InputError(f"{folder}: {kind.file} is not the one that {_INFO_FILE} describes")
         return tokenizer
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: Location) -> None:
         """Writes `folder` (model file and tokenizer_info.json) under another name, then renames it."""
-        target = Path(folder)
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        (temporary / self._kind.file).write_bytes(self._backend.data)
-        (temporary / _INFO_FILE).write_text(json.dumps(self._info(), indent=1) + "\n")
-        os.replace(temporary, target)
+        temporary = temporary_name(folder)
+        remove_folder(temporary)
+        make_folder(temporary)
+        write_atomically(join(temporary, self._kind.file), self.backend.data)
+        write_json(join(temporary, _INFO_FILE), self._info())
+        rename(temporary, folder)
 
     @property
     def fingerprint(self) -> str:
@@ -153,61 +172,80 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, no special id added. InputError: characters that a character model lacks."""
-        return self._backend.encode(text)
+        return self.backend.encode(text)
 
     def encode_with_starts(self, text: str) -> tuple[list[int], npt.NDArray[np.int64]]:
         """-> `encode(text)`, and the first token of each sentence (int64 [sentences], the first is 0)."""
-        return self._backend.encode_with_starts(text)
+        return self.backend.encode_with_starts(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special ids left out. For a tokenizer trained here, the inverse of `encode`."""
-        pieces = [int(i) for i in ids if i < self._backend.size and i not in self._basic_ids]
-        return self._backend.decode(pieces)
+        pieces = [int(i) for i in ids if i < self.backend.size and i not in self._native_ids]
+        return self.backend.decode(pieces)
 
     @property
-    def ordinary(self) -> npt.NDArray[np.bool_]:
+    def pieces(self) -> dict[str, int]:
+        """The id of every piece that the model file itself holds, its own special tokens included."""
+        return self.backend.pieces
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Role -> id of all of special_tokens.ALL; the sentinels stand in `sentinels`."""
+        return {
+            "pad": self.pad,
+            "bos": self.bos,
+            "eos": self.eos,
+            "unk": self.unk,
+            "mask": self.mask,
+            "cls": self.cls,
+            "sep": self.sep,
+            "fim_prefix": self.fim_prefix,
+            "fim_middle": self.fim_middle,
+            "fim_suffix": self.fim_suffix,
+        }
+
+    @property
+    def is_text(self) -> npt.NDArray[np.bool_]:
         """bool [total_size], True for the ids that stand for text."""
-        ordinary = np.zeros(self.total_size, bool)
-        ordinary[: self._backend.size] = self._backend.ordinary
-        ordinary[list(self._basic_ids)] = False
-        return ordinary
+        is_text = np.zeros(self.total_size, bool)
+        is_text[: self.backend.size] = self.backend.is_text
+        is_text[list(self._native_ids)] = False
+        return is_text
 
     @property
     def words(self) -> WordPieces:
         """Which ids begin or end a word."""
-        surfaces = [s if kept else b"" for s, kept in zip(self._backend.surfaces, self.ordinary, strict=False)]
-        return word_pieces(surfaces, self.total_size)
+        # is_text is the longer one: it goes on with the special ids
+        spelled = [s if is_text else b"" for s, is_text in zip(self.backend.token_bytes, self.is_text, strict=False)]
+        return word_pieces(spelled, self.total_size)
 
     def _info(self) -> dict[str, Any]:
-        ids = {name: getattr(self, name) for name in (*_BASIC, "mask", "cls", "sep")}
-        fim = {name: getattr(self, name) for name in ("fim_prefix", "fim_middle", "fim_suffix")}
+        ids = {token.role: self.special_ids[token.role] for token in (*NATIVE, *BEFORE_SENTINELS)}
+        fim = {token.role: self.special_ids[token.role] for token in FILL_IN_THE_MIDDLE}
         return {
             "format": _FORMAT,
             "type": self._kind.type,
             "file": self._kind.file,
             "escaped": self._kind.escaped,
-            "sha256": hashlib.sha256(self._backend.data).hexdigest(),
+            "sha256": hashlib.sha256(self.backend.data).hexdigest(),
             "vocab_size": self.vocab_size,
             "total_size": self.total_size,
             "ids": {**ids, "first_sentinel": self.sentinels.start, "sentinels": SENTINELS, **fim},
         }
 
 
-def _open(kind: _Kind, file: Path) -> Backend:
+def _open(kind: _Kind, file: Location) -> Backend:
     try:
-        return kind.open(file.read_bytes())
+        return kind.open(read_bytes(file))
     except OSError as error:
-        raise InputError(f"{file}: {error.strerror}") from error
+        raise InputError(f"{file}: {error.strerror or error}") from error
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
 
 
-def _read_info(folder: Path) -> dict[str, Any]:
-    file = folder / _INFO_FILE
-    try:
-        info = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: no tokenizer is kept there ({error})") from error
-    if not isinstance(info, dict) or info.get("format") != _FORMAT or not {"type", "escaped"} <= info.keys():
-        raise InputError(f"{file}: not of format {_FORMAT}, which this version reads")
+def _read_info(folder: Location) -> dict[str, Any]:
+    file = join(folder, _INFO_FILE)
+    info = read_json(file, hint="the folder holds no tokenizer of prepared data")
+    if info.get("format") != _FORMAT or not {"type", "escaped"} <= info.keys():
+        raise InputError(f"{file} has format {info.get('format')!r}, this version reads format {_FORMAT}")
     return info

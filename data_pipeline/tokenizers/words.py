@@ -31,14 +31,14 @@ class WordPieces:
         return starts
 
 
-def word_pieces(surfaces: Sequence[bytes], total_size: int) -> WordPieces:
-    """surfaces: what each id spells, UTF-8 or a part of it. Ids beyond them are special: words of their own."""
+def word_pieces(token_bytes: Sequence[bytes], total_size: int) -> WordPieces:
+    """token_bytes: what each id spells, UTF-8 or a part of it. Ids beyond them are special: words of their own."""
     begins, ends = np.ones(total_size, bool), np.ones(total_size, bool)
-    for i, surface in enumerate(surfaces):
-        text = surface.decode(errors="ignore")
+    for i, spelled in enumerate(token_bytes):
+        text = spelled.decode(errors="ignore")
         if text:
             begins[i], ends[i] = not _joins(text[0]), not _joins(text[-1])
-        elif surface:  # a part of a character: the whole is taken for a letter
+        elif spelled:  # a part of a character: the whole is taken for a letter
             begins[i] = ends[i] = False
     return WordPieces(begins, ends)
 

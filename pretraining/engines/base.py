@@ -1,20 +1,26 @@
-"""What an engine does for the trainer: forward, backward, step, and naming the tensors that a checkpoint holds."""
+"""What an engine does for the trainer: all micro-batches of a step, the optimizer step, and naming the tensors that a
+checkpoint holds."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from pretraining.config import TrainConfig
+from pretraining.engines.parameters import ParameterLayout, parameter_name
 from pretraining.models.base import Model
-from pretraining.optim.base import Optimizer
+from pretraining.objectives.base import Objective
+from pretraining.optim.base import Optimizer, UpdateRule
+from pretraining.optim.groups import settings_by_name
 from pretraining.parallel.fragments import Fragment
-from pretraining.parallel.launch import World
-from pretraining.parallel.layers import box_of
+from pretraining.parallel.world import World
 
-Batch = dict[str, Tensor]
+Batch = Mapping[str, Tensor]
 COMPUTE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -24,12 +30,12 @@ class LossModule(nn.Module):
     Parameters, gradients and reductions stay fp32; `precision` is that of the computation (autocast).
     """
 
-    def __init__(self, model: Model, objective: Any, precision: str) -> None:
+    def __init__(self, model: Model, objective: Objective, precision: str) -> None:
         super().__init__()
         self.model, self.objective, self.precision = model, objective, precision
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """-> {term: sum over the batch}."""
+        """The sum over the batch of every term and metric, fp32 scalars."""
         with self._compute_type(next(iter(batch.values())).device.type):
             return self.objective.loss(self.model, batch)
 
@@ -40,21 +46,30 @@ class LossModule(nn.Module):
 
 
 class Engine(Protocol):
-    """One training step is: forward and backward for each micro-batch, then step.
-
-    A loss given to `backward` is this rank's share of the global loss: gradients are summed over the
-    data-parallel ranks, never averaged.
-    """
+    """A training step is `run`, then `step`. Batches may lie on the host: each is moved when its turn comes."""
 
     optimizer: Optimizer
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]: ...
+    def run(
+        self, micro_batches: Sequence[Batch], weights: Mapping[str, float], seeds: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Forward and backward of this rank's micro-batches of one step, all of them in one call: only so can the
+        gradients be reduced once, or a pipeline be kept full.
 
-    def backward(self, loss: Tensor, last: bool) -> None: ...
+        weights: what each loss term's sum is multiplied by, its weight over its count in the whole global batch; the
+        gradients are summed over the ranks, never averaged.
+        seeds: of torch's generator, one for each micro-batch: dropout depends on nothing drawn before.
+        -> the sums of terms and metrics over this rank's micro-batches, fp32 scalars still on the device.
+        """
+        ...
 
-    def step(self, lr: float) -> None: ...
+    def step(self, lr: float) -> None:
+        """Clips, updates the parameters, and clears the gradients."""
+        ...
 
-    def evaluate(self, batch: Batch) -> dict[str, Tensor]: ...
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        """The sums of terms and metrics over a micro-batch, without dropout and gradients."""
+        ...
 
     def tensors(self) -> list[tuple[Fragment, Tensor]]:
         """Every logical tensor of weights and optimizer state that this rank holds a fragment of."""
@@ -65,51 +80,55 @@ class Engine(Protocol):
         ...
 
 
-def parameter_name(name: str) -> str:
-    """A parameter's name within the model, given that within the LossModule."""
-    return name.removeprefix("model.")
+class EngineBase(ABC):
+    """What all engines have in common; each says how a micro-batch runs, a step ends and tensors are laid out."""
 
+    def __init__(self, module: LossModule, rule: UpdateRule, train: TrainConfig, world: World) -> None:
+        self.module, self.rule, self.world = module.to(world.device), rule, world
+        self.evaluated: nn.Module = self.module  # what a forward outside of a step calls
+        every = {parameter_name(n): p for n, p in self.module.named_parameters()}
+        self.parameters = {name: p for name, p in every.items() if p.requires_grad}
+        self.frozen = {name: p for name, p in every.items() if not p.requires_grad}
+        self.layout, self.frozen_layout = (ParameterLayout(ps, world.mesh) for ps in (self.parameters, self.frozen))
+        self.settings = settings_by_name(module.model, self.layout.names, rule.weight_decay, rule.layer_decay)
+        self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
 
-def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {parameter_name(n): p for n, p in module.named_parameters() if p.requires_grad}
+    @abstractmethod
+    def forward_backward(self, batch: Batch, weights: Mapping[str, float], last: bool) -> dict[str, Tensor]:
+        """One micro-batch -> the sums of its terms and metrics. last: of the step; only then gradients are reduced."""
 
+    def run(
+        self, micro_batches: Sequence[Batch], weights: Mapping[str, float], seeds: Sequence[int]
+    ) -> dict[str, Tensor]:
+        totals: dict[str, Tensor] = {}
+        for number, (batch, seed) in enumerate(zip(micro_batches, seeds, strict=True), 1):
+            torch.manual_seed(seed)
+            sums = self.forward_backward(self._on_device(batch), weights, last=number == len(micro_batches))
+            totals = {name: totals.get(name, 0.0) + value.detach() for name, value in sums.items()}
+        return totals
 
-class ParameterLayout:
-    """Where this rank's parameters lie in the whole tensors, those split over tensor-parallel ranks first.
-
-    names, shapes: of the whole tensors, in the order of the Layout; the first `split` are split. To be made before
-    ZeRO 3, which empties the parameters.
-    """
-
-    def __init__(self, parameters: dict[str, nn.Parameter], world: World) -> None:
-        found = {name: box_of(p, world.tensor_size, world.tensor_rank) for name, p in parameters.items()}
-        is_split = {name: shape != box.size for name, (shape, box) in found.items()}
-        self.names = tuple(sorted(found, key=lambda name: not is_split[name]))
-        self.split = sum(is_split.values())
-        self.shapes = tuple(found[name][0] for name in self.names)
-        self._found = found
-
-    def whole(self, name: str) -> Fragment:
-        """All that this rank has of the tensor."""
-        shape, box = self._found[name]
-        return Fragment(name, shape, box, 0, box.numel)
-
-
-class FrozenParameters:
-    """Parameters that are not trained: saved as well, so that a checkpoint holds the whole model."""
-
-    def __init__(self, module: nn.Module, world: World) -> None:
-        self.parameters = {parameter_name(n): p for n, p in module.named_parameters() if not p.requires_grad}
-        self.places, self.world = ParameterLayout(self.parameters, world), world
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        self.evaluated.eval()
+        with torch.no_grad():
+            sums = self.evaluated(self._on_device(batch))
+        self.evaluated.train()
+        return sums
 
     def tensors(self) -> list[tuple[Fragment, Tensor]]:
-        return [self._place(name, p) for name, p in self.parameters.items()]
+        return self.weights() + self.frozen_weights() + self.optimizer.state_tensors()
 
-    def _place(self, name: str, parameter: Any) -> tuple[Fragment, Tensor]:
-        whole = self.places.whole(name).renamed(f"weights.{name}")
-        if not hasattr(parameter, "ds_tensor"):
-            return whole, parameter.data
-        part = parameter.ds_tensor.data.view(-1)  # ZeRO 3: a flat range each, padded at the end
-        start = min(self.world.data_rank * part.numel(), whole.stop)
-        stop = min(start + part.numel(), whole.stop)
-        return Fragment(whole.name, whole.shape, whole.box, start, stop), part[: stop - start]
+    def weights(self) -> list[tuple[Fragment, Tensor]]:
+        """This rank's fragments of the parameters that are trained, by their names in a checkpoint."""
+        return [(self.layout.whole(n).renamed(f"weights.{n}"), p.data) for n, p in self.parameters.items()]
+
+    def frozen_weights(self) -> list[tuple[Fragment, Tensor]]:
+        """The same of those that are not: a checkpoint holds the whole model."""
+        return [(self.frozen_layout.whole(n).renamed(f"weights.{n}"), p.data) for n, p in self.frozen.items()]
+
+    def scaled(self, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+        """What backward starts from. Both DDP and DeepSpeed average over the data-parallel ranks: undone here."""
+        loss = torch.stack([sums[term] * weight for term, weight in weights.items()]).sum()
+        return loss * self.optimizer.loss_scale * self.world.mesh.gradient_ranks
+
+    def _on_device(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in batch.items()}

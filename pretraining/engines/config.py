@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from data_pipeline.common.fields import Positive, configclass
 
@@ -39,26 +39,6 @@ class EngineConfig:
     def data_parallel(self, world_size: int) -> int:
         """Over how many ranks the global batch is dealt."""
         return world_size // self.tensor_parallel
-
-    def make_layers(self, world: Any) -> Any:
-        """What the model is built from (parallel.layers.Layers)."""
-        if self.tensor_parallel == 1:
-            from pretraining.parallel.layers import PlainLayers
-
-            return PlainLayers()
-        from pretraining.parallel.megatron import MegatronLayers
-
-        return MegatronLayers(world, self.sequence_parallel)
-
-    def build(self, *args: Any) -> Any:
-        """The engine for (loss module, rule, train config, world); see engines.protocol.Engine."""
-        if self.name == "deepspeed":
-            from pretraining.engines.deepspeed import DeepSpeedEngine
-
-            return DeepSpeedEngine(self, *args)
-        from pretraining.engines.torch import TorchEngine
-
-        return TorchEngine(self, *args)
 
 
 PROVEN_TENSOR_PARALLEL = {"torch": (1,), "deepspeed": (1, 2), "megatron": (1, 2, 4)}

@@ -1,8 +1,8 @@
 """DeepSpeed ZeRO, stage 0 to 3, with our optimizers as its client optimizer.
 
-ZeRO 1 to 3 hand the optimizer one flat fp32 tensor. `_pieces` maps it back to fragments of the model's tensors, so
+ZeRO 1 to 3 hand the optimizer one flat fp32 tensor. `_shards` maps it back to fragments of the model's tensors, so
 that clipping, decay and every optimizer's statistics are those of the whole tensors. All parameters are in one group
-(decay is a piece's own setting), which makes one partition, one sub-group and one optimizer step of it.
+(decay is a shard's own setting), which makes one partition, one sub-group and one optimizer step of it.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from pretraining.engines.base import Batch, FrozenParameters, LossModule, ParameterLayout, trainable
+from pretraining.config import TrainConfig
+from pretraining.engines.base import Batch, EngineBase, LossModule
 from pretraining.engines.config import EngineConfig
 from pretraining.optim.base import Optimizer, ParameterShard, UpdateRule
-from pretraining.optim.groups import settings_by_name
-from pretraining.parallel.fragments import Fragment, Layout
-from pretraining.parallel.launch import World
+from pretraining.parallel.fragments import Fragment
+from pretraining.parallel.mesh import Axis, Mesh
+from pretraining.parallel.world import World
 
 
 class FlatRange(NamedTuple):
@@ -33,50 +36,69 @@ class FlatRange(NamedTuple):
     position: int
 
 
-class DeepSpeedEngine:
-    def __init__(self, config: EngineConfig, module: LossModule, rule: UpdateRule, train: Any, world: World) -> None:
-        self.world, self.stage = world, config.zero_stage
-        self.module = module.to(world.device)
-        self.parameters = trainable(self.module)
-        # before ZeRO 3 empties the tensors
-        self.places, self.frozen = ParameterLayout(self.parameters, world), FrozenParameters(self.module, world)
-        settings = settings_by_name(module.model, self.places.names, rule.weight_decay, rule.layer_decay)
-        self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
+class FragmentAddress(Protocol):
+    start: int
+    numel: int
+
+
+class FragmentMapping(Protocol):
+    """DeepSpeed's note of where a parameter lies under ZeRO 1 and 2."""
+
+    hp_fragment_address: FragmentAddress  # in this rank's flat fp32 partition
+    lp_fragment_address: FragmentAddress  # in the flattened parameter
+
+
+class MappedParameter(Protocol):
+    """A parameter under ZeRO 1 or 2."""
+
+    _hp_mapping: FragmentMapping | None  # None where this rank holds nothing of it
+
+
+class PartitionedParameter(Protocol):
+    """A parameter under ZeRO 3: its own data are empty between uses."""
+
+    ds_tensor: Tensor  # this rank's flat range
+    ds_numel: int  # of the whole parameter
+
+
+class DeepSpeedEngine(EngineBase):
+    def __init__(
+        self, config: EngineConfig, module: LossModule, rule: UpdateRule, train: TrainConfig, world: World
+    ) -> None:
+        super().__init__(module, rule, train, world)  # before ZeRO 3 empties the parameters
+        self.stage = config.zero_stage
         self.engine = _initialize(self.module, self.optimizer, train, world, config)
-        layout = Layout(
-            self.places.names,
-            self.places.shapes,
-            self.places.split,
-            world.data_group if self.stage and world.data_size > 1 else None,
-            world.tensor_group,
-        )
-        self.optimizer.attach(list(self._pieces(settings)), layout, self._read_gradients)
+        self.evaluated = self.engine  # its hooks gather what ZeRO 3 has partitioned
+        layout = self.layout.for_optimizer(dealt=self.stage > 0)
+        self.optimizer.attach(list(self._shards()), layout, self._read_gradients)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return self.engine(batch)
-
-    def backward(self, loss: Tensor, last: bool) -> None:
-        # DeepSpeed averages over the ranks
-        self.engine.backward(loss * self.optimizer.loss_scale * self.world.data_size, scale_wrt_gas=False)
+    def forward_backward(self, batch: Batch, weights: Mapping[str, float], last: bool) -> dict[str, Tensor]:
+        sums = self.engine(batch)
+        self.engine.backward(self.scaled(sums, weights), scale_wrt_gas=False)
         if not last:
             self.engine.step()  # counts the micro-batch
+        return sums
 
     def step(self, lr: float) -> None:
         self.optimizer.param_groups[0]["lr"] = lr
         self.engine.step()
-        if getattr(self.engine.optimizer, "overflow", False):
+        if self.stage and self.engine.optimizer.overflow:
             self.optimizer.skip()
 
-    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        self.engine.eval()
-        with torch.no_grad():
-            losses = self.engine(batch)
-        self.engine.train()
-        return losses
+    def weights(self) -> list[tuple[Fragment, Tensor]]:
+        return [(s.fragment.renamed(f"weights.{s.fragment.name}"), s.value) for s in self.optimizer.shards]
 
-    def tensors(self) -> list[tuple[Fragment, Tensor]]:
-        weights = [(p.fragment.renamed(f"weights.{p.fragment.name}"), p.value) for p in self.optimizer.pieces]
-        return weights + self.frozen.tensors() + self.optimizer.state_tensors()
+    def frozen_weights(self) -> list[tuple[Fragment, Tensor]]:
+        if self.stage < 3:
+            return super().frozen_weights()
+        found = []
+        for name, parameter in self.frozen.items():
+            whole = self.frozen_layout.whole(name).renamed(f"weights.{name}")
+            part = cast(PartitionedParameter, parameter).ds_tensor.data.view(-1)  # a flat range, padded at the end
+            start = min(self.world.mesh.shard_rank * part.numel(), whole.stop)
+            stop = min(start + part.numel(), whole.stop)
+            found.append((replace(whole, start=start, stop=stop), part[: stop - start]))
+        return found
 
     @torch.no_grad()
     def after_load(self) -> None:
@@ -90,28 +112,29 @@ class DeepSpeedEngine:
             if zero.persistent_parameters:
                 zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
-    def _pieces(self, settings: dict[str, Any]) -> Iterator[ParameterShard]:
-        numbers = {name: i for i, name in enumerate(self.places.names)}
-        for place in self._places():
-            whole = self.places.whole(place.name)
-            fragment = Fragment(place.name, whole.shape, whole.box, place.start, place.stop)
-            value = self._view(self._flat(), fragment, place)
-            yield ParameterShard(fragment, value, settings[place.name], numbers[place.name])
+    def _shards(self) -> Iterator[ParameterShard]:
+        numbers = {name: i for i, name in enumerate(self.layout.names)}
+        for where in self._flat_ranges():
+            whole = self.layout.whole(where.name)
+            fragment = Fragment(where.name, whole.shape, whole.box, where.start, where.stop)
+            value = self._view(self._flat(), fragment, where)
+            yield ParameterShard(fragment, value, self.settings[where.name], numbers[where.name])
 
-    def _places(self) -> list[FlatRange]:
+    def _flat_ranges(self) -> list[FlatRange]:
         """Where the tensors lie, in the order of the flat partition; empty ranges left out."""
-        zero = self.engine.optimizer
         if self.stage == 0:
-            places = [FlatRange(n, 0, p.numel(), 0) for n, p in self.parameters.items()]
+            ranges = [FlatRange(n, 0, p.numel(), 0) for n, p in self.parameters.items()]
         elif self.stage < 3:
-            places = [_zero12_place(n, p._hp_mapping) for n, p in self.parameters.items() if p._hp_mapping]  # type: ignore[attr-defined]
+            mappings = {n: cast(MappedParameter, p)._hp_mapping for n, p in self.parameters.items()}
+            ranges = [_zero12_range(n, mapping) for n, mapping in mappings.items() if mapping is not None]
         else:
-            places = [self._zero3_place(zero, n, p) for n, p in self.parameters.items()]
-        return [p for p in places if p.start < p.stop]
+            ranges = [self._zero3_range(n, cast(PartitionedParameter, p)) for n, p in self.parameters.items()]
+        return [p for p in ranges if p.start < p.stop]
 
-    def _zero3_place(self, zero: Any, name: str, parameter: Any) -> FlatRange:
+    def _zero3_range(self, name: str, parameter: PartitionedParameter) -> FlatRange:
+        zero = self.engine.optimizer
         _, position, length = zero.grad_position[zero.get_param_id(parameter)]
-        start = min(self.world.data_rank * length, parameter.ds_numel)
+        start = min(self.world.mesh.shard_rank * length, parameter.ds_numel)
         return FlatRange(name, start, min(start + length, parameter.ds_numel), position)
 
     def _flat(self) -> Tensor | None:
@@ -122,57 +145,59 @@ class DeepSpeedEngine:
         assert len(flats) == 1, f"one flat partition expected, not {len(flats)}"
         return flats[0]
 
-    def _view(self, flat: Tensor | None, fragment: Fragment, place: FlatRange) -> Tensor:
+    def _view(self, flat: Tensor | None, fragment: Fragment, where: FlatRange) -> Tensor:
         if flat is None:
-            return self.parameters[place.name].data
-        part = flat.data[place.position : place.position + place.stop - place.start]
+            return self.parameters[where.name].data
+        part = flat.data[where.position : where.position + where.stop - where.start]
         return part.view(fragment.box.size) if fragment.is_box else part
 
     def _read_gradients(self) -> None:
         flat = self._flat()
         gradient = None if flat is None else flat.grad
-        for piece, place in zip(self.optimizer.pieces, self._places(), strict=True):
+        for shard, where in zip(self.optimizer.shards, self._flat_ranges(), strict=True):
             if gradient is None:
-                piece.grad = self.parameters[place.name].grad  # type: ignore[assignment]
+                shard.grad = self.parameters[where.name].grad  # type: ignore[assignment]
             else:
-                piece.grad = self._view(gradient, piece.fragment, place)
+                shard.grad = self._view(gradient, shard.fragment, where)
 
 
 class ModelParallelUnit:
     """The ranks and groups by the names under which DeepSpeed asks for them."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
 
     def get_model_parallel_rank(self) -> int:
-        return self.world.tensor_rank
+        return self.mesh.rank(Axis.TENSOR)
 
     def get_model_parallel_world_size(self) -> int:
-        return self.world.tensor_size
+        return self.mesh.size(Axis.TENSOR)
 
-    def get_model_parallel_group(self) -> Any:
-        return self.world.tensor_group
+    def get_model_parallel_group(self) -> ProcessGroup | None:
+        return self.mesh.group(Axis.TENSOR)
 
     def get_data_parallel_rank(self) -> int:
-        return self.world.data_rank
+        return self.mesh.rank(Axis.DATA)
 
     def get_data_parallel_world_size(self) -> int:
-        return self.world.data_size
+        return self.mesh.size(Axis.DATA)
 
-    def get_data_parallel_group(self) -> Any:
-        return self.world.data_group
+    def get_data_parallel_group(self) -> ProcessGroup | None:
+        return self.mesh.group(Axis.DATA)
 
     get_tensor_model_parallel_rank = get_model_parallel_rank
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
     get_tensor_model_parallel_group = get_model_parallel_group
 
 
-def _zero12_place(name: str, mapping: Any) -> FlatRange:
+def _zero12_range(name: str, mapping: FragmentMapping) -> FlatRange:
     partition, tensor = mapping.hp_fragment_address, mapping.lp_fragment_address
     return FlatRange(name, tensor.start, tensor.start + tensor.numel, partition.start)
 
 
-def _initialize(module: LossModule, optimizer: Optimizer, train: Any, world: World, config: EngineConfig) -> Any:
+def _initialize(
+    module: LossModule, optimizer: Optimizer, train: TrainConfig, world: World, config: EngineConfig
+) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if world.device.type == "cuda" else "cpu")
     os.environ.setdefault("LOCAL_RANK", "0")  # it asserts one, also where no launcher was there to set it
     with warnings.catch_warnings():
@@ -184,7 +209,7 @@ def _initialize(module: LossModule, optimizer: Optimizer, train: Any, world: Wor
     if world.device.type == "cpu":  # else it compiles an extension at the first use
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _require_process_group(world)
-    mpu = None if world.tensor_group is None else ModelParallelUnit(world)
+    mpu = ModelParallelUnit(world.mesh) if world.mesh.size(Axis.TENSOR) > 1 else None
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
@@ -200,12 +225,12 @@ def _proven(record: logging.LogRecord) -> bool:
     return "untested optimizer" not in record.getMessage()
 
 
-def _deepspeed_config(train: Any, world: World, stage: int) -> dict[str, Any]:
+def _deepspeed_config(train: TrainConfig, world: World, stage: int) -> dict[str, Any]:
     """fp32 throughout: the computation's type is LossModule's, clipping and loss scale are the optimizer's."""
     return {
         "train_batch_size": train.global_batch_size,
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
-        "gradient_accumulation_steps": train.global_batch_size // (train.micro_batch_size * world.data_size),
+        "gradient_accumulation_steps": train.global_batch_size // (train.micro_batch_size * world.mesh.batch_ranks),
         "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -64,7 +64,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
             **_prove_model(folder, source, model, values),
         }
         if source.tokenizer is not None:
-            report |= _write_tokenizer(folder, source)
+            report |= _write_tokenizer(folder, source.tokenizer, source.run.seq_len)
         else:
             _write_processor(folder, source)
         _write_json(folder / "parity.json", report)
@@ -103,8 +103,7 @@ class Source:
 
     @property
     def special_ids(self) -> dict[str, int]:
-        names = ("pad", "bos", "eos", "unk", "mask", "cls", "sep")
-        return {} if self.tokenizer is None else {name: getattr(self.tokenizer, name) for name in names}
+        return {} if self.tokenizer is None else self.tokenizer.special_ids
 
 
 @contextmanager
@@ -184,18 +183,18 @@ def _prove_model(folder: Path, source: Source, model: Model, values: dict[str, A
     }
 
 
-def _write_tokenizer(folder: Path, source: Source) -> dict[str, Any]:
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
     """tokenizer.json and tokenizer_config.json -> what parity.json says of them. Raises InputError where the tokenizer
     read back from them encodes a text of EDGE_CASE_TEXTS differently from ours."""
     from transformers import AutoTokenizer
 
     from data_pipeline.tokenizers.export import EDGE_CASE_TEXTS, convert, disagreements, rounds_ties, tokenizer_config
 
-    convert(source.tokenizer).save(str(folder / "tokenizer.json"))
-    _write_json(folder / "tokenizer_config.json", tokenizer_config(source.tokenizer, source.run.seq_len))
+    convert(tokenizer).save(str(folder / "tokenizer.json"))
+    _write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer, max_length))
     loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     loaded.model_max_length = sys.maxsize  # else transformers warns that the texts are too long for the model
-    wrong = disagreements(_WithoutSpecials(loaded), source.tokenizer)
+    wrong = disagreements(_WithoutSpecials(loaded), tokenizer)
     if wrong:
         raise InputError(
             f"the exported tokenizer encodes {len(wrong)} texts differently from the run's, "
@@ -203,7 +202,7 @@ def _write_tokenizer(folder: Path, source: Source) -> dict[str, Any]:
         )
     return {
         "tokenizer_texts": len(EDGE_CASE_TEXTS),
-        "tokenizer_order_of_equal_scores_differs": rounds_ties(source.tokenizer),
+        "tokenizer_order_of_equal_scores_differs": rounds_ties(tokenizer),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.common.json_files import read_json
 from data_pipeline.tokenizers.export import disagreements, special_tokens
-from data_pipeline.tokenizers.huggingface_model import ROLE_NAMES, HuggingFaceModel
+from data_pipeline.tokenizers.special_tokens import ALL, exported_sentinel
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.models.base import Model
 from pretraining.models.huggingface_map import HuggingFaceFamily, Values
@@ -38,7 +38,7 @@ class HuggingFaceFolder:
     def __init__(self, folder: str, model: Model, outputs: int, tokenizer: Tokenizer | None) -> None:
         self.folder, self.vocab_size = Path(folder), outputs
         family = huggingface_family(model.config.name)
-        values = _read_json(self.folder / "config.json")
+        values = read_json(self.folder / "config.json", key="model.init_from")
         self.stored, problems = _stored_tensors(self.folder)
         free = {"vocab_size"} if "classifier.weight" in self.stored else {"vocab_size", "num_classes"}
         problems += _config_problems(family, values, model, free)
@@ -146,7 +146,7 @@ def _stored_tensors(folder: Path) -> tuple[dict[str, tuple[Path, list[int]]], li
 
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / _INDEX).is_file():
-        table = _read_json(folder / _INDEX).get("weight_map")
+        table = read_json(folder / _INDEX, key="model.init_from").get("weight_map")
         if not isinstance(table, dict):
             raise InputError(f"model.init_from: {folder / _INDEX} has no weight_map")
         return sorted({folder / Path(str(file)).name for file in table.values()})
@@ -190,7 +190,7 @@ def _rows(path: Path, tokenizer: Tokenizer | None, our_size: int, their_size: in
         )
         problem = f"its vocabulary has {their_size} entries, that of the prepared data has {our_size}{hint}"
         return {i: i for i in range(our_size)}, [] if our_size == their_size else [problem]
-    theirs = Tokenizer.ready(str(path))
+    theirs = Tokenizer.from_file(str(path))
     encoder = SimpleNamespace(encode=theirs.encode, decode=tokenizer.decode)  # decoders differ around unknown pieces
     wrong = disagreements(encoder, tokenizer)
     problems = [
@@ -200,34 +200,19 @@ def _rows(path: Path, tokenizer: Tokenizer | None, our_size: int, their_size: in
 
 
 def _common_rows(tokenizer: Tokenizer, theirs: Tokenizer, their_size: int) -> dict[int, int]:
-    backend: Any = theirs._backend
     # a tokenizer may know more ids than the model has rows for
-    rows = {name: i for name, i in backend.pieces.items() if i < their_size}
+    rows = {name: i for name, i in theirs.pieces.items() if i < their_size}
     found = {i: next((rows[name] for name in names if name in rows), None) for i, names in _names(tokenizer).items()}
     return {i: row for i, row in found.items() if row is not None}
 
 
 def _names(tokenizer: Tokenizer) -> dict[int, tuple[str, ...]]:
     """Under which names another tokenizer.json may have each id of ours, that of our own export first."""
-    backend: Any = tokenizer._backend
-    if isinstance(backend, HuggingFaceModel):
-        names = {i: (piece,) for piece, i in backend.pieces.items()}
-    else:
-        names = {i: (backend._processor.id_to_piece(i),) for i in range(backend.size)}
-    others = {getattr(tokenizer, role): known for role, known in ROLE_NAMES.items()}
-    others |= {i: (f"<extra_id_{n}>",) for n, i in enumerate(tokenizer.sentinels)}
+    names = {i: (piece,) for piece, i in tokenizer.pieces.items()}
+    others = {tokenizer.special_ids[token.role]: token.found_as for token in ALL}
+    others |= {i: (exported_sentinel(n),) for n, i in enumerate(tokenizer.sentinels)}
     return names | {i: (name, *others.get(i, ())) for i, name in special_tokens(tokenizer).items()}
 
 
 def _few(items: list[str]) -> str:
     return ", ".join(items[:5]) + (" and more" if len(items) > 5 else "")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"model.init_from: {path} cannot be read ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"model.init_from: {path} is not a JSON object")
-    return values

@@ -64,7 +64,7 @@ class Attention(nn.Module):
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         dropout = self.dropout if self.training else 0.0
-        with self.layers.split_random() if dropout else contextlib.nullcontext():
+        with self.layers.model_parallel_rng() if dropout else contextlib.nullcontext():
             mixed = F.scaled_dot_product_attention(
                 query,
                 key,

@@ -27,7 +27,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0.0:
             return x
-        with self.layers.split_random(sequence_only=True):
+        with self.layers.model_parallel_rng(sequence_only=True):
             return F.dropout(x, self.rate)
 
 
@@ -62,6 +62,6 @@ class FeedForward(nn.Module):
         up = self.up(x)
         middle = self.activation(up) if self.gate is None else self.activation(self.gate(x)) * up
         if self.training and self.dropout.p:
-            with self.layers.split_random():
+            with self.layers.model_parallel_rng():
                 middle = self.dropout(middle)
         return self.down(middle)

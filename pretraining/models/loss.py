@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-IGNORED = -100  # a label that takes no part in the loss
+from pretraining.labels import IGNORED
+
 LOGITS_IN_MEMORY = 2**24  # elements of the logits that the loss holds at once (64 MiB in fp32)
 
 

@@ -1,4 +1,4 @@
-"""The table of objectives: `name` in an objective's YAML picks its config class, which builds it."""
+"""What RunConfig.objective is read as: `name` in an objective's YAML picks its config class."""
 
 from typing import Annotated
 
@@ -14,10 +14,3 @@ ObjectiveConfig = Annotated[
     CausalLMConfig | MaskedLMConfig | SpanCorruptionConfig | ImageClassificationConfig | MaskedImageConfig,
     Field(discriminator="name"),
 ]
-TRAINED_BY = {  # model.name -> the objectives that it fits
-    "gpt": ("causal_lm",),
-    "bert": ("masked_lm",),
-    "t5": ("span_corruption",),
-    "vit": ("image_classification",),
-    "mae": ("masked_image",),
-}

@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import numpy as np
 
+from data_pipeline.loader import Sample
 from data_pipeline.stream.packing import Packing
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.patches import PatchGrid
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor, nn
 
     from pretraining.parallel.layers import Layers
 
-Sample = dict[str, np.ndarray]
+SegmentT = TypeVar("SegmentT", contravariant=True)  # what the packing cuts of a document
+ModelT = TypeVar("ModelT", contravariant=True)  # the Protocol of its role in objectives/models.py
 
 
 class Unit(StrEnum):
@@ -32,7 +36,10 @@ class Unit(StrEnum):
 class SampleSpec:
     """What samples must fit: the prepared data's vocabulary or classes, and what the model reads.
 
-    seq_len: tokens of a text sequence (0 for images). grid: of an image (None for text). tokenizer: None for images.
+    seq_len: tokens of a text sequence (0 for images).
+    grid: of an image (None for text).
+    tokenizer: None for images.
+    classes: names of the labels of images, by number.
     """
 
     seq_len: int = 0
@@ -41,21 +48,36 @@ class SampleSpec:
     classes: tuple[str, ...] = ()
 
 
-class Objective(Protocol):
-    """One way to train. Made by `Objective(config, spec: SampleSpec)` from the table in objectives/registry.py.
+@dataclass(frozen=True)
+class Demonstration:
+    """What an objective is given to show what a model has learned.
+
+    samples: unaugmented, of the validation split.
+    run_dir: where pictures are written.
+    seed: of whatever is drawn, e.g. generated text.
+    """
+
+    samples: Sequence[Sample]
+    run_dir: Path
+    seed: int
+
+
+class Objective(Protocol[SegmentT, ModelT]):
+    """One way to train. Built by `Objective(config, spec: SampleSpec)` from the table in objectives/registry.py.
 
     Samples are made in loader workers (numpy, no torch); `loss` runs on the device and draws no random numbers.
+    A class inherits from this Protocol, so that mypy checks it, and overrides a default where it differs.
     """
 
     terms: Mapping[str, float]  # the loss terms that are optimized, each with its weight
-    metrics: Sequence[str]  # further sums of `loss` that are reported, not optimized
+    metrics: Sequence[str] = ()  # further sums of `loss` that are reported, not optimized
     unit: Unit
 
     def packing(self) -> Packing:
         """How documents are cut into sequences."""
         ...
 
-    def corrupt(self, segments: Sequence[Any], rng: np.random.Generator) -> Sample:
+    def corrupt(self, segments: Sequence[SegmentT], rng: np.random.Generator) -> Sample:
         """One sequence, as the packing cut it, as a sample. Pure: rng is keyed by seed and global sample number."""
         ...
 
@@ -71,18 +93,34 @@ class Objective(Protocol):
         """How many units the sample has; padding is left out."""
         ...
 
-    def heads(self, model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
+    def target_length(self) -> int:
+        """Tokens that a decoder writes for a sample, padding included; 0 where none reads what another wrote."""
+        return 0
+
+    def heads(self, model: ModelT, layers: Layers) -> dict[str, nn.Module]:
         """What this objective puts on top of the model, by the attribute's name; weights still empty."""
         ...
 
-    def loss(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The sum over the batch of every term and metric, fp32 scalars."""
+    def loss(self, model: ModelT, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sum over the batch of every term (with a gradient) and metric, fp32 scalars."""
         ...
 
-    def flops_per_unit(self, model: Any) -> float:
+    def flops_per_unit(self, model: ModelT) -> float:
         """Forward and backward FLOPs of one unit."""
         ...
 
-    def for_evaluation(self) -> Objective:
+    def for_evaluation(self) -> Self:
         """The same objective without augmentation."""
+        return self
+
+    def describe(self, sample: Sample) -> str:
+        """A sample as text: what the model sees and what it has to predict."""
+        ...
+
+    def picture(self, sample: Sample) -> Image.Image | None:
+        """A sample as the model sees it; None where a sample is text."""
+        return None
+
+    def demonstrate(self, model: ModelT, demonstration: Demonstration) -> str:
+        """What the model does, on samples of the validation split, as text. May write pictures and names them."""
         ...

@@ -6,7 +6,7 @@ rate falls per layer from the top (1.0: off).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 
@@ -26,11 +26,6 @@ class AdamWConfig:
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
     layer_decay: LayerDecay = 1.0
-
-    def build(self) -> Any:
-        from pretraining.optim.adamw import AdamW
-
-        return AdamW(self)
 
 
 @configclass
@@ -57,11 +52,6 @@ class LambConfig:
     def __post_init__(self) -> None:
         if self.trust_clip is not None and self.trust_clip[0] > self.trust_clip[1]:
             raise ValueError(f"trust_clip={list(self.trust_clip)}: the first is to be the smaller one")
-
-    def build(self) -> Any:
-        from pretraining.optim.lamb import Lamb
-
-        return Lamb(self)
 
 
 @configclass
@@ -90,11 +80,6 @@ class AdafactorConfig:
     def __post_init__(self) -> None:
         if self.warmup_init and not self.relative_step:
             raise ValueError("warmup_init=true needs relative_step=true")
-
-    def build(self) -> Any:
-        from pretraining.optim.adafactor import Adafactor
-
-        return Adafactor(self)
 
 
 OptimizerConfig = Annotated[AdamWConfig | LambConfig | AdafactorConfig, pydantic.Field(discriminator="name")]

@@ -7,9 +7,9 @@ box. An unsharded tensor is one fragment: the whole box, the whole range.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 Shape = tuple[int, ...]
 
@@ -84,35 +84,3 @@ def _range_boxes(shape: Shape, start: int, stop: int) -> Iterator[tuple[Shape, S
     if rows:
         yield (row, *(0,) * (len(shape) - 1)), (rows, *shape[1:]), start
         yield from _range_boxes(shape, (row + rows) * inner, stop)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """All tensors that an optimizer updates, in an order that is the same on every rank, and over whom they are split.
-
-    names: the tensors, those that are split over `tensor_group` first: `tensor_split` of them.
-    shapes: their global shapes.
-    data_group: each tensor's flat range is split over these ranks (None: each rank holds it whole).
-    tensor_group: the first `tensor_split` tensors are split over these ranks as well.
-    """
-
-    names: tuple[str, ...]
-    shapes: tuple[Shape, ...]
-    tensor_split: int = 0
-    data_group: Any = None
-    tensor_group: Any = None
-
-    def sum_over_parts(self, statistics: Any, lengths: Sequence[int] | None = None) -> Any:
-        """statistics: [tensors, ...], this rank's part of a sum over each whole tensor -> the sums, in place.
-
-        lengths: statistics is a flat vector instead, in which each tensor has so many elements.
-        A tensor that is replicated over tensor-parallel ranks is counted once.
-        """
-        import torch.distributed as dist
-
-        if self.data_group is not None:
-            dist.all_reduce(statistics, group=self.data_group)
-        if self.tensor_group is not None and self.tensor_split:
-            split = self.tensor_split if lengths is None else sum(lengths[: self.tensor_split])
-            dist.all_reduce(statistics[:split], group=self.tensor_group)
-        return statistics

@@ -7,20 +7,25 @@ whether they are sharded. Same names and, for one seed, same initial weights at 
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pretraining.parallel.fragments import Box
+from pretraining.parallel.marks import split_dim
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Layers(Protocol):
-    """What lies between `enter` and `leave` may be split along the sequence (sequence parallelism)."""
+    """What lies between `scatter_to_sequence_region` and `gather_from_sequence_region` may be split along the sequence
+    (sequence parallelism; Korthikanti et al. 2022, section 4.2.2)."""
 
     size: int  # ranks that share each layer, and which of them this is
     rank: int
-    group: Any
+    group: ProcessGroup | None
 
     def column(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
         """Linear; each rank makes its part of the output features, whole heads first to last."""
@@ -38,28 +43,30 @@ class Layers(Protocol):
         """A parameter split along `dim`."""
         ...
 
-    def enter(self, x: Tensor) -> Tensor:
+    def scatter_to_sequence_region(self, x: Tensor) -> Tensor:
         """x: [batch, length, hidden], before the first block."""
         ...
 
-    def leave(self, x: Tensor) -> Tensor:
+    def gather_from_sequence_region(self, x: Tensor) -> Tensor:
         """After the last block: what follows is computed by every rank alike."""
         ...
 
-    def split(self, module: nn.Module) -> nn.Module:
-        """Tells that `module`, a norm say, is used between `enter` and `leave` with weights that every rank has."""
+    def mark_sequence_parallel(self, module: nn.Module) -> nn.Module:
+        """Marks `module`, a norm for example, as used within the sequence region with weights that every rank has: each
+        rank sees its part of the sequence alone, so that their gradients are summed over the ranks."""
         ...
 
-    def split_random(self, sequence_only: bool = False) -> contextlib.AbstractContextManager:
-        """Where each rank draws random numbers of its own: activations are split by features, or (sequence_only)
-        where they are split along the sequence."""
+    def model_parallel_rng(self, sequence_only: bool = False) -> contextlib.AbstractContextManager:
+        """Within it each rank draws random numbers of its own, since activations are split by features or, with
+        sequence_only, where they are split along the sequence."""
         ...
 
 
 class PlainLayers:
     """torch alone. Weights are left empty: a model initializes all of them by name (models.layers.initialize)."""
 
-    size, rank, group = 1, 0, None
+    size, rank = 1, 0
+    group: ProcessGroup | None = None
 
     def column(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
         return nn.utils.skip_init(nn.Linear, in_features, out_features, bias=bias)
@@ -73,24 +80,24 @@ class PlainLayers:
     def parameter(self, shape: tuple[int, ...], dim: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(shape))
 
-    def enter(self, x: Tensor) -> Tensor:
+    def scatter_to_sequence_region(self, x: Tensor) -> Tensor:
         return x
 
-    def leave(self, x: Tensor) -> Tensor:
+    def gather_from_sequence_region(self, x: Tensor) -> Tensor:
         return x
 
-    def split(self, module: nn.Module) -> nn.Module:
+    def mark_sequence_parallel(self, module: nn.Module) -> nn.Module:
         return module
 
-    def split_random(self, sequence_only: bool = False) -> contextlib.AbstractContextManager:
+    def model_parallel_rng(self, sequence_only: bool = False) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
 
-def box_of(parameter: Any, size: int, rank: int) -> tuple[tuple[int, ...], Box]:
+def box_of(parameter: Tensor, size: int, rank: int) -> tuple[tuple[int, ...], Box]:
     """-> (global shape, the box of it that this rank's `parameter` is), for layers shared by `size` ranks."""
     shape, offset = list(parameter.shape), [0] * parameter.ndim
-    if getattr(parameter, "tensor_model_parallel", False):
-        dim = parameter.partition_dim
+    dim = split_dim(parameter)
+    if dim is not None:
         offset[dim] = rank * shape[dim]
         shape[dim] *= size
     return tuple(shape), Box(tuple(offset), tuple(parameter.shape))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,8 @@ from pretraining.parallel.collectives import (
     ReduceScatterToSequenceRegion,
     ScatterToSequenceRegion,
 )
-from pretraining.parallel.launch import World
+from pretraining.parallel.marks import mark_sequence_parallel, mark_sharded
+from pretraining.parallel.mesh import Axis, Mesh
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it tells at length which CUDA extensions are not there
@@ -56,12 +56,12 @@ class _Embedding(VocabParallelEmbedding):
 
 
 class MegatronLayers:
-    """Layers split over `world.tensor_group`; with sequence_parallel, what lies between `enter` and `leave` is split
-    along the sequence."""
+    """Layers split over the mesh's tensor axis; with sequence_parallel, the sequence region is split along the
+    sequence."""
 
-    def __init__(self, world: World, sequence_parallel: bool) -> None:
-        self.group, self.sequence_parallel = world.tensor_group, sequence_parallel
-        self.size, self.rank = world.tensor_size, world.tensor_rank
+    def __init__(self, mesh: Mesh, sequence_parallel: bool) -> None:
+        self.group, self.sequence_parallel = mesh.group(Axis.TENSOR), sequence_parallel
+        self.size, self.rank = mesh.size(Axis.TENSOR), mesh.rank(Axis.TENSOR)
         self.config = ModelParallelConfig(
             tensor_model_parallel_size=self.size,
             use_cpu_initialization=True,
@@ -93,7 +93,7 @@ class MegatronLayers:
             init_method=_leave_empty,
             tp_group=self.group,
         )
-        return _sharded(self.split(layer, "bias") if bias else layer, weight=1)
+        return _sharded(self.mark_sequence_parallel(layer, "bias") if bias else layer, weight=1)
 
     def embedding(self, num_embeddings: int, features: int) -> nn.Module:
         layer = _Embedding(num_embeddings, features, init_method=_leave_empty, config=self.config, tp_group=self.group)
@@ -106,20 +106,20 @@ class MegatronLayers:
         mark_sharded(parameter, dim)
         return parameter
 
-    def enter(self, x: Tensor) -> Tensor:
+    def scatter_to_sequence_region(self, x: Tensor) -> Tensor:
         return ScatterToSequenceRegion.apply(x, self.group) if self.sequence_parallel else x
 
-    def leave(self, x: Tensor) -> Tensor:
+    def gather_from_sequence_region(self, x: Tensor) -> Tensor:
         return JoinSequenceRegion.apply(x, self.group) if self.sequence_parallel else x
 
-    def split(self, module: nn.Module, *names: str) -> nn.Module:
+    def mark_sequence_parallel(self, module: nn.Module, *names: str) -> nn.Module:
         for name, parameter in module.named_parameters(recurse=False):
             if self.sequence_parallel and (not names or name in names):
-                parameter.sequence_parallel = True  # type: ignore[attr-defined]
+                mark_sequence_parallel(parameter)
         return module
 
     @contextlib.contextmanager
-    def split_random(self, sequence_only: bool = False) -> Iterator[None]:
+    def model_parallel_rng(self, sequence_only: bool = False) -> Iterator[None]:
         if sequence_only and not self.sequence_parallel:
             yield
             return
@@ -140,8 +140,3 @@ def _sharded(layer: nn.Module, **dims: int) -> nn.Module:
         if parameter is not None:
             mark_sharded(parameter, dim)
     return layer
-
-
-def mark_sharded(parameter: Any, dim: int) -> None:
-    """The attributes by which DeepSpeed and megatron-core know a shard of a tensor-parallel parameter."""
-    parameter.tensor_model_parallel, parameter.partition_dim, parameter.partition_stride = True, dim, 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.shards.images import ImageReader
@@ -12,6 +11,7 @@ from data_pipeline.shards.text import ShardReader
 from data_pipeline.stream.stream import Reader
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.config import RunConfig
+from pretraining.objectives.base import SampleSpec
 
 PREDICTED = {"text": "vocab_size", "images": "num_classes"}  # the model's key for the size of its output
 
@@ -19,9 +19,8 @@ PREDICTED = {"text": "vocab_size", "images": "num_classes"}  # the model's key f
 class Prepared:
     """What pretrain-data wrote to `data.path`.
 
-    vocabulary: what samples are written in and labels taken from: the tokenizer, or the names of the classes.
-    outputs: how many there are of these. Raises InputError where files are missing, or where model and objective are
-    for another kind of data.
+    spec: what an objective's samples must fit. outputs: how many tokens or classes a model predicts. Raises InputError
+    where files are missing, or where model and objective are for another kind of data.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -34,12 +33,17 @@ class Prepared:
             )
         check_files(self.manifest)
         self.tokenizer = self._load_tokenizer()
-        self.vocabulary: Any = self.tokenizer or self.manifest.classes
+        self.spec = self._sample_spec(config)
         self.outputs = self.tokenizer.total_size if self.tokenizer else len(self.manifest.classes)
         key = PREDICTED[self.manifest.kind]
         wanted = getattr(config.model, key, None)  # a masked autoencoder has no classes
         if wanted not in (None, self.outputs):
             raise InputError(f"model.{key}={wanted}, data.path={config.data.path} was prepared with {self.outputs}")
+
+    def _sample_spec(self, config: RunConfig) -> SampleSpec:
+        if self.tokenizer is None:
+            return SampleSpec(grid=config.sample_shape, classes=tuple(self.manifest.classes))
+        return SampleSpec(seq_len=config.sample_shape, tokenizer=self.tokenizer)
 
     def _load_tokenizer(self) -> Tokenizer | None:
         described = self.manifest.tokenizer

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
 from data_pipeline.common.fields import to_dict
+from data_pipeline.common.files import write_atomically
+from data_pipeline.common.json_files import read_json_if_there
 from pretraining.config import RunConfig
 from pretraining.run.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
 
@@ -27,10 +29,10 @@ def default_run_dir(config: RunConfig) -> str:
     return f"runs/{datetime.now():%Y%m%d-%H%M%S}-{config.model.name}-{config.objective.name}"
 
 
-def named_run_dir(overrides: Sequence[str]) -> str | None:
+def named_run_dir(overrides: Sequence[str]) -> Path | None:
     """The run_dir that these overrides name, before anything is known to be right."""
     names = [o.removeprefix("run_dir=").strip("'\"") for o in overrides if o.startswith("run_dir=")]
-    return names[-1] if names and names[-1] not in ("", "null") and "$" not in names[-1] else None
+    return Path(names[-1]) if names and names[-1] not in ("", "null") and "$" not in names[-1] else None
 
 
 def find_checkpoint(config: RunConfig, run: Identity) -> Checkpoint | None:
@@ -70,7 +72,7 @@ def _require_no_run(folder: Path) -> None:
 def _require_never_saved(folder: Path) -> None:
     """A run may begin anew before its first checkpoint was whole, never after that."""
     found = checkpoint_folders(folder / "checkpoints")
-    ended_in_order = read_json(folder / VERDICT).get("exit_code") in (EXIT_DONE, EXIT_REQUEUE)
+    ended_in_order = read_json_if_there(folder / VERDICT).get("exit_code") in (EXIT_DONE, EXIT_REQUEUE)
     if found and (len(found) > 1 or ended_in_order or (found[0] / "manifest.json").exists()):
         raise InputError(
             f"{folder / 'checkpoints'}: no whole checkpoint is left among {len(found)}; "
@@ -87,7 +89,7 @@ def check_run_dir(config: RunConfig, run: Identity) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"run_dir={folder} cannot be made: {error}") from error
-    before = read_json(folder / "run.json").get("identity")
+    before = read_json_if_there(folder / "run.json").get("identity")
     if before is not None:
         _refuse_changes(f"run_dir={folder} holds another run; choose another run_dir", before, run)
 
@@ -110,13 +112,13 @@ def write_config(config: RunConfig, run_dir: Path, run: Identity) -> None:
 
     run_dir.mkdir(parents=True, exist_ok=True)
     path, text = run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
-    values = read_json(run_dir / "run.json")
+    values = read_json_if_there(run_dir / "run.json")
     if path.exists() and path.read_bytes() != text.encode():
         _warn_of_schedule(values.get("steps"), config.train.steps)
         number = next(n for n in range(1, 10**6) if not (run_dir / f"config.{n}.yaml").exists())
         os.replace(path, run_dir / f"config.{number}.yaml")
-    write_text(path, text)
-    write_text(run_dir / "run.json", json.dumps({**values, "identity": run, "steps": config.train.steps}))
+    write_atomically(path, text)
+    write_atomically(run_dir / "run.json", json.dumps({**values, "identity": run, "steps": config.train.steps}))
 
 
 def read_run_config(run_dir: Path) -> RunConfig:
@@ -150,26 +152,6 @@ def load_plain_model(config: RunConfig, outputs: int, objective: BringsHeads, ch
         [(Fragment.whole(f"weights.{name}", tuple(p.shape)), p.data) for name, p in model.named_parameters()],
     )
     return model
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """{} where there is no such file. Raises InputError where it holds something else than a JSON object."""
-    if not path.exists():
-        return {}
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return values
-
-
-def write_text(path: Path, text: str) -> None:
-    """Under a temporary name first: nobody ever reads half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _warn_of_schedule(before: int | None, steps: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 PEAK_FLOPS = {  # dense bf16, from the vendors' data sheets
     "H200": 989e12,
     "H100": 989e12,
@@ -21,3 +23,18 @@ def utilization(flops: float, seconds: float, ranks: int, peak: float | None) ->
     rate = flops / seconds / ranks
     found = {"tflops": rate / 1e12}
     return found if peak is None else {**found, "mfu": rate / peak}
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What a run's speed is counted in. unit: tokens or images; flops_per_unit: forward and backward of one.
+    ranks: that share the work of a step. peak: FLOP/s of one rank's device, None where it is not known."""
+
+    unit: str
+    flops_per_unit: float
+    ranks: int
+    peak: float | None
+
+    def utilization(self, units: int, seconds: float) -> dict[str, float]:
+        """units: of one step over all ranks."""
+        return utilization(self.flops_per_unit * units, seconds, self.ranks, self.peak)

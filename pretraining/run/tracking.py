@@ -4,41 +4,57 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import socket
 import sys
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
-from pretraining.run.run_dir import read_json, write_text
+from data_pipeline.common.files import write_atomically
+from data_pipeline.common.json_files import read_json_if_there
+from data_pipeline.common.progress import terminal_bar
+from pretraining.config import TrackingConfig
+from pretraining.run.metrics import METRICS, EvaluationLine, Line, TrainingLine, cut_metrics
 
-Line = dict[str, Any]
+
+class Tracker(contextlib.AbstractContextManager["Tracker"], Protocol):
+    """Where the lines of a run go. An exception that ends its `with` block is a run that failed."""
+
+    def log(self, line: Line) -> None: ...
 
 
-class Tracker:
-    """`log(line)` takes a training line or an evaluation line (see the README for their keys)."""
+class RunTracker(Tracker):
+    """metrics.jsonl in the run's folder, W&B, and the progress that a user watches."""
 
-    def __init__(self, config: Any, run_dir: Path, start_step: int | None, total_steps: int, settings: Line) -> None:
-        """start_step: of the checkpoint that the run goes on from; None: from the beginning."""
-        self.path = run_dir / "metrics.jsonl"
-        cut_metrics(self.path, start_step)
-        self.file = self.path.open("a")
+    def __init__(
+        self,
+        config: TrackingConfig,
+        run_dir: Path,
+        start_step: int | None,
+        total_steps: int,
+        settings: Mapping[str, object],
+    ) -> None:
+        """start_step: of the checkpoint that the run goes on from; None: from the beginning. settings: what W&B shows
+        as the run's config."""
+        path = run_dir / METRICS
+        cut_metrics(path, start_step)
+        self.file = path.open("a")
         self.wandb = start_wandb(config, run_dir, settings)
-        self.progress = Progress(start_step or 0, total_steps)
+        self.progress = StepProgress(start_step or 0, total_steps)
 
     def log(self, line: Line) -> None:
-        self.file.write(json.dumps(line, allow_nan=False) + "\n")
+        values = line.as_json()
+        self.file.write(json.dumps(values, allow_nan=False) + "\n")
         self.file.flush()
         if self.wandb is not None:
-            kind = "valid" if "valid_loss" in line else "train"
-            self.wandb.log({f"{kind}/{key}": value for key, value in line.items()})
+            kind = "valid" if isinstance(line, EvaluationLine) else "train"
+            self.wandb.log({f"{kind}/{key}": value for key, value in values.items()})
         self.progress.show(line)
-
-    def __enter__(self) -> Tracker:
-        return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         self.progress.close()
@@ -47,59 +63,50 @@ class Tracker:
             self.wandb.finish(exit_code=0 if failure is None else 1)
 
 
-class NullTracker(contextlib.nullcontext):
+class NullTracker(Tracker):
     """What the other ranks have."""
-
-    def __enter__(self) -> NullTracker:
-        return self
 
     def log(self, line: Line) -> None: ...
 
+    def __exit__(self, *_: object) -> None: ...
 
-class Progress:
-    """A bar on a terminal, plain lines elsewhere."""
+
+class StepProgress:
+    """How far along a run is: a bar on a terminal, the lines that are logged elsewhere."""
 
     def __init__(self, start_step: int, total_steps: int) -> None:
-        from tqdm import tqdm
-
         self.total = total_steps
-        self.bar = (
-            tqdm(initial=start_step, total=total_steps, unit="step", dynamic_ncols=True)
-            if sys.stderr.isatty()
-            else None
-        )
+        self.bar = terminal_bar(initial=start_step, total=total_steps, unit="step", dynamic_ncols=True)
 
     def show(self, line: Line) -> None:
-        text = f"step {line['step']}/{self.total}  " + "  ".join(_shown(line, self.total))
-        if self.bar is None:
-            print(text, flush=True)
-        elif "valid_loss" in line:
-            self.bar.write(text)
+        begin = f"step {line.step}/{self.total}  "
+        if isinstance(line, EvaluationLine):
+            text = begin + "  ".join(_evaluated(line))
+            print(text, flush=True) if self.bar is None else self.bar.write(text)
+        elif self.bar is None:
+            left = _clock((self.total - line.step) * line.step_seconds)
+            print(begin + "  ".join([*_trained(line), f"{left} left"]), flush=True)
         else:
-            self.bar.set_postfix_str("  ".join(_shown(line, None)), refresh=False)
-            self.bar.update(line["step"] - self.bar.n)
+            self.bar.set_postfix_str("  ".join(_trained(line)), refresh=False)
+            self.bar.update(line.step - self.bar.n)
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
 
 
-def _shown(line: Line, total: int | None) -> list[str]:
-    if "valid_loss" in line:
-        accuracy = [f"accuracy {line['valid_accuracy']:.1%}"] if "valid_accuracy" in line else []
-        loss = "not finite" if line["valid_loss"] is None else f"{line['valid_loss']:.4f}"
-        return [f"valid_loss {loss}", *accuracy]
-    loss = "not finite, skipped" if line["loss"] is None else f"{line['loss']:.4f}"
-    shown = [f"loss {loss}", f"lr {line['lr']:.2e}", f"{_rate(line)}"]
-    if total is not None:
-        shown.append(f"{_clock((total - line['step']) * line['step_seconds'])} left")
-    return shown
+def _evaluated(line: EvaluationLine) -> list[str]:
+    accuracy = [f"accuracy {line.parts['accuracy']:.1%}"] if "accuracy" in line.parts else []
+    return [f"valid_loss {_loss(line.loss)}", *accuracy]
 
 
-def _rate(line: Line) -> str:
-    if "images_per_second" in line:
-        return f"{line['images_per_second']:,.0f} images/s"
-    return f"{line['tokens_per_second']:,.0f} tokens/s"
+def _trained(line: TrainingLine) -> list[str]:
+    loss = _loss(line.loss) + (", skipped" if line.skipped else "")
+    return [f"loss {loss}", f"lr {line.lr:.2e}", f"{line.units_per_second:,.0f} {line.unit}/s"]
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else "not finite"
 
 
 def _clock(seconds: float) -> str:
@@ -108,33 +115,13 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def cut_metrics(path: Path, step: int | None) -> None:
-    """Drops torn lines and those beyond `step`, the checkpoint that the run continues from (None: all)."""
-    if path.exists():
-        kept = [line for line in read_metrics(path) if step is not None and line["step"] <= step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def read_metrics(path: Path) -> list[Line]:
-    """All whole lines."""
-    lines = []
-    for text in path.read_text(errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:  # torn: the process was killed while writing it
-            continue
-        if isinstance(line, dict) and "step" in line:
-            lines.append(line)
-    return lines
-
-
-def start_wandb(config: Any, run_dir: Path, settings: Line) -> Any:
+def start_wandb(config: TrackingConfig, run_dir: Path, settings: Mapping[str, object]) -> Any:
     """A W&B run, or None where disabled. The id is kept in run.json, so that a resume continues the same run."""
     if config.wandb == "disabled":
         return None
-    values = read_json(run_dir / "run.json")
+    values = read_json_if_there(run_dir / "run.json")
     values.setdefault("wandb_id", secrets.token_hex(4))
-    write_text(run_dir / "run.json", json.dumps(values))
+    write_atomically(run_dir / "run.json", json.dumps(values))
     options = {
         "project": config.project,
         "name": config.run_name or run_dir.name,
@@ -152,7 +139,7 @@ def start_wandb(config: Any, run_dir: Path, settings: Line) -> Any:
     return run
 
 
-def _init_wandb(mode: Any, options: Line) -> Any:
+def _init_wandb(mode: Literal["online", "offline"], options: dict[str, Any]) -> Any:
     """Falls back to offline within 30 s where the server cannot be reached."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own telemetry waits for a silent server at exit
     import wandb
@@ -186,26 +173,3 @@ def _unreachable(url: str, timeout_seconds: float = 5.0) -> OSError | None:
     except OSError as error:
         return error
     return None
-
-
-def draw_losses(run_dir: Path) -> Path:
-    """run_dir/loss.png: training and validation loss over the steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    lines = read_metrics(run_dir / "metrics.jsonl")
-    train = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
-    valid = [(line["step"], line["valid_loss"]) for line in lines if line.get("valid_loss") is not None]
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for points, label, style in ((train, "training", "-"), (valid, "validation", "o-")):
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.2)
-    axes.set(xlabel="step", ylabel="loss", title=run_dir.name)
-    axes.grid(alpha=0.3)
-    if train or valid:
-        axes.legend()
-    figure.savefig(run_dir / "loss.png", dpi=120)
-    pyplot.close(figure)
-    return run_dir / "loss.png"

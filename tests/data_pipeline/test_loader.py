@@ -9,14 +9,16 @@ from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.shards.text import ShardReader
 from data_pipeline.stream.stream import Position, Stream
 from data_pipeline.tokenizers.tokenizer import Tokenizer
-from pretraining.objectives.text.causal_lm import CausalLMConfig
+from pretraining.objectives.base import SampleSpec
+from pretraining.objectives.text.causal_lm import CausalLM, CausalLMConfig
 
 STEPS = 6
 
 
 @pytest.fixture(scope="module")
 def maker(corpus):
-    return CausalLMConfig("causal_lm").build(Tokenizer.load(corpus / "tokenizer"), 32)
+    spec = SampleSpec(seq_len=32, tokenizer=Tokenizer.load(corpus / "tokenizer"))
+    return CausalLM(CausalLMConfig("causal_lm"), spec)
 
 
 def stream(corpus, maker):
@@ -74,10 +76,11 @@ def test_arrays_of_any_type_and_size_leave_a_worker_in_one_tensor():
 
 def test_a_fault_in_a_worker_arrives_as_an_item(corpus, maker):
     class Broken(type(maker)):
-        def corrupt(self, pieces, rng):
+        def corrupt(self, segments, rng):
             raise InputError("shard 3 is damaged")
 
-    broken = Broken(maker.config, Tokenizer.load(corpus / "tokenizer"), 32)
+    spec = SampleSpec(seq_len=32, tokenizer=Tokenizer.load(corpus / "tokenizer"))
+    broken = Broken(maker.config, spec)
     item, _ = next(load(stream(corpus, broken), broken, RankSlice(4, 4), Position(), 1))
     assert item == Fault("shard 3 is damaged")
 

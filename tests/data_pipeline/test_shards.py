@@ -37,7 +37,7 @@ def write(root: Path, train: list[TokenizedDocument], first: int = 0, shard_byte
     with ShardWriter(root, "valid", 100, shard_bytes) as writer:
         writer.add(train[0])
     splits = {split: describe_split(root, split) for split in ("train", "valid")}
-    save_manifest(Manifest(root, "text", TokenizerInfo("f", 300, 406), 1, 0.01, splits))
+    save_manifest(Manifest(str(root), "text", TokenizerInfo("f", 300, 406), 1, 0.01, splits))
     return load_manifest(root)
 
 
@@ -143,8 +143,8 @@ def test_manifest_that_is_missing_broken_or_newer(tmp_path: Path) -> None:
         load_manifest(tmp_path)
     file = tmp_path / "manifest.json"
     for content, message in (
-        ("{", "cannot be read"),
-        ("[]", "format None"),
+        ("{", "is not JSON"),
+        ("[]", "not a JSON object"),
         ('{"format": 2}', "format 2"),
         ('{"format": 1}', "broken"),
         ('{"format": 1, "splits": 3}', "broken"),

@@ -110,7 +110,7 @@ def test_saved_folder_is_loaded_and_a_changed_one_refused(trained: Tokenizer, tm
     assert loaded.fingerprint == trained.fingerprint
     assert loaded.encode(HARD[-4]) == trained.encode(HARD[-4])
     for path in ("tokenizer", "tokenizer/tokenizer.model"):
-        assert Tokenizer.ready(str(tmp_path / path)).fingerprint == trained.fingerprint
+        assert Tokenizer.from_file(str(tmp_path / path)).fingerprint == trained.fingerprint
     Tokenizer.train(PROSE, "bpe", 410).save(tmp_path / "other")
     (tmp_path / "other/tokenizer.model").replace(tmp_path / "tokenizer/tokenizer.model")
     with pytest.raises(InputError, match="not the one"):
@@ -131,20 +131,20 @@ def test_vocabulary_that_the_corpus_does_not_support(model_type: str) -> None:
 
 def test_character_model() -> None:
     text = "".join(HARD)
-    tokenizer = Tokenizer.of_characters(Counter(text), 200)
+    tokenizer = Tokenizer.from_characters(Counter(text), 200)
     assert tokenizer.vocab_size <= 200
     assert all(tokenizer.decode(tokenizer.encode(t)) == t for t in HARD)
     with pytest.raises(InputError, match=r"'ß' \(U\+00DF\)"):
         tokenizer.encode("Straße")
     with pytest.raises(InputError, match=r"uncovered: .*vocab_size=\d+ covers all"):
-        Tokenizer.of_characters(Counter(text), 20)
-    assert Tokenizer.of_characters(Counter("aaab"), 8).vocab_size <= 8
+        Tokenizer.from_characters(Counter(text), 20)
+    assert Tokenizer.from_characters(Counter("aaab"), 8).vocab_size <= 8
 
 
 @settings(max_examples=50, deadline=None)
 @given(anything.filter(len))
 def test_character_model_gives_any_text_back(text: str) -> None:
-    tokenizer = Tokenizer.of_characters(Counter(text), 1000)
+    tokenizer = Tokenizer.from_characters(Counter(text), 1000)
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -160,7 +160,7 @@ def test_ready_sentencepiece_model(tmp_path: Path) -> None:
         minloglevel=2,
         hard_vocab_limit=False,
     )
-    tokenizer = Tokenizer.ready(str(tmp_path / "ready.model"))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "ready.model"))
     size = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "ready.model")).get_piece_size()
     assert (tokenizer.unk, tokenizer.bos, tokenizer.eos, tokenizer.pad) == (0, 1, 2, size)
     assert tokenizer.vocab_size == size + 1 and tokenizer.mask == size + 1
@@ -185,7 +185,7 @@ def test_ready_hugging_face_tokenizer(tmp_path: Path) -> None:
         ),
     )
     fast.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = Tokenizer.ready(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     size = fast.get_vocab_size()
     assert (tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.unk) == (0, 0, size, size + 1)
     text = "The fox. A dog<|endoftext|>\n 😀中"
@@ -208,9 +208,9 @@ def test_ready_hugging_face_tokenizer(tmp_path: Path) -> None:
 def test_broken_ready_tokenizer(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
-        Tokenizer.ready(str(tmp_path / name))
+        Tokenizer.from_file(str(tmp_path / name))
     with pytest.raises(InputError, match="No such file"):
-        Tokenizer.ready(str(tmp_path / "missing.model"))
+        Tokenizer.from_file(str(tmp_path / "missing.model"))
 
 
 def test_newer_folder_is_refused(tmp_path: Path) -> None:

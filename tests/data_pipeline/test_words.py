@@ -15,8 +15,8 @@ def words_of(tokenizer, text):
 
 def test_pieces():
     """A blank or a sign begins a word, and so does what follows a sign; letters and parts of characters join."""
-    surfaces = [b"", b" the", b"cat", b",", b"_x", b"\n", "é".encode(), b"\xc3", "中".encode(), b"f("]
-    pieces = word_pieces(surfaces, 12)
+    token_bytes = [b"", b" the", b"cat", b",", b"_x", b"\n", "é".encode(), b"\xc3", "中".encode(), b"f("]
+    pieces = word_pieces(token_bytes, 12)
     assert pieces.begins.tolist() == [True, True, False, True, False, True, False, False, True, False, True, True]
     assert pieces.ends.tolist() == [True, False, False, True, False, True, False, False, True, True, True, True]
     tokens = np.array([2, 1, 2, 4, 3, 2, 7, 8, 2, 9, 2, 11, 2])
@@ -45,8 +45,8 @@ def test_hugging_face_tokenizers(kind, tmp_path):
         trainer = trainers.WordPieceTrainer(vocab_size=60, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(TEXT, trainer)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    ours = Tokenizer.ready(str(tmp_path / "tokenizer.json"))
+    ours = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert words_of(ours, "the other cat, said") == ["the", "other", "cat", ",", "said"]
     own = [tokenizer.token_to_id(token) for token in special]
-    assert not ours.ordinary[own].any() and not ours.ordinary[[ours.mask, ours.cls, ours.bos]].any()
-    assert ours.ordinary.sum() == tokenizer.get_vocab_size() - len(special)
+    assert not ours.is_text[own].any() and not ours.is_text[[ours.mask, ours.cls, ours.bos]].any()
+    assert ours.is_text.sum() == tokenizer.get_vocab_size() - len(special)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.parallel.fragments import Layout
+from pretraining.parallel.layout import Layout
 from tests.distributed.parity import LOSS_BOUND, WEIGHT_BOUND, compare, difference, overrides, prepare_data
 from tests.helpers import run_world, train_alone, train_in_world
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretraining.build import build, read_inputs
 from pretraining.config import load_config
-from pretraining.parallel.launch import Launch, start_world
+from pretraining.parallel.launch import Launch
+from pretraining.parallel.world import start_world
 from pretraining.run.checkpoint import newest_checkpoint
 from pretraining.run.faults import StopRequest
-from pretraining.train import Inputs, build
 from tests.helpers import TINY, finished_weights, metrics, run_world, train_alone, train_in_world
 
 LAYOUTS = {"ddp": [], **{f"zero{s}": ["engine=deepspeed", f"engine.zero_stage={s}"] for s in range(4)}}
@@ -34,15 +35,15 @@ def overrides(corpus, run_dir, *more):
 
 def trainer_of(world, *overrides):
     config = load_config(list(overrides))
-    return build(config, Inputs(config), world, Path(config.run_dir), StopRequest())
+    return build(config, read_inputs(config), world, Path(config.run_dir), StopRequest())
 
 
 def train_with_a_bad_step(world, *overrides):
     """The losses of step 2 are infinite."""
     trainer = trainer_of(world, *overrides)
-    forward = trainer.engine.forward
-    trainer.engine.forward = lambda batch: {
-        term: loss * (math.inf if trainer.step == 1 else 1.0) for term, loss in forward(batch).items()
+    loss = trainer.objective.loss
+    trainer.objective.loss = lambda model, batch: {
+        term: value * (math.inf if trainer.step == 1 else 1.0) for term, value in loss(model, batch).items()
     }
     trainer.fit()
 
@@ -130,10 +131,31 @@ def test_a_step_that_is_not_finite_is_skipped_and_told(runs, layout):
     assert updates == finished_weights(runs / "one-bad")["optimizer.updates"] == 3
 
 
+def count_reductions(world, *overrides):
+    """-> by step, how often DDP reduced a whole round of buckets."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    trainer = trainer_of(world, *overrides)
+    rounds = dict.fromkeys(range(1, STEPS + 1), 0)
+
+    def hook(group, bucket):
+        rounds[trainer.step + 1] += bucket.is_last()
+        return allreduce_hook(group, bucket)
+
+    trainer.engine.distributed.register_comm_hook(None, hook)
+    trainer.fit()
+    return rounds
+
+
+def test_ddp_reduces_once_a_step_however_many_micro_batches(corpus, tmp_path):
+    of_four = overrides(corpus, tmp_path / "r", "train.micro_batch_size=1")  # 8 sequences over 2 ranks
+    assert run_world(2, count_reductions, *of_four) == [dict.fromkeys(range(1, STEPS + 1), 1)] * 2
+
+
 def test_the_reference_hands_layer_decay_on(corpus, tmp_path):
     """The others are compared with it."""
     engine = trainer_of(start_world(Launch()), *overrides(corpus, tmp_path / "r")).engine
-    scales = {piece.fragment.name: piece.settings.lr_scale for piece in engine.optimizer.pieces}
+    scales = {shard.fragment.name: shard.settings.lr_scale for shard in engine.optimizer.shards}
     assert [
         scales[name]
         for name in ("token_embedding.weight", "blocks.0.mlp.up.weight", "blocks.1.mlp.up.weight", "final_norm.weight")

@@ -15,35 +15,40 @@ from tests.helpers import prepare
 # documents: more training shards than the 16 that the stream shuffles blocks among.
 TEXT = (
     "corpus=text",
-    "tokenizer.model_type=bpe",
-    "tokenizer.vocab_size=400",
     "valid_fraction=0.1",
     "block_tokens=600",
     "shard_bytes=12000",
+    "tokenizer.model_type=bpe",
+    "tokenizer.vocab_size=400",
 )
 IMAGES = ("corpus=images", "valid_fraction=0.1", "shard_bytes=400000")
+FEW_SHARDS = ("shard_bytes=1000000",)
+PREPARED = {  # name -> (source, overrides)
+    "images": ("images", IMAGES),
+    "images, from a list": ("images.csv", (*IMAGES, *FEW_SHARDS, "seed=2")),
+    "text": ("text", TEXT),
+    "text, char tokenizer": ("text", (*TEXT, *FEW_SHARDS, "tokenizer.model_type=char")),
+    "text, unigram tokenizer": ("text", (*TEXT, *FEW_SHARDS, "tokenizer.model_type=unigram")),
+}
 
 
-def prepare_text(folder: Path) -> Path:
-    """-> the prepared folder."""
+def write_sources(folder: Path) -> None:
+    """The raw files."""
     _write_text(folder / "text")
-    return _prepare(folder / "text", folder / "text_data", TEXT)
-
-
-def prepare_images(folder: Path) -> Path:
-    """-> the prepared folder."""
     _write_images(folder / "images")
-    return _prepare(folder / "images", folder / "image_data", IMAGES)
 
 
-def _prepare(source: Path, output: Path, settings: tuple[str, ...]) -> Path:
-    assert prepare(*settings, f"corpus.inputs=[{source}]", f"output={output}", "num_workers=0", "seed=1") == 0
+def prepare_case(name: str, sources: Path, output: Path) -> Path:
+    """`pretrain-data` as PREPARED says -> output."""
+    source, overrides = PREPARED[name]
+    inputs = f"corpus.inputs=[{sources / source}]"
+    assert prepare("seed=1", *overrides, inputs, f"output={output}", "num_workers=0") == 0
     return output
 
 
 def _write_text(folder: Path) -> None:
     """360 documents: most are lines of a .jsonl file, some are .txt files."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     rng = np.random.default_rng(20)
     words = _words(rng, 300)
     documents = [_document(words, rng) for _ in range(360)]
@@ -68,13 +73,16 @@ def _document(words: list[str], rng: np.random.Generator) -> str:
 
 
 def _write_images(folder: Path) -> None:
-    """1000 of four classes, none square: a disc or a bar, of some color, upon a gradient."""
+    """1000 of four classes, none square: a disc or a bar, of some color, upon a gradient. And a list of the last 90."""
     rng = np.random.default_rng(21)
+    lines = ["file,label"]
     for number in range(1000):
         label = number % 4
         path = folder / f"class_{label}" / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_png(_picture(label, rng)))
+        lines.append(f"{path.relative_to(folder.parent)},label {number % 3}")
+    (folder.parent / "images.csv").write_text("\n".join([lines[0], *lines[-90:], ""]))
 
 
 def _picture(label: int, rng: np.random.Generator) -> np.ndarray:

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 
 from pretraining.train import pretrain
-from tests.golden.corpora import prepare_images, prepare_text
+from tests.golden.corpora import prepare_case, write_sources
 
 SHAPE = (
     "model.hidden_size=32",
@@ -41,15 +41,19 @@ IMAGES = (
 
 @dataclass(frozen=True)
 class Data:
-    """The prepared folders of one session, and where its runs go."""
+    """The raw files and the prepared folders of one session, and where its runs go."""
 
+    sources: Path
     text: Path
     images: Path
     runs: Path
 
     @classmethod
     def make(cls, folder: Path) -> Data:
-        return cls(prepare_text(folder), prepare_images(folder), folder / "runs")
+        sources = folder / "sources"
+        write_sources(sources)
+        text, images = (prepare_case(name, sources, folder / name) for name in ("text", "images"))
+        return cls(sources, text, images, folder / "runs")
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,24 @@ class Case:
     kind: str
     overrides: tuple[str, ...]
 
-    def run(self, data: Data, *more: str) -> list[dict[str, Any]]:
-        """-> the lines of metrics.jsonl."""
+    def command_line(self, data: Data, run_dir: str) -> list[str]:
+        """The overrides of the whole run."""
         path, common = (data.text, TEXT) if self.kind == "text" else (data.images, IMAGES)
+        return [*common, *self.overrides, f"data.path={path}", f"run_dir={run_dir}"]
+
+    def run(self, data: Data) -> list[dict[str, Any]]:
+        """-> the lines of metrics.jsonl."""
         data.runs.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=data.runs) as run_dir, _one_cpu_thread(), _signal_handlers_kept():
-            code = pretrain([*common, *self.overrides, f"data.path={path}", f"run_dir={run_dir}", *more])
+        with tempfile.TemporaryDirectory(dir=data.runs) as run_dir:
+            with _one_cpu_thread(), _signal_handlers_kept():
+                code = pretrain(self.command_line(data, run_dir))
             assert code == 0, f"pretrain ended with {code}"
-            return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+            return read_metrics(run_dir)
+
+
+def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
 
 
 @contextlib.contextmanager

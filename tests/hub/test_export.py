@@ -250,7 +250,7 @@ def test_a_checkpoint_outside_its_run_is_refused(tmp_path):
 @pytest.mark.parametrize("model_type", ["bpe", "unigram", "char"])
 def test_the_exported_tokenizer_is_ours(model_type, tmp_path):
     if model_type == "char":
-        tokenizer = Tokenizer.of_characters(dict.fromkeys(TEXT, 1), 400)
+        tokenizer = Tokenizer.from_characters(dict.fromkeys(TEXT, 1), 400)
     else:
         tokenizer = Tokenizer.train([TEXT * 30 + "=====  ----\n      aaaa\n\n\n" * 20], model_type, 305)
     made = convert(tokenizer)

@@ -197,7 +197,7 @@ def test_a_sentencepiece_model_is_the_tokenizer_json_that_was_made_of_it(tmp_pat
         hard_vocab_limit=False,
         **options,
     )
-    tokenizer = Tokenizer.ready(str(tmp_path / "spiece.model"))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "spiece.model"))
     config = GPTConfig(name="gpt", **SHAPE)
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2, vocab_size=200)).save_pretrained(tmp_path)
     convert(tokenizer).save(str(tmp_path / "tokenizer.json"))

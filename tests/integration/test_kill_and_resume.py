@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pretraining.run.run_dir import read_json
+from data_pipeline.common.json_files import read_json
 from tests.helpers import ROOT, TINY, free_port, metrics
 
 STEPS = 40

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.run.run_dir import read_json
+from data_pipeline.common.json_files import read_json
 from tests.helpers import TINY, free_port, metrics, run_process, start_ranks
 
 BIN = Path(sys.executable).parent

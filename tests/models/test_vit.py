@@ -143,7 +143,8 @@ def test_mean_pooling_has_no_class_token_and_no_counterpart() -> None:
 def test_mae_loss_equals_that_of_transformers(tmp_path: Path) -> None:
     from transformers import ViTMAEForPreTraining
 
-    from pretraining.objectives.image.masked_image import MaskedImageConfig
+    from pretraining.objectives.base import SampleSpec
+    from pretraining.objectives.image.masked_image import MaskedImage, MaskedImageConfig
 
     config = SMALL_MAE
     model = randomized(build(config, 0))
@@ -152,7 +153,8 @@ def test_mae_loss_equals_that_of_transformers(tmp_path: Path) -> None:
     noise = torch.rand(4, 9)
     for normalized in (True, False):
         theirs = ViTMAEForPreTraining.from_pretrained(tmp_path, dtype=torch.float32, norm_pix_loss=normalized).eval()
-        objective = MaskedImageConfig(name="masked_image", norm_pix_loss=normalized).build((), config.grid)
+        objective_config = MaskedImageConfig(name="masked_image", norm_pix_loss=normalized)
+        objective = MaskedImage(objective_config, SampleSpec(grid=config.grid))
         visible = noise.argsort(1)[:, : objective.kept].sort(1).values
         loss = objective.loss(model, {"images": images, "visible": visible})["masked_image"]
         loss = loss / (4 * (9 - objective.kept))

@@ -3,8 +3,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from pretraining.labels import IGNORED
 from pretraining.models.gpt.config import GPTConfig
-from pretraining.objectives.text.causal_lm import IGNORED, CausalLMConfig
+from pretraining.objectives.base import SampleSpec
+from pretraining.objectives.text.causal_lm import CausalLM, CausalLMConfig
 from tests.building import build
 
 TOKENIZER = SimpleNamespace(pad=0, bos=1, eos=2, fim_prefix=50, fim_middle=51, fim_suffix=52)
@@ -12,7 +14,7 @@ RNG = np.random.default_rng(0)
 
 
 def objective(length=8, **options):
-    return CausalLMConfig("causal_lm", **options).build(TOKENIZER, length)
+    return CausalLM(CausalLMConfig("causal_lm", **options), SampleSpec(seq_len=length, tokenizer=TOKENIZER))
 
 
 def test_worked_example():
@@ -24,7 +26,7 @@ def test_worked_example():
     assert sample["documents"].tolist() == [0, 0, 0, 0, 1, 1]
     batch = objective().collate([sample])
     assert batch["tokens"][0, 6:].tolist() == [0, 0] and batch["labels"][0, 6:].tolist() == [IGNORED] * 2
-    assert objective().counts([sample, sample]) == {"causal_lm": 10} and objective().tokens(sample) == 6
+    assert objective().counts([sample, sample]) == {"causal_lm": 10} and objective().size(sample) == 6
 
 
 def test_packed_documents_are_as_if_alone():

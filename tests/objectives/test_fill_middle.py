@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.tokenizers.tokenizer import Tokenizer
-from pretraining.objectives.text.causal_lm import CausalLMConfig, fill_middle
+from pretraining.objectives.base import SampleSpec
+from pretraining.objectives.text.causal_lm import CausalLM, CausalLMConfig, fill_middle
 
 MARKS = (900, 901, 902)  # prefix, suffix, middle
 
@@ -28,7 +29,8 @@ def tokenizer():
 
 
 def corrupt(tokenizer, rate, pieces, seed):
-    objective = CausalLMConfig(name="causal_lm", fim_rate=rate).build(tokenizer, 128)
+    config = CausalLMConfig(name="causal_lm", fim_rate=rate)
+    objective = CausalLM(config, SampleSpec(seq_len=128, tokenizer=tokenizer))
     return objective.corrupt(pieces, np.random.default_rng(seed))
 
 
@@ -56,5 +58,6 @@ def test_the_parts_make_the_document_without_its_last_tokens(tokenizer):
 
 def test_without_a_rate_the_generator_is_not_touched(tokenizer):
     rng = np.random.default_rng(0)
-    CausalLMConfig(name="causal_lm").build(tokenizer, 128).corrupt([np.arange(10, 50)], rng)
+    spec = SampleSpec(seq_len=128, tokenizer=tokenizer)
+    CausalLM(CausalLMConfig(name="causal_lm"), spec).corrupt([np.arange(10, 50)], rng)
     assert rng.random() == np.random.default_rng(0).random()

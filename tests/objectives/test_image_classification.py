@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from data_pipeline.shards.images import EncodedImage
-from pretraining.models.vision import PatchGrid
+from pretraining.objectives.base import Demonstration, SampleSpec
 from pretraining.objectives.image.augmentation import (
     OPERATIONS,
     center_crop,
@@ -24,7 +24,7 @@ from pretraining.objectives.image.augmentation import (
 )
 from pretraining.objectives.image.classification import ImageClassification, ImageClassificationConfig
 from pretraining.objectives.image.views import picture_grid
-from pretraining.objectives.samples import Demonstration
+from pretraining.patches import PatchGrid
 from tests.helpers import command, metrics, train_alone
 from tests.images import png
 
@@ -62,7 +62,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def objective(**options: Any) -> ImageClassification:
     config = ImageClassificationConfig(name="image_classification", mean=[0.0] * 3, std=[1.0] * 3, **options)
-    return config.build(("cat", "dog", "owl"), PatchGrid(8, 4))
+    return ImageClassification(config, SampleSpec(grid=PatchGrid(8, 4), classes=("cat", "dog", "owl")))
 
 
 class Scores(torch.nn.Module):
@@ -208,16 +208,16 @@ def test_normalisation_by_hand() -> None:
     config = ImageClassificationConfig(name="image_classification", mean=[0.5, 0.25, 0.0], std=[0.5, 0.25, 1.0])
     images = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
     assert torch.allclose(config.normalize(images).flatten(), torch.tensor([1.0, 3.0, 1.0]))
-    assert config.visible(config.normalize(images)[0]).flatten().tolist() == [255, 255, 255]
+    assert config.denormalize(config.normalize(images)[0]).flatten().tolist() == [255, 255, 255]
 
 
 @pytest.mark.parametrize(
     "override, right",
     [
-        ("crop_scale=[0.9,0.1]", "the smaller bound stands first"),
+        ("crop_scale=[0.9,0.1]", "the smaller bound comes first"),
         ("crop_scale=[5,9]", "less than or equal to 1"),
         ("crop_scale=[0,1]", "greater than 0"),
-        ("crop_ratio=[2,1]", "the smaller bound stands first"),
+        ("crop_ratio=[2,1]", "the smaller bound comes first"),
         ("std=[0,1,1]", "greater than 0"),
     ],
 )
@@ -232,7 +232,7 @@ def test_views_that_cannot_be_are_told_by_their_key(
 def test_demonstration_names_labels_and_draws_them(tmp_path: Path) -> None:
     maker = objective()
     samples = [maker.for_evaluation().corrupt([EncodedImage(png(noise(8, 8)), 1, "x")], rng())]
-    text = maker.demonstrate(Scores([0.0, 9.0, 0.0]), Demonstration(None, samples, tmp_path, 1))
+    text = maker.demonstrate(Scores([0.0, 9.0, 0.0]), Demonstration(samples, tmp_path, 1))
     assert "predicted dog (100%), is dog" in text
     with Image.open(tmp_path / "predictions.png") as picture:
         assert picture.width >= 96

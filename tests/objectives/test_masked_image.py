@@ -12,10 +12,9 @@ from PIL import Image
 from data_pipeline.common.errors import InputError
 from data_pipeline.shards.images import EncodedImage
 from pretraining.models.mae.config import MAEConfig
-from pretraining.models.vision import PatchGrid
+from pretraining.objectives.base import Demonstration, SampleSpec
 from pretraining.objectives.image.masked_image import MaskedImage, MaskedImageConfig
-from pretraining.objectives.samples import Demonstration
-from pretraining.patches import patchify, unpatchify
+from pretraining.patches import PatchGrid, patchify, unpatchify
 from tests.building import build
 from tests.helpers import metrics, train_alone
 from tests.images import png, prepare_images, write_digits
@@ -36,7 +35,8 @@ MODEL = MAEConfig(
 
 
 def objective(**options: float) -> MaskedImage:
-    return MaskedImageConfig(name="masked_image", mean=[0.0] * 3, std=[1.0] * 3, **options).build((), GRID)
+    config = MaskedImageConfig(name="masked_image", mean=[0.0] * 3, std=[1.0] * 3, **options)
+    return MaskedImage(config, SampleSpec(grid=GRID))
 
 
 def encoded(seed: int = 0) -> EncodedImage:
@@ -114,7 +114,7 @@ def test_only_masked_patches_are_counted() -> None:
 def test_demonstration_keeps_the_visible_patches(normalized: bool, tmp_path: Path) -> None:
     maker, net = objective(norm_pix_loss=normalized), model()
     samples = [maker.for_evaluation().corrupt([encoded(i)], np.random.default_rng(i)) for i in range(2)]
-    text = maker.demonstrate(net, Demonstration(None, samples, tmp_path, 1))
+    text = maker.demonstrate(net, Demonstration(samples, tmp_path, 1))
     assert "reconstruction.png" in text
     with Image.open(tmp_path / "reconstruction.png") as picture:
         assert picture.height == 3 * (96 + 4) and picture.width == 2 * (96 + 4)

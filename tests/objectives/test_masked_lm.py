@@ -5,33 +5,35 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.common.randomness import Purpose, generator
 from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.shards.text import ShardReader, TokenizedDocument
-from data_pipeline.stream.stream import Position, Stream, generator
+from data_pipeline.stream.stream import Position, Stream
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from data_pipeline.tokenizers.words import WordPieces
+from pretraining.labels import IGNORED
 from pretraining.models.bert.config import BertConfig
-from pretraining.objectives.samples import Demonstration
-from pretraining.objectives.text.masked_lm import IGNORED, MaskedLMConfig
+from pretraining.objectives.base import Demonstration, SampleSpec
+from pretraining.objectives.text.masked_lm import MaskedLM, MaskedLMConfig
 from pretraining.objectives.text.masking import choose, find_words, ngram_lengths, replace
 from pretraining.objectives.text.sentence_pairs import excerpt, next_sentence, sentence_order, truncate
 from tests.building import build
 
 PAD, UNK, CLS, SEP, MASK = 0, 3, 101, 102, 100
-ORDINARY = np.arange(105) % 100 > 3
+IS_TEXT = np.arange(105) % 100 > 3
 TOKENIZER = SimpleNamespace(
     pad=PAD,
     cls=CLS,
     sep=SEP,
     mask=MASK,
-    ordinary=ORDINARY,
-    words=WordPieces(~ORDINARY | (np.arange(105) % 3 == 0), ~ORDINARY),
+    is_text=IS_TEXT,
+    words=WordPieces(~IS_TEXT | (np.arange(105) % 3 == 0), ~IS_TEXT),
 )
 ALWAYS = np.ones(1000, bool)
 
 
-def objective(length=64, **options):
-    return MaskedLMConfig("masked_lm", **options).build(TOKENIZER, length)
+def objective(length=64, tokenizer=TOKENIZER, **options):
+    return MaskedLM(MaskedLMConfig("masked_lm", **options), SampleSpec(seq_len=length, tokenizer=tokenizer))
 
 
 def document(lengths, first=4):
@@ -62,7 +64,7 @@ def test_worked_example():
     assert sample["masked_positions"].tolist() == [5, 6] and sample["labels"].tolist() == [21, 22]
     assert sample["segments"].tolist() == [0] * 8 + [1] * 8
     assert sample["positions"].tolist() == list(range(16)) and sample["pair_label"] == 1
-    assert task.tokens(sample) == 16 and task.counts([sample, sample]) == {"masked_lm": 4, "sentence_order": 2}
+    assert task.size(sample) == 16 and task.counts([sample, sample]) == {"masked_lm": 4, "sentence_order": 2}
     batch = task.collate([sample, sample])
     assert batch["tokens"].shape == (2, 20) and batch["tokens"][0, 16:].tolist() == [PAD] * 4
     assert batch["documents"][0].tolist() == [0] * 16 + [-1] * 4
@@ -74,14 +76,14 @@ def test_packed_worked_example():
     """The end of one document, a whole one, the beginning of a third: each gets both of its ends."""
     task = objective(16, pairing="none")
     pieces = [np.array([50, 51, SEP]), np.array([CLS, 60, 61, 62, SEP]), np.array([CLS, 70, 71])]
-    sample = task.corrupt(pieces, generator(1, 2, 3))
+    sample = task.corrupt(pieces, generator(1, Purpose.CORRUPTION, 3))
     tokens = sample["tokens"].copy()
     tokens[sample["masked_positions"]] = sample["labels"]
     assert tokens.tolist() == [CLS, 50, 51, SEP, CLS, 60, 61, 62, SEP, CLS, 70, 71, SEP]
     assert sample["documents"].tolist() == [0] * 4 + [1] * 5 + [2] * 4
     assert sample["positions"].tolist() == [*range(4), *range(5), *range(4)]
     assert len(sample["labels"]) == 1 and list(task.terms) == ["masked_lm"]
-    alone = task.corrupt([np.array([SEP]), np.array([CLS, 60, 61])], generator(1, 2, 3))
+    alone = task.corrupt([np.array([SEP]), np.array([CLS, 60, 61])], generator(1, Purpose.CORRUPTION, 3))
     assert len(alone["tokens"]) == 4  # a lone end is left out
 
 
@@ -97,18 +99,18 @@ def test_rates(masking):
         positions, now = sample["masked_positions"], sample["tokens"][sample["masked_positions"]]
         assert np.all(np.diff(positions) > 0) and np.array_equal(sample["labels"], tokens[positions])
         assert np.array_equal(np.delete(sample["tokens"], positions), np.delete(tokens, positions))
-        special += int((~ORDINARY[tokens[positions]]).sum())
-        tokens_total += int(ORDINARY[tokens].sum())
+        special += int((~IS_TEXT[tokens[positions]]).sum())
+        tokens_total += int(IS_TEXT[tokens].sum())
         chosen += len(positions)
         masked += int((now == MASK).sum())
         kept += int((now == sample["labels"]).sum())
         randoms.append(now[(now != MASK) & (now != sample["labels"])])
         seen[positions] += 1
     drawn = np.concatenate(randoms)
-    assert special == 0 and ORDINARY[drawn].all() and len(np.unique(drawn)) == ORDINARY.sum()
+    assert special == 0 and IS_TEXT[drawn].all() and len(np.unique(drawn)) == IS_TEXT.sum()
     assert chosen / tokens_total == pytest.approx(0.15, abs=0.002)
     assert masked / chosen == pytest.approx(0.8, abs=0.01)
-    assert len(drawn) / chosen == pytest.approx(0.1 * (1 - 1 / ORDINARY.sum()), abs=0.008)
+    assert len(drawn) / chosen == pytest.approx(0.1 * (1 - 1 / IS_TEXT.sum()), abs=0.008)
     assert kept / chosen == pytest.approx(0.1, abs=0.008)
     assert seen[:256].sum() == pytest.approx(seen[256:].sum(), rel=0.05)
 
@@ -117,7 +119,7 @@ def test_whole_words_are_whole():
     rng = np.random.default_rng(2)
     for _ in range(200):
         tokens = rng.choice(105, 128)
-        words = find_words(ORDINARY[tokens], TOKENIZER.words.starts(tokens))
+        words = find_words(IS_TEXT[tokens], TOKENIZER.words.starts(tokens))
         positions = choose(words, 15, 1, rng)
         inside = np.isin(np.arange(128), positions)
         for start, stop in zip(words.starts, words.stops, strict=True):
@@ -234,21 +236,21 @@ def tokenizer(corpus):
 def samples(corpus, task, count, epoch=0):
     stream = Stream(ShardReader(load_manifest(corpus), "train"), task.packing(), 1, window_blocks=8)
     feed = stream.sequences(Position(epoch=epoch))
-    return [task.corrupt(next(feed)[0], generator(1, 2, epoch, n)) for n in range(count)]
+    return [task.corrupt(next(feed)[0], generator(1, Purpose.CORRUPTION, epoch, n)) for n in range(count)]
 
 
 @pytest.mark.parametrize("pairing", ["next_sentence", "sentence_order", "none"])
 def test_real_text(corpus, tokenizer, pairing):
     """Rates on a corpus; a pure function of the generator; another mask in another epoch."""
-    task = MaskedLMConfig("masked_lm", masking="ngram", pairing=pairing).build(tokenizer, 64)
+    task = objective(64, tokenizer, masking="ngram", pairing=pairing)
     found, again = samples(corpus, task, 300), samples(corpus, task, 300)
     for one, two in zip(found, again, strict=True):
         assert all(np.array_equal(one[name], two[name]) for name in one)
-        assert len(one["tokens"]) <= 64 and tokenizer.ordinary[one["labels"]].all()
+        assert len(one["tokens"]) <= 64 and tokenizer.is_text[one["labels"]].all()
         assert len(one["labels"]) <= task.max_predictions
         for name in ("segments", "positions", "documents"):
             assert len(one[name]) == len(one["tokens"])
-    text = sum(int(tokenizer.ordinary[s["tokens"]].sum() + (s["tokens"] == tokenizer.mask).sum()) for s in found)
+    text = sum(int(tokenizer.is_text[s["tokens"]].sum() + (s["tokens"] == tokenizer.mask).sum()) for s in found)
     assert sum(len(s["labels"]) for s in found) / text == pytest.approx(0.15, abs=0.01)
     if pairing != "none":
         labels = [int(s["pair_label"]) for s in found if s["pair_label"] != IGNORED]
@@ -267,7 +269,7 @@ def test_words_of_a_trained_tokenizer(tokenizer):
 
 
 def test_losses_are_sums_whatever_the_micro_batch(corpus, tokenizer):
-    task = MaskedLMConfig("masked_lm").build(tokenizer, 32)
+    task = objective(32, tokenizer)
     model = build(BertConfig("bert", 2, 32, 2, 32), tokenizer.total_size).eval()
     model.initialize(1)
     found = samples(corpus, task, 12)
@@ -303,12 +305,12 @@ def test_nothing_crosses_documents_in_a_packed_sequence():
 
 
 def test_described_and_demonstrated(corpus, tokenizer):
-    task = MaskedLMConfig("masked_lm", masking="whole_word").build(tokenizer, 64)
-    text = task.describe(samples(corpus, task, 1)[0], tokenizer)
+    task = objective(64, tokenizer, masking="whole_word")
+    text = task.describe(samples(corpus, task, 1)[0])
     assert text.count("[CLS]") == 1 and text.count("[SEP]") == 2 and "[MASK]" in text and "next_sentence" in text
     model = build(BertConfig("bert", 1, 16, 2, 64), tokenizer.total_size)
     model.initialize(1)
-    context = Demonstration(tokenizer, samples(corpus, task, 4), Path(), 1)
+    context = Demonstration(samples(corpus, task, 4), Path(), 1)
     shown = task.demonstrate(model, context)
     assert "[MASK]" in shown and shown == task.demonstrate(model, context)
     assert "first choice is right for" in shown

@@ -1,4 +1,4 @@
-"""SentenceSpan corruption against the published algorithm's counts; masks by their distribution and by hand."""
+"""Span corruption against the published algorithm's counts; masks by their distribution and by hand."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +10,10 @@ from torch.nn.functional import one_hot
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.tokenizers.tokenizer import Tokenizer
-from pretraining.objectives.samples import Demonstration
-from pretraining.objectives.sequence.noise import Prefix, Spans, segments, solve_lengths
-from pretraining.objectives.sequence.span_corruption import IGNORED, SpanCorruptionConfig
+from pretraining.labels import IGNORED
+from pretraining.objectives.base import Demonstration, SampleSpec
+from pretraining.objectives.sequence.noise import Prefix, Spans, random_division, solve_lengths
+from pretraining.objectives.sequence.span_corruption import SpanCorruption, SpanCorruptionConfig
 from tests.helpers import command
 
 T5 = Spans(0.15, 3.0)
@@ -25,7 +26,8 @@ def tokenizer():
 
 
 def build(tokenizer, length=128, **keys):
-    return SpanCorruptionConfig(name="span_corruption", **keys).build(tokenizer, length)
+    config = SpanCorruptionConfig(name="span_corruption", **keys)
+    return SpanCorruption(config, SampleSpec(seq_len=length, tokenizer=tokenizer))
 
 
 def published_helper(inputs_length, noise_density=0.15, mean_noise_span_length=3.0):
@@ -67,7 +69,7 @@ def test_a_mask_has_exactly_the_counted_tokens_and_spans():
 
 def test_divisions_are_equally_likely():
     rng = np.random.default_rng(0)
-    found = [tuple(segments(5, 3, rng)) for _ in range(6000)]
+    found = [tuple(random_division(5, 3, rng)) for _ in range(6000)]
     assert {d: abs(found.count(d) / 6000 - 1 / 6) < 0.02 for d in set(found)} == dict.fromkeys(
         [(1, 1, 3), (1, 3, 1), (3, 1, 1), (1, 2, 2), (2, 1, 2), (2, 2, 1)], True
     )
@@ -164,7 +166,7 @@ def test_the_batch_is_padded_and_counted(tokenizer):
     counted = batch["labels"] != IGNORED
     assert counted.sum() == objective.counts(samples)["span_corruption"]
     assert ((batch["target_documents"] == -1) == ~counted).all()
-    assert sum(map(objective.tokens, samples)) == counted.sum() + (batch["input_documents"] >= 0).sum()
+    assert sum(map(objective.size, samples)) == counted.sum() + (batch["input_documents"] >= 0).sum()
 
 
 def test_the_mixture_draws_seven_denoisers_alike(tokenizer):
@@ -181,7 +183,7 @@ def test_prefixes_are_uniform():
 
 
 def test_what_cannot_work_is_refused(tokenizer):
-    with pytest.raises(InputError, match=r"sentinels, there are 97: a smaller data\.seq_len needs fewer"):
+    with pytest.raises(InputError, match=r"sentinels, but there are 97: a smaller data\.seq_len needs fewer"):
         build(tokenizer, 1024, mode="ul2")
     with pytest.raises(InputError, match=r"data\.seq_len or a larger objective\.mean_span_length needs fewer"):
         build(tokenizer, 1024, mean_span_length=1.0)
@@ -216,9 +218,9 @@ def test_the_extremes_of_noise_make_samples(density, mean_length, tokenizer):
 def test_a_description_reads_as_text(tokenizer):
     objective = build(tokenizer, 128)
     sample = objective.corrupt([np.array(tokenizer.encode("the quick brown fox jumps over"))], np.random.default_rng(0))
-    inputs, targets = objective.describe(sample, tokenizer).splitlines()
-    assert inputs.startswith("inputs: the") and "<extra_id_0>" in inputs and inputs.endswith("</s>")
-    assert targets.startswith("targets: <extra_id_0>")
+    inputs, targets = objective.describe(sample).splitlines()
+    assert inputs.startswith("inputs: the") and "[SENTINEL 0]" in inputs and inputs.endswith("[EOS]")
+    assert targets.startswith("targets: [SENTINEL 0]")
 
 
 class Oracle(torch.nn.Module):
@@ -237,11 +239,11 @@ def test_a_demonstration_counts_the_tokens_of_spans_alone(tokenizer):
     objective = build(tokenizer, 128)
     text = np.array(tokenizer.encode("the quick brown fox jumps over"))
     sample = objective.corrupt([text], np.random.default_rng(0))
-    context = Demonstration(tokenizer, [sample], Path(), 1)
+    context = Demonstration([sample], Path(), 1)
     oracle = Oracle(tokenizer, tokenizer.encode("z")[-1])
     noise, _ = T5.counts(len(text))
     shown = objective.demonstrate(oracle, context)
     assert "inputs: the" in shown
-    assert f"of {noise} tokens of the spans of 1 samples" in shown and "is right for 100.0%" in shown
+    assert f"of {noise} tokens in the spans of 1 samples" in shown and "is right for 100.0%" in shown
     oracle.forward = lambda inputs, decoder_inputs, *documents: torch.full_like(decoder_inputs, objective.eos)
     assert "is right for 0.0%" in objective.demonstrate(oracle, context)

@@ -15,8 +15,11 @@ from torch import Tensor
 
 from pretraining.optim.base import Optimizer, ParameterShard, Settings, Step, UpdateRule
 from pretraining.optim.config import AdafactorConfig, AdamWConfig, LambConfig
-from pretraining.parallel.fragments import Box, Fragment, Layout
-from pretraining.parallel.launch import World
+from pretraining.optim.registry import build_update_rule
+from pretraining.parallel.fragments import Box, Fragment
+from pretraining.parallel.layout import Layout, TensorLayout
+from pretraining.parallel.mesh import Axis, Mesh
+from pretraining.parallel.world import World
 from tests.helpers import run_world
 
 # Name -> shape and the dimension that tensor parallelism splits.
@@ -89,23 +92,23 @@ class LocalStatistics(UpdateRule):
         self.rule = rule
         self.weight_decay, self.layer_decay = rule.weight_decay, rule.layer_decay
 
-    def initial_state(self, piece: ParameterShard) -> dict[str, Tensor]:
-        return self.rule.initial_state(piece)
+    def initial_state(self, shard: ParameterShard) -> dict[str, Tensor]:
+        return self.rule.initial_state(shard)
 
-    def attach(self, pieces: list[ParameterShard], layout: Layout, device: torch.device) -> None:
-        self.rule.attach(pieces, replace(layout, data_group=None, tensor_group=None), device)
+    def attach(self, shards: list[ParameterShard], layout: Layout, device: torch.device) -> None:
+        self.rule.attach(shards, replace(layout, mesh=Mesh()), device)
 
-    def update(self, pieces: list[ParameterShard], step: Step, layout: Layout) -> None:
-        self.rule.update(pieces, step, replace(layout, data_group=None, tensor_group=None))
+    def update(self, shards: list[ParameterShard], step: Step, layout: Layout) -> None:
+        self.rule.update(shards, step, replace(layout, mesh=Mesh()))
 
 
 def make_optimizer(rule: UpdateRule, fragments: list[Fragment], layout: Layout, **options: Any) -> Optimizer:
     whole = values()
-    pieces = [
-        ParameterShard(f, take(whole[f.name], f), settings(f, rule), layout.names.index(f.name)) for f in fragments
+    shards = [
+        ParameterShard(f, take(whole[f.name], f), settings(f, rule), list(SHAPES).index(f.name)) for f in fragments
     ]
     optimizer = Optimizer([torch.zeros(1)], rule, **({"grad_clip": 1.0, "dynamic_loss_scale": False} | options))
-    optimizer.attach(pieces, layout)
+    optimizer.attach(shards, layout)
     optimizer.param_groups[0]["lr"] = 1e-2
     return optimizer
 
@@ -120,8 +123,8 @@ def settings(fragment: Fragment, rule: UpdateRule) -> Settings:
 def run(optimizer: Optimizer, steps: int) -> None:
     for step in range(steps):
         grads = gradients(step)
-        for piece in optimizer.pieces:
-            piece.grad = take(grads[piece.fragment.name], piece.fragment) * optimizer.loss_scale
+        for shard in optimizer.shards:
+            shard.grad = take(grads[shard.fragment.name], shard.fragment) * optimizer.loss_scale
         optimizer.step()
 
 
@@ -134,14 +137,14 @@ def take(whole: Tensor, fragment: Fragment) -> Tensor:
 
 def whole_optimizer(rule: UpdateRule, **options: Any) -> Optimizer:
     fragments = [Fragment.whole(name, shape) for name, shape in SHAPES.items()]
-    return make_optimizer(rule, fragments, Layout(tuple(SHAPES), tuple(SHAPES.values())), **options)
+    return make_optimizer(rule, fragments, Layout(tuple(TensorLayout(*item) for item in SHAPES.items())), **options)
 
 
 def whole_run(name: str, steps: int) -> dict[str, Tensor]:
     """-> the values and state after so many steps, by name."""
-    optimizer = whole_optimizer(CONFIGS[name].build())
+    optimizer = whole_optimizer(build_update_rule(CONFIGS[name]))
     run(optimizer, steps)
-    return {p.fragment.name: p.value for p in optimizer.pieces} | {f.name: t for f, t in optimizer.state_tensors()}
+    return {p.fragment.name: p.value for p in optimizer.shards} | {f.name: t for f, t in optimizer.state_tensors()}
 
 
 @functools.cache
@@ -156,10 +159,10 @@ def _sharded_rank(world: World, grid: Grid, steps: int, local: bool) -> dict[str
     layout, fragments = cut(grid)
     found = {}
     for name, config in CONFIGS.items():
-        rule = config.build()
+        rule = build_update_rule(config)
         optimizer = make_optimizer(LocalStatistics(rule) if local else rule, fragments, layout)
         run(optimizer, steps)
-        parts = [(p.fragment, p.value) for p in optimizer.pieces]
+        parts = [(p.fragment, p.value) for p in optimizer.shards]
         found[name] = gather(parts if local else parts + optimizer.state_tensors())
     return found
 
@@ -170,13 +173,12 @@ def cut(grid: Grid) -> tuple[Layout, list[Fragment]]:
     across = [dist.new_group(list(range(i, grid.data * grid.tensor, grid.tensor))) for i in range(grid.tensor)]
     along = [dist.new_group(list(range(i * grid.tensor, (i + 1) * grid.tensor))) for i in range(grid.data)]
     data_rank, tensor_rank = divmod(rank, grid.tensor)
-    layout = Layout(
-        tuple(SHAPES),
-        tuple(SHAPES.values()),
-        len(SPLIT),
-        across[tensor_rank],
-        along[data_rank] if grid.tensor > 1 else None,
+    mesh = Mesh(
+        sizes={Axis.DATA: grid.data, Axis.TENSOR: grid.tensor},
+        groups={frozenset({Axis.DATA}): across[tensor_rank], frozenset({Axis.TENSOR}): along[data_rank]},
     )
+    split_over = {name: {Axis.DATA, Axis.TENSOR} if name in SPLIT else {Axis.DATA} for name in SHAPES}
+    layout = Layout(tuple(TensorLayout(n, shape, frozenset(split_over[n])) for n, shape in SHAPES.items()), mesh)
     boxes = {name: local_box(name, tensor_rank, grid.tensor) for name in SHAPES}
     share = flat_shares if grid.flat else even_shares
     return layout, [

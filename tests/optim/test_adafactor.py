@@ -8,6 +8,7 @@ from torch import nn
 
 from pretraining.optim import adafactor
 from pretraining.optim.config import AdafactorConfig
+from pretraining.optim.registry import build_update_rule
 from pretraining.parallel.fragments import Fragment
 from tests.optim.cases import differences, whole_run
 from tests.optim.references import (
@@ -38,7 +39,11 @@ def test_equals_transformers_with_relative_steps(options: dict[str, Any]) -> Non
     parameters = [nn.Parameter(p) for p in start()]
     reference = Adafactor(parameters, relative_step=True, **options)
     assert_same_steps(
-        make(config.build(), config.weight_decay), lambda _: 1e-2, lambda *_: reference.step(), parameters, 2e-6
+        make(build_update_rule(config), config.weight_decay),
+        lambda _: 1e-2,
+        lambda *_: reference.step(),
+        parameters,
+        2e-6,
     )
 
 
@@ -54,7 +59,11 @@ def test_equals_transformers_with_a_schedule(scale_parameter: bool) -> None:
         parameters, lr=1e-2, relative_step=False, scale_parameter=scale_parameter, beta1=0.5, weight_decay=0.01
     )
     assert_same_steps(
-        make(config.build(), config.weight_decay), rising_and_falling, with_torch(reference), parameters, 2e-6
+        make(build_update_rule(config), config.weight_decay),
+        rising_and_falling,
+        with_torch(reference),
+        parameters,
+        2e-6,
     )
 
 
@@ -66,7 +75,12 @@ def test_each_group_has_its_own_decay_and_learning_rate(options: dict[str, Any])
     parameters = [nn.Parameter(p) for p in start()]
     reference = Adafactor(groups_of(parameters), lr=1e-2, relative_step=False, **options)
     assert_same_steps(
-        make_groups(config.build(), GROUPS), rising_and_falling, with_torch(reference), parameters, 2e-6, steps=20
+        make_groups(build_update_rule(config), GROUPS),
+        rising_and_falling,
+        with_torch(reference),
+        parameters,
+        2e-6,
+        steps=20,
     )
 
 
@@ -76,22 +90,22 @@ def test_equals_torch_where_torch_follows_the_paper(lr: float) -> None:
     config = AdafactorConfig(name="adafactor", lr=lr)
     parameters = [nn.Parameter(p) for p in start()]
     reference = torch.optim.Adafactor(parameters, lr=lr, eps=(1e-15, 1e-3))
-    assert_same_steps(make(config.build(), 0.0), lambda _: lr, with_torch(reference), parameters, 5e-6)
+    assert_same_steps(make(build_update_rule(config), 0.0), lambda _: lr, with_torch(reference), parameters, 5e-6)
 
 
 def test_state_is_sublinear() -> None:
-    optimizer = make(AdafactorConfig(name="adafactor", lr=1e-2).build(), 0.0)
-    by_shape = {p.fragment.shape: {n: tuple(t.shape) for n, t in p.state.items()} for p in optimizer.pieces}
+    optimizer = make(build_update_rule(AdafactorConfig(name="adafactor", lr=1e-2)), 0.0)
+    by_shape = {p.fragment.shape: {n: tuple(t.shape) for n, t in p.state.items()} for p in optimizer.shards}
     assert by_shape[(6, 33)] == {"exp_avg_sq_row": (6,), "exp_avg_sq_col": (33,)}
     assert by_shape[(2, 3, 4, 5)] == {"exp_avg_sq_row": (2, 3, 4), "exp_avg_sq_col": (2, 3, 5)}
     assert by_shape[(11,)] == {"exp_avg_sq": (11,)}
 
 
 def test_a_statistic_that_has_the_shape_of_its_fragment_is_still_whole() -> None:
-    optimizer = make(AdafactorConfig(name="adafactor", lr=1e-2).build(), 0.0)
-    piece = optimizer.pieces[0]
-    piece.fragment = Fragment("0", (13, 7), piece.fragment.box, 0, 13)
-    piece.value = torch.zeros(13)
+    optimizer = make(build_update_rule(AdafactorConfig(name="adafactor", lr=1e-2)), 0.0)
+    shard = optimizer.shards[0]
+    shard.fragment = Fragment("0", (13, 7), shard.fragment.box, 0, 13)
+    shard.value = torch.zeros(13)
     fragments = {f.name: f for f, _ in optimizer.state_tensors()}
     assert fragments["optimizer.exp_avg_sq_row.0"] == Fragment.whole("optimizer.exp_avg_sq_row.0", (13,))
 

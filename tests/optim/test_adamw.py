@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from pretraining.optim.config import AdamWConfig
+from pretraining.optim.registry import build_update_rule
 from tests.optim.references import (
     GROUPS,
     assert_same_steps,
@@ -21,7 +22,11 @@ def test_equals_torch_for_a_hundred_steps() -> None:
     parameters = [nn.Parameter(p) for p in start()]
     reference = torch.optim.AdamW(parameters, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
     assert_same_steps(
-        make(config.build(), config.weight_decay), rising_and_falling, with_torch(reference), parameters, 1e-6
+        make(build_update_rule(config), config.weight_decay),
+        rising_and_falling,
+        with_torch(reference),
+        parameters,
+        1e-6,
     )
 
 
@@ -30,5 +35,10 @@ def test_each_group_has_its_own_decay_and_learning_rate() -> None:
     parameters = [nn.Parameter(p) for p in start()]
     reference = torch.optim.AdamW(groups_of(parameters), betas=config.betas, eps=config.eps)
     assert_same_steps(
-        make_groups(config.build(), GROUPS), rising_and_falling, with_torch(reference), parameters, 1e-6, steps=20
+        make_groups(build_update_rule(config), GROUPS),
+        rising_and_falling,
+        with_torch(reference),
+        parameters,
+        1e-6,
+        steps=20,
     )

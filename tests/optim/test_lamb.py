@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pretraining.optim import lamb
 from pretraining.optim.base import Settings
 from pretraining.optim.config import LambConfig
+from pretraining.optim.registry import build_update_rule
 from tests.optim.cases import differences, whole_run
 from tests.optim.references import GROUPS, SHAPES, assert_same_steps, make, make_groups, rising_and_falling, start
 
@@ -65,7 +66,9 @@ def test_equals_the_papers_algorithm_for_a_hundred_steps(options: dict[str, Any]
     config = LambConfig(name="lamb", lr=1e-2, weight_decay=0.1, **options)
     parameters = [nn.Parameter(p.double()) for p in start()]
     paper = Paper(config, [Settings(config.weight_decay)])
-    assert_same_steps(make(config.build(), config.weight_decay), rising_and_falling, paper.step, parameters, 1e-5)
+    assert_same_steps(
+        make(build_update_rule(config), config.weight_decay), rising_and_falling, paper.step, parameters, 1e-5
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"adapt_1d": True, "decoupled_decay": True}], ids=str)
@@ -73,35 +76,40 @@ def test_each_group_has_its_own_decay_and_learning_rate(options: dict[str, Any])
     config = LambConfig(name="lamb", lr=1e-2, weight_decay=0.1, **options)
     parameters = [nn.Parameter(p.double()) for p in start()]
     assert_same_steps(
-        make_groups(config.build(), GROUPS), rising_and_falling, Paper(config, GROUPS).step, parameters, 1e-5, steps=20
+        make_groups(build_update_rule(config), GROUPS),
+        rising_and_falling,
+        Paper(config, GROUPS).step,
+        parameters,
+        1e-5,
+        steps=20,
     )
 
 
 def test_a_tensor_of_zeros_or_an_update_of_zeros_has_trust_ratio_one() -> None:
-    optimizer = make(LambConfig(name="lamb", lr=1.0, weight_decay=0.0).build(), 0.0)
+    optimizer = make(build_update_rule(LambConfig(name="lamb", lr=1.0, weight_decay=0.0)), 0.0)
     optimizer.param_groups[0]["lr"] = 0.5
-    optimizer.pieces[0].value.zero_()
-    for piece in optimizer.pieces:
-        piece.grad = torch.zeros_like(piece.value)
-    optimizer.pieces[0].grad.fill_(3.0)
-    before = [p.value.clone() for p in optimizer.pieces]
+    optimizer.shards[0].value.zero_()
+    for shard in optimizer.shards:
+        shard.grad = torch.zeros_like(shard.value)
+    optimizer.shards[0].grad.fill_(3.0)
+    before = [p.value.clone() for p in optimizer.shards]
     optimizer.step()
-    assert torch.allclose(optimizer.pieces[0].value, torch.tensor(-0.5))  # Adam's first step is the sign
-    assert all(torch.equal(p.value, b) for p, b in zip(optimizer.pieces[1:], before[1:], strict=True))
+    assert torch.allclose(optimizer.shards[0].value, torch.tensor(-0.5))  # Adam's first step is the sign
+    assert all(torch.equal(p.value, b) for p, b in zip(optimizer.shards[1:], before[1:], strict=True))
 
 
 @pytest.mark.parametrize("adapted", [False, True])
 def test_what_is_exempt_is_not_adapted_whatever_its_shape(adapted: bool) -> None:
     """T5's relative biases have two dimensions."""
-    optimizer = make(LambConfig(name="lamb", lr=1.0).build(), 0.0)
-    optimizer.pieces[0].settings = Settings(0.0, exempt=not adapted)
-    optimizer.attach(optimizer.pieces, optimizer.layout)
+    optimizer = make(build_update_rule(LambConfig(name="lamb", lr=1.0)), 0.0)
+    optimizer.shards[0].settings = Settings(0.0, exempt=not adapted)
+    optimizer.attach(optimizer.shards, optimizer.layout)
     optimizer.param_groups[0]["lr"] = 1.0
-    for piece in optimizer.pieces:
-        piece.grad = torch.ones_like(piece.value)
-    signed = optimizer.pieces[0].value - 1.0  # Adam's first step
+    for shard in optimizer.shards:
+        shard.grad = torch.ones_like(shard.value)
+    signed = optimizer.shards[0].value - 1.0  # Adam's first step
     optimizer.step()
-    assert torch.allclose(optimizer.pieces[0].value, signed, atol=1e-5) != adapted
+    assert torch.allclose(optimizer.shards[0].value, signed, atol=1e-5) != adapted
 
 
 def test_it_does_not_matter_how_the_work_is_chunked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,23 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from pretraining.optim.base import Optimizer
+from pretraining.optim.registry import build_update_rule
 from tests.optim.cases import BAD_STEP, CONFIGS, differences, gradients, run, whole_optimizer
 
 
 def snapshot(optimizer: Optimizer) -> dict[str, Tensor]:
     state = {f.name: t.clone() for f, t in optimizer.state_tensors()}
-    return state | {p.fragment.name: p.value.clone() for p in optimizer.pieces}
+    return state | {p.fragment.name: p.value.clone() for p in optimizer.shards}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30], ids=str)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_step_that_is_not_finite_changes_nothing_but_the_loss_scale(name: str, bad: float) -> None:
-    optimizer = whole_optimizer(CONFIGS[name].build(), dynamic_loss_scale=True)
+    optimizer = whole_optimizer(build_update_rule(CONFIGS[name]), dynamic_loss_scale=True)
     run(optimizer, 3)
     before = snapshot(optimizer)
-    for piece, grad in zip(optimizer.pieces, gradients(3).values(), strict=True):
-        piece.grad = grad * optimizer.loss_scale
-    optimizer.pieces[1].grad[0] = bad
+    for shard, grad in zip(optimizer.shards, gradients(3).values(), strict=True):
+        shard.grad = grad * optimizer.loss_scale
+    optimizer.shards[1].grad[0] = bad
     optimizer.step()
     after = snapshot(optimizer)
     assert not optimizer.finite
@@ -36,7 +37,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_loss_scale(name: str,
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_loss_scale_leaves_the_update_as_it_is(name: str) -> None:
-    plain, scaled = (whole_optimizer(CONFIGS[name].build(), dynamic_loss_scale=d) for d in (False, True))
+    plain, scaled = (whole_optimizer(build_update_rule(CONFIGS[name]), dynamic_loss_scale=d) for d in (False, True))
     for optimizer in (plain, scaled):
         run(optimizer, 12)  # a step that is skipped is among them
     found, expected = snapshot(scaled), snapshot(plain)
@@ -47,7 +48,7 @@ def test_the_loss_scale_leaves_the_update_as_it_is(name: str) -> None:
 
 
 def test_a_run_can_change_to_fp16_and_back() -> None:
-    plain, scaled = (whole_optimizer(CONFIGS["adamw"].build(), dynamic_loss_scale=d) for d in (False, True))
+    plain, scaled = (whole_optimizer(build_update_rule(CONFIGS["adamw"]), dynamic_loss_scale=d) for d in (False, True))
     saved = {fragment.name: tensor for fragment, tensor in plain.state_tensors()}
     for fragment, tensor in scaled.state_tensors():
         tensor.copy_(saved[fragment.name])
@@ -59,22 +60,22 @@ def test_a_run_can_change_to_fp16_and_back() -> None:
 
 def test_the_loss_scale_doubles_after_enough_good_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Optimizer, "GROWTH_INTERVAL", 3)
-    optimizer = whole_optimizer(CONFIGS["adamw"].build(), dynamic_loss_scale=True)
+    optimizer = whole_optimizer(build_update_rule(CONFIGS["adamw"]), dynamic_loss_scale=True)
     run(optimizer, 3)
     assert (optimizer.loss_scale, optimizer.good_steps) == (2.0**17, 0)
 
 
 @pytest.mark.parametrize("clip", [0.1, 1.0, 1e4])
 def test_clipping_is_torchs(clip: float) -> None:
-    clipped = whole_optimizer(CONFIGS["adamw"].build(), grad_clip=clip)
-    unclipped = whole_optimizer(CONFIGS["adamw"].build(), grad_clip=0.0)
+    clipped = whole_optimizer(build_update_rule(CONFIGS["adamw"]), grad_clip=clip)
+    unclipped = whole_optimizer(build_update_rule(CONFIGS["adamw"]), grad_clip=0.0)
     for step in range(BAD_STEP):
-        parameters = [nn.Parameter(torch.zeros_like(p.value)) for p in clipped.pieces]
+        parameters = [nn.Parameter(torch.zeros_like(p.value)) for p in clipped.shards]
         for parameter, grad in zip(parameters, gradients(step).values(), strict=True):
             parameter.grad = grad.clone()
         norm = nn.utils.clip_grad_norm_(parameters, clip)
         for ours, plain, parameter, grad in zip(
-            clipped.pieces, unclipped.pieces, parameters, gradients(step).values(), strict=True
+            clipped.shards, unclipped.shards, parameters, gradients(step).values(), strict=True
         ):
             assert parameter.grad is not None
             ours.grad, plain.grad = grad, parameter.grad

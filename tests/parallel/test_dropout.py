@@ -22,22 +22,22 @@ def data(tmp_path_factory):
 
 
 def draw(world, sequence_parallel):
-    """-> kept elements of a replicated activation, of one between enter and leave, of those split by features: as
+    """-> kept elements of a replicated activation, of one in the sequence region, of those split by features: as
     layers give them, within attention, within the feed-forward."""
     from pretraining.models.attention import Attention
     from pretraining.models.layers import Dropout, FeedForward
     from pretraining.parallel.megatron import MegatronLayers
 
-    layers, ones = MegatronLayers(world, sequence_parallel), torch.ones(4, 8, 64)
+    layers, ones = MegatronLayers(world.mesh, sequence_parallel), torch.ones(4, 8, 64)
     torch.manual_seed(7)
     replicated = torch.nn.functional.dropout(ones, 0.5)
-    between = Dropout(layers, 0.5)(layers.enter(ones))
-    with layers.split_random():
+    between = Dropout(layers, 0.5)(layers.scatter_to_sequence_region(ones))
+    with layers.model_parallel_rng():
         by_features = torch.nn.functional.dropout(ones, 0.5)
     attention = Attention(layers, 64, 4, dropout=0.5)
-    heads = entering(attention, attention.output, layers.enter(ones))
+    heads = entering(attention, attention.output, layers.scatter_to_sequence_region(ones))
     mlp = FeedForward(layers, 64, 128, "relu", dropout=0.5)
-    middle = entering(mlp, mlp.down, layers.enter(ones))
+    middle = entering(mlp, mlp.down, layers.scatter_to_sequence_region(ones))
     return replicated, between, by_features, heads, middle, torch.nn.functional.dropout(ones, 0.5)
 
 
@@ -63,14 +63,14 @@ def test_masks(sequence_parallel):
 
 def train(world, runs):
     """-> for each run, the parameters after it that every tensor-parallel rank holds whole."""
+    from pretraining.build import build, read_inputs
     from pretraining.config import load_config
     from pretraining.run.faults import StopRequest
-    from pretraining.train import Inputs, build
 
     weights = {}
     for number, run in enumerate(runs):
         config = load_config(run)
-        trainer = build(config, Inputs(config), world, Path(config.run_dir), StopRequest())
+        trainer = build(config, read_inputs(config), world, Path(config.run_dir), StopRequest())
         trainer.fit()
         weights |= {
             f"{number} {name}": p.detach()

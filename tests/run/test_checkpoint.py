@@ -11,7 +11,8 @@ import torch
 
 from data_pipeline.common.errors import InputError
 from pretraining.parallel.fragments import Box, Fragment
-from pretraining.parallel.launch import Launch, start_world
+from pretraining.parallel.launch import Launch
+from pretraining.parallel.world import start_world
 from pretraining.run import checkpoint as checkpoint_module
 from pretraining.run.checkpoint import (
     Saver,

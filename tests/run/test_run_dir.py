@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from pretraining.run.run_dir import read_json
+from data_pipeline.common.json_files import read_json
 from tests.helpers import TINY, command, metrics, prepare, valid_losses
 
 

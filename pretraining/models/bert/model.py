@@ -29,9 +29,9 @@ class Block(nn.Module):
         size = config.hidden_size
         self.post_norm = config.norm_position == "post"
         self.attention = Attention(layers, size, config.num_heads, dropout=config.dropout)
-        self.attention_norm = layers.split(make_norm("layernorm", size, config.norm_eps))
+        self.attention_norm = layers.mark_sequence_parallel(make_norm("layernorm", size, config.norm_eps))
         self.mlp = FeedForward(layers, size, config.mlp_size, "gelu")
-        self.mlp_norm = layers.split(make_norm("layernorm", size, config.norm_eps))
+        self.mlp_norm = layers.mark_sequence_parallel(make_norm("layernorm", size, config.norm_eps))
         self.dropout = Dropout(layers, config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -59,7 +59,7 @@ class BERT(TextModel):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layers) for _ in range(config.num_layers))
         norm = make_norm("layernorm", size, config.norm_eps)
-        self.final_norm = layers.split(norm) if config.norm_position == "pre" else None
+        self.final_norm = layers.mark_sequence_parallel(norm) if config.norm_position == "pre" else None
 
     def forward(
         self,
@@ -73,11 +73,11 @@ class BERT(TextModel):
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         x = self.token_embedding(tokens) + self.position_embedding(positions) + self.segment_embedding(segments)
-        x = self.layers.enter(self.dropout(self.embedding_norm(x)))
+        x = self.layers.scatter_to_sequence_region(self.dropout(self.embedding_norm(x)))
         mask = None if documents is None else document_mask(documents, causal=False)
         checkpointing = self.config.activation_checkpointing and self.training
         x = run_blocks(self.blocks, x, mask, checkpointing=checkpointing)
-        return self.layers.leave(x if self.final_norm is None else self.final_norm(x))
+        return self.layers.gather_from_sequence_region(x if self.final_norm is None else self.final_norm(x))
 
     def flops_per_token(self, length: int) -> float:
         """Forward and backward of one token: 6 per weight used, and attention's 12 x layers x hidden x length

@@ -26,7 +26,7 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, layers: Layers) -> None:
         super().__init__()
         size = config.hidden_size
-        self.attention_norm = layers.split(make_norm(config.norm, size, config.norm_eps, config.bias))
+        self.attention_norm = layers.mark_sequence_parallel(make_norm(config.norm, size, config.norm_eps, config.bias))
         self.attention = Attention(
             layers,
             size,
@@ -36,7 +36,7 @@ class Block(nn.Module):
             fused=config.kv_heads == config.num_heads and config.bias,
             dropout=config.dropout,
         )
-        self.mlp_norm = layers.split(make_norm(config.norm, size, config.norm_eps, config.bias))
+        self.mlp_norm = layers.mark_sequence_parallel(make_norm(config.norm, size, config.norm_eps, config.bias))
         self.mlp = FeedForward(layers, size, config.mlp_size, config.activation, config.bias)
         self.dropout = Dropout(layers, config.dropout)
 
@@ -59,7 +59,9 @@ class GPT(TextModel):
         self.position_embedding = nn.Embedding(config.max_seq_len, config.hidden_size) if learned else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layers) for _ in range(config.num_layers))
-        self.final_norm = layers.split(make_norm(config.norm, config.hidden_size, config.norm_eps, config.bias))
+        self.final_norm = layers.mark_sequence_parallel(
+            make_norm(config.norm, config.hidden_size, config.norm_eps, config.bias)
+        )
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """As models.base.Decoder says."""
@@ -71,11 +73,11 @@ class GPT(TextModel):
         else:
             head_dim = self.config.hidden_size // self.config.num_heads
             rotary = rotary_tables(positions, head_dim, self.config.rope_theta)
-        x = self.layers.enter(self.dropout(x))
+        x = self.layers.scatter_to_sequence_region(self.dropout(x))
         mask = None if documents is None else document_mask(documents, causal=True)
         checkpointing = self.config.activation_checkpointing and self.training
         x = run_blocks(self.blocks, x, mask, rotary, checkpointing=checkpointing)
-        return self.layers.leave(self.final_norm(x))
+        return self.layers.gather_from_sequence_region(self.final_norm(x))
 
     def flops_per_token(self, length: int) -> float:
         """Forward and backward of one token: 6 per weight used, and attention's 12 x layers x hidden x length

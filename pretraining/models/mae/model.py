@@ -31,7 +31,7 @@ class Decoder(nn.Module):
             Block(layers, hidden, config.decoder_num_heads, 4 * hidden, config.norm_eps)
             for _ in range(config.decoder_num_layers)
         )
-        self.final_norm = layers.split(nn.LayerNorm(hidden, eps=config.norm_eps))
+        self.final_norm = layers.mark_sequence_parallel(nn.LayerNorm(hidden, eps=config.norm_eps))
         self.pixels = nn.utils.skip_init(nn.Linear, hidden, 3 * config.patch_size**2)
 
     def forward(self, encoded: Tensor, visible: Tensor) -> Tensor:
@@ -40,10 +40,10 @@ class Decoder(nn.Module):
         x = self.embedding(encoded)
         every = self.mask_token.to(x.dtype).expand(len(x), self.config.grid.patches, -1)
         every = every.scatter(1, visible[..., None].expand(-1, -1, x.shape[-1]), x[:, 1:])
-        x = self.layers.enter(torch.cat([x[:, :1], every], dim=1) + self.position_embedding)
+        x = self.layers.scatter_to_sequence_region(torch.cat([x[:, :1], every], dim=1) + self.position_embedding)
         checkpointing = self.config.activation_checkpointing and self.training
         x = run_blocks(self.blocks, x, checkpointing=checkpointing)
-        return self.pixels(self.layers.leave(self.final_norm(x))[:, 1:])
+        return self.pixels(self.layers.gather_from_sequence_region(self.final_norm(x))[:, 1:])
 
 
 class MAE(TransformerModel):

@@ -105,7 +105,7 @@ class Stack(nn.Module):
     ) -> Tensor:
         """x: [batch, length, hidden]; documents: [batch, length]. context_mask: as in Attention."""
         bias = self._masked_bias(x, documents)
-        x = self.layers.enter(self.dropout(x))
+        x = self.layers.scatter_to_sequence_region(self.dropout(x))
         checkpointing = self.config.activation_checkpointing and self.training
         x = run_blocks(self.blocks, x, bias, context, context_mask, checkpointing=checkpointing)
         return self.final_dropout(self.final_norm(x))
@@ -146,7 +146,9 @@ class T5(TextModel):
         mask = None
         if input_documents is not None and target_documents is not None:
             mask = _cross_mask(target_documents, input_documents)
-        hidden = self.layers.leave(self.decoder(self.token_embedding(targets), target_documents, context, mask))
+        hidden = self.layers.gather_from_sequence_region(
+            self.decoder(self.token_embedding(targets), target_documents, context, mask)
+        )
         return hidden * self.config.hidden_size**-0.5 if self.config.tie_embeddings else hidden
 
     def flops_per_token(self, length: int) -> float:
@@ -203,7 +205,7 @@ class T5(TextModel):
 
 
 def _norm(config: T5Config, layers: Layers) -> nn.Module:
-    return layers.split(make_norm("rmsnorm", config.hidden_size, config.norm_eps))
+    return layers.mark_sequence_parallel(make_norm("rmsnorm", config.hidden_size, config.norm_eps))
 
 
 def _attention(config: T5Config, layers: Layers) -> Attention:

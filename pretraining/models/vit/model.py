@@ -47,9 +47,9 @@ class Block(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.attention_norm = layers.split(nn.LayerNorm(hidden, eps=eps))
+        self.attention_norm = layers.mark_sequence_parallel(nn.LayerNorm(hidden, eps=eps))
         self.attention = Attention(layers, hidden, num_heads, dropout=dropout)
-        self.mlp_norm = layers.split(nn.LayerNorm(hidden, eps=eps))
+        self.mlp_norm = layers.mark_sequence_parallel(nn.LayerNorm(hidden, eps=eps))
         self.mlp = FeedForward(layers, hidden, mlp_size, "gelu")
         self.dropout = Dropout(layers, dropout)
         self.drop_path = DropPath(drop_path)
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
             for rate in rates
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.final_norm = layers.split(nn.LayerNorm(hidden, eps=config.norm_eps))
+        self.final_norm = layers.mark_sequence_parallel(nn.LayerNorm(hidden, eps=config.norm_eps))
 
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
         """visible: int [batch, kept], the patches that are encoded (None: all of them)."""
@@ -92,10 +92,10 @@ class Encoder(nn.Module):
         if self.class_token is not None:
             first = (self.class_token + self.position_embedding[0]).expand(len(x), 1, -1)
             x = torch.cat([first.to(x.dtype), x], dim=1)
-        x = self.layers.enter(self.dropout(x))
+        x = self.layers.scatter_to_sequence_region(self.dropout(x))
         checkpointing = self.config.activation_checkpointing and self.training
         x = run_blocks(self.blocks, x, checkpointing=checkpointing)
-        return self.layers.leave(self.final_norm(x))
+        return self.layers.gather_from_sequence_region(self.final_norm(x))
 
     def block_stack(self) -> BlockStack:
         positions = self.position_embedding if isinstance(self.position_embedding, nn.Parameter) else None

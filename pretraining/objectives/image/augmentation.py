@@ -30,8 +30,9 @@ def center_crop(image: Image.Image, size: int, fraction: float) -> Image.Image:
 def random_resized_crop(
     image: Image.Image, size: int, scale: Sequence[float], ratio: Sequence[float], rng: np.random.Generator
 ) -> Image.Image:
-    """A crop whose share of the area is uniform in `scale`, its width / height log-uniform in `ratio`, at size x size
-    (Szegedy et al. 2014, "Going deeper with convolutions", section 6). Where none fits, the largest in the middle."""
+    """A crop at size x size whose part of the area is uniform in `scale` and whose width / height is log-uniform in
+    `ratio` (Szegedy et al. 2014, "Going deeper with convolutions", section 6). If none fits, the largest square in the
+    middle."""
     width, height = image.size
     for _ in range(_CROP_ATTEMPTS):
         area = rng.uniform(scale[0], scale[1]) * width * height
@@ -133,10 +134,10 @@ def mixup(first: Pixels, second: Pixels, weight: float) -> Pixels:
 
 
 def cutmix(first: Pixels, second: Pixels, weight: float, rng: np.random.Generator) -> tuple[Pixels, float]:
-    """`first` with a box of `second` pasted over it -> (pixels, the share of `first` that is left).
+    """`first` with a box of `second` pasted over it -> (pixels, the part of `first` that is left).
 
-    The box's sides are sqrt(1 - weight) of the image's, its center is uniform, what sticks out is cut off
-    (Yun et al. 2019, "CutMix", section 3.1).
+    The box's sides are sqrt(1 - weight) of the image's, its center is uniform, and what lies outside the image is cut
+    off (Yun et al. 2019, "CutMix", section 3.1).
     """
     _, height, width = first.shape
     side = math.sqrt(1.0 - weight)

@@ -1,48 +1,57 @@
-"""What the image objectives share: the views of an image, its way to the device, and pictures for people."""
+"""What the image objectives share: views of an image, its normalization, and pictures for people."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import AfterValidator, Field
 
-from data_pipeline.common.fields import PositiveFloat, configclass
+from data_pipeline.common.fields import PositiveFloat, Probability, configclass
 from data_pipeline.shards.images import EncodedImage, decode_rgb
 from pretraining.objectives.image.augmentation import Pixels, center_crop, pixels, random_flip, random_resized_crop
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHOWN_IMAGES = 8  # in the picture of a demonstration
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _ascending(bounds: list[float]) -> list[float]:
     if bounds[0] > bounds[1]:
-        raise ValueError("the smaller bound stands first")
+        raise ValueError("the smaller bound comes first")
     return bounds
 
 
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-RankSlice = Annotated[float, Field(gt=0.0, le=1.0)]
-Shares = Annotated[list[RankSlice], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
-Ratios = Annotated[list[PositiveFloat], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
-Mean = Annotated[list[float], Field(min_length=3, max_length=3)]
-Deviation = Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)]
+PartOfImage = Annotated[float, Field(gt=0.0, le=1.0)]
+RangeOfParts = Annotated[list[PartOfImage], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
+RangeOfRatios = Annotated[list[PositiveFloat], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
+ChannelMeans = Annotated[list[float], Field(min_length=3, max_length=3)]
+ChannelDeviations = Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)]
 
 
 @configclass
 class ImageViewsConfig:
-    """crop_scale, crop_ratio: range of a training crop's share of the area, and of its width / height.
-    flip_probability: of mirroring left and right. eval_crop: the share of the shorter side that an evaluation sees.
-    mean, std: of each color, on a scale of 0 to 1; pixels are given to the model as (pixel - mean) / std."""
+    """How images are cropped, mirrored and normalized.
+
+    crop_scale: range of the part of the area that a training crop covers.
+    crop_ratio: range of a training crop's width / height.
+    flip_probability: of mirroring left and right.
+    eval_crop: part of the shorter side that an evaluation sees.
+    mean: of each color, on a scale of 0 to 1; the model is given (pixel - mean) / std.
+    std: of each color, as for mean.
+    """
 
     name: str
-    crop_scale: Shares = Field(default_factory=lambda: [0.08, 1.0])
-    crop_ratio: Ratios = Field(default_factory=lambda: [3 / 4, 4 / 3])
+    crop_scale: RangeOfParts = Field(default_factory=lambda: [0.08, 1.0])
+    crop_ratio: RangeOfRatios = Field(default_factory=lambda: [3 / 4, 4 / 3])
     flip_probability: Probability = 0.5
-    eval_crop: RankSlice = 0.875
-    mean: Mean = Field(default_factory=lambda: list(IMAGENET_MEAN))
-    std: Deviation = Field(default_factory=lambda: list(IMAGENET_STD))
+    eval_crop: PartOfImage = 0.875
+    mean: ChannelMeans = Field(default_factory=lambda: list(IMAGENET_MEAN))
+    std: ChannelDeviations = Field(default_factory=lambda: list(IMAGENET_STD))
 
     def training_view(self, image: EncodedImage, size: int, rng: np.random.Generator) -> Image.Image:
         """Raises InputError where the image is broken."""
@@ -54,8 +63,8 @@ class ImageViewsConfig:
         return pixels(center_crop(decode_rgb(image), size, self.eval_crop))
 
     def huggingface_processor(self, size: int) -> dict[str, Any]:
-        """preprocessor_config.json of what an evaluation sees. It is Bit's, as for DINOv2: ViT's own takes the whole
-        image, squeezed into a square, instead of the middle."""
+        """preprocessor_config.json for what an evaluation sees. It is Bit's, as for DINOv2: ViT's own processor
+        squeezes the whole image into a square instead of taking the middle."""
         return {
             "image_processor_type": "BitImageProcessor",
             "do_convert_rgb": True,
@@ -71,25 +80,27 @@ class ImageViewsConfig:
             "image_std": self.std,
         }
 
-    def normalize(self, images: Any) -> Any:
-        """uint8 [batch, 3, height, width] -> fp32. By scalars: a tensor of means would be copied to the device."""
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 [batch, 3, height, width] -> fp32."""
         import torch
 
+        # With scalars, channel by channel: a tensor of means would have to be copied to the device at each step
         channels = [
             images[:, c].float().div_(255 * std).sub_(mean / std)
             for c, (mean, std) in enumerate(zip(self.mean, self.std, strict=True))
         ]
         return torch.stack(channels, dim=1)
 
-    def visible(self, images: Any) -> Pixels:
-        """Normalized fp32 [3, height, width] -> uint8 pixels."""
-        array = images.float().cpu().numpy()
+    def denormalize(self, image: Tensor) -> Pixels:
+        """The inverse of `normalize` for one image, [3, height, width], cut off at black and white."""
+        array = image.float().cpu().numpy()
         scaled = array * np.array(self.std)[:, None, None] + np.array(self.mean)[:, None, None]
         return np.rint(scaled.clip(0.0, 1.0) * 255).astype(np.uint8)
 
 
 def picture_grid(rows: Sequence[Sequence[Pixels]], captions: Sequence[str] = (), min_side: int = 96) -> Image.Image:
-    """Pictures in rows of equal length; captions stand below the last row's pictures, one each, no wider than these."""
+    """Pictures in rows of equal length, of at least `min_side` pixels each. Captions stand below the pictures of the
+    last row, one each and no wider than these."""
     side = rows[0][0].shape[1]
     scale = max(1, -(-min_side // side))
     cell, line = side * scale + 4, 12
@@ -106,8 +117,8 @@ def picture_grid(rows: Sequence[Sequence[Pixels]], captions: Sequence[str] = (),
     return sheet
 
 
-def _fitted(line: str, width: int, font: Any) -> str:
-    """The line in ASCII, which is what Pillow's own font has, its middle left out where it is wider than `width`."""
+def _fitted(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The line in ASCII, all that Pillow's own font has, its middle left out where it is wider than `width`."""
     plain = shown = line.encode("ascii", "backslashreplace").decode()
     kept = len(plain)
     while kept and font.getlength(shown) > width:

@@ -1,4 +1,4 @@
-"""Noise for encoder-decoders: which tokens of a document go to the encoder and which the decoder has to give back.
+"""Noise for encoder-decoders: which tokens of a document the encoder reads and which the decoder has to write.
 
 Pure functions of lengths and a generator. The published algorithm is random_spans_helper and random_spans_noise_mask
 of google-research/text-to-text-transfer-transformer, t5/data/preprocessors.py (Raffel et al. 2019, section 3.1.4).
@@ -14,18 +14,22 @@ import numpy as np
 
 
 class Parts(NamedTuple):
-    """A corrupted piece: what the encoder reads and what the decoder writes, int64, without an end mark."""
+    """A corrupted segment: what the encoder reads and what the decoder writes, int64, without end tokens."""
 
     inputs: np.ndarray
     targets: np.ndarray
 
 
 class Denoiser(Protocol):
-    """lengths: the most tokens that inputs and targets of a piece of n >= 2 tokens have; neither falls with n."""
+    """A way to corrupt a segment of n >= 2 tokens."""
 
-    def lengths(self, n: int) -> tuple[int, int]: ...
+    def lengths(self, n: int) -> tuple[int, int]:
+        """-> the most tokens that its inputs and its targets can have. Neither decreases as n grows."""
+        ...
 
-    def sentinels(self, n: int) -> int: ...
+    def sentinels(self, n: int) -> int:
+        """How many sentinels it uses."""
+        ...
 
     def corrupt(self, tokens: np.ndarray, sentinels: range, rng: np.random.Generator) -> Parts: ...
 
@@ -38,7 +42,7 @@ class Spans:
     mean_length: float
 
     def counts(self, n: int) -> tuple[int, int]:
-        """-> (noise tokens, noise spans) of n tokens: never random, so that lengths are known beforehand."""
+        """-> (noise tokens, noise spans) of n tokens. Not random: packing has to know the lengths beforehand."""
         noise = min(max(round(n * self.density), 1), n - 1)
         return noise, min(max(round(noise / self.mean_length), 1), n - noise)
 
@@ -50,9 +54,9 @@ class Spans:
         return n - noise + spans, noise + spans
 
     def mask(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """-> bool [n], True where noise is: begins with a span that is kept and ends with noise."""
+        """-> bool [n], True for noise: it begins with a span that is kept and ends with noise."""
         noise, spans = self.counts(n)
-        lengths = np.stack([segments(n - noise, spans, rng), segments(noise, spans, rng)], axis=1)
+        lengths = np.stack([random_division(n - noise, spans, rng), random_division(noise, spans, rng)], axis=1)
         return np.repeat(np.arange(2 * spans) % 2 == 1, lengths.reshape(-1))
 
     def corrupt(self, tokens: np.ndarray, sentinels: range, rng: np.random.Generator) -> Parts:
@@ -62,9 +66,10 @@ class Spans:
 
 @dataclass(frozen=True)
 class Prefix:
-    """The decoder continues what the encoder reads; it gets at most `share` of the tokens, at least one, uniformly."""
+    """The decoder continues what the encoder reads. It writes at least one token and at most `max_fraction` of them,
+    each number with equal probability."""
 
-    share: float
+    max_fraction: float
 
     def lengths(self, n: int) -> tuple[int, int]:
         return n - 1, self._most(n)
@@ -77,11 +82,11 @@ class Prefix:
         return Parts(tokens[:at], tokens[at:])
 
     def _most(self, n: int) -> int:
-        return max(1, min(n - 1, int(n * self.share)))
+        return max(1, min(n - 1, int(n * self.max_fraction)))
 
 
-def segments(items: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """-> int [count], positive, of the sum `items`: each such division is equally likely."""
+def random_division(items: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """-> int [count], positive, with the sum `items`: every such division is equally likely."""
     borders = np.sort(rng.choice(items - 1, count - 1, replace=False)) + 1
     return np.diff(np.concatenate([[0], borders, [items]]))
 
@@ -94,10 +99,10 @@ def _replace(tokens: np.ndarray, mask: np.ndarray, sentinels: range) -> np.ndarr
 
 
 def solve_lengths(lengths: Callable[[int], tuple[int, int]], inputs_length: int) -> tuple[int, int]:
-    """The longest piece whose inputs fit `inputs_length` -> (its tokens, its targets): random_spans_helper. With T5's
-    spans and an end mark each, 568 tokens fill 512 and make targets of 114.
+    """-> (tokens, targets) of the longest segment whose inputs fit `inputs_length`, as random_spans_helper finds it:
+    with T5's spans and end tokens, inputs of 512 hold 568 tokens and have targets of 114.
 
-    lengths: tokens of a piece -> the most that its inputs and targets have, end marks counted.
+    lengths: tokens of a segment -> the most tokens of its inputs and its targets, end tokens included.
     """
     tokens = 2
     while lengths(tokens + 1)[0] <= inputs_length:

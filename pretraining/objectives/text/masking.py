@@ -1,4 +1,4 @@
-"""Which tokens are masked, and what stands in their place: pure functions of tokens and generator."""
+"""Which tokens are masked and what replaces them: pure functions of tokens and generator."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest is kept (D
 
 
 class Words(NamedTuple):
-    """What is masked as a whole: maskable tokens [start, stop), and how many words from this one on follow each
-    other without a token between that may not be masked."""
+    """What is masked as a whole: the maskable tokens [start, stop) of each word.
+
+    run: how many words follow each other from this one on, itself included, before a token that must not be masked.
+    """
 
     starts: Array  # int [words]
     stops: Array  # int [words]
@@ -20,7 +22,7 @@ class Words(NamedTuple):
 
 
 def find_words(maskable: Array, begins: Array) -> Words:
-    """maskable, begins: bool [length]: a token that may be masked, one that begins a word."""
+    """maskable, begins: bool [length], True for a token that may be masked, and for one that begins a word."""
     follows = np.concatenate([[False], maskable[:-1]])
     first = maskable & (begins | ~follows)
     starts = np.flatnonzero(first)
@@ -32,11 +34,11 @@ def find_words(maskable: Array, begins: Array) -> Words:
 
 
 def choose(words: Words, budget: int, longest: int, rng: np.random.Generator) -> Array:
-    """-> positions, int [at most budget], sorted: n-grams of words in random places, n with probability proportional
-    to 1/n up to `longest` and to the end of the run (Lan et al. 2019, "ALBERT", section 4.1).
+    """-> positions, int [at most budget], sorted: n-grams of words in random places. An n-gram has n words with
+    probability proportional to 1/n, up to `longest` and to the end of the run (Lan et al. 2019, "ALBERT", section 4.1).
 
-    As in google-research/albert, create_pretraining_data.py: an n-gram that would exceed the budget is made shorter,
-    one that meets chosen tokens is left out. With longest=1 this is BERT's whole-word masking.
+    As in google-research/albert, create_pretraining_data.py: an n-gram that would exceed the budget is shortened, one
+    that overlaps chosen tokens is skipped. With longest=1 this is BERT's whole-word masking.
     """
     taken = np.zeros(int(words.stops[-1]) if len(words.stops) else 0, bool)
     left = budget
@@ -55,7 +57,7 @@ def choose(words: Words, budget: int, longest: int, rng: np.random.Generator) ->
 
 
 def ngram_lengths(longest: Array, rng: np.random.Generator) -> Array:
-    """longest: int [words] -> n of each, from 1 to its longest, with probability proportional to 1/n."""
+    """longest: int [words] -> n of each word, from 1 to its `longest`, with probability proportional to 1/n."""
     if not len(longest) or longest.max() == 1:
         return longest
     weights = np.cumsum(1.0 / np.arange(1, longest.max() + 1))
@@ -63,10 +65,11 @@ def ngram_lengths(longest: Array, rng: np.random.Generator) -> Array:
     return 1 + np.searchsorted(weights, drawn, side="right")
 
 
-def replace(tokens: Array, positions: Array, mask: int, ordinary: Array, rng: np.random.Generator) -> Array:
-    """tokens: int [length] -> a copy, at `positions` 80% `mask`, 10% one of the `ordinary` ids, 10% as it was."""
+def replace(tokens: Array, positions: Array, mask: int, text_ids: Array, rng: np.random.Generator) -> Array:
+    """tokens: int [length] -> a copy in which each of `positions` becomes `mask` (80%) or one of `text_ids`
+    (10%), or stays (10%)."""
     kind = rng.random(len(positions))
-    randoms = rng.choice(ordinary, len(positions))
+    randoms = rng.choice(text_ids, len(positions))
     corrupted = tokens.copy()
     as_random = kind < MASK_SHARE + RANDOM_SHARE
     corrupted[positions[as_random]] = randoms[as_random]

@@ -1,0 +1,187 @@
+"""Puts a run together: what it reads, checked before any process group, and the trainer built from it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipeline.common.errors import InputError
+from data_pipeline.common.fields import to_dict
+from pretraining.config import RunConfig, identity
+from pretraining.objectives.base import Objective
+from pretraining.objectives.registry import build_objective
+from pretraining.parallel.host import run_on_all_ranks
+from pretraining.run.checkpoint import Checkpoint, check_fits, load_tensors, newest_checkpoint, set_aside_newer
+from pretraining.run.faults import StopRequest
+from pretraining.run.prepared import Prepared
+from pretraining.run.run_dir import Identity, check_run_dir, find_checkpoint, require_of_run, write_config
+
+if TYPE_CHECKING:  # heavy: imported where they are used, after the inputs were checked
+    from data_pipeline.stream.stream import Stream
+    from pretraining.engines.base import Engine
+    from pretraining.feeds import Feeds
+    from pretraining.hub.init_from import HuggingFaceFolder
+    from pretraining.models.base import Model
+    from pretraining.parallel.world import World
+    from pretraining.run.throughput import Throughput
+    from pretraining.run.tracking import Tracker
+    from pretraining.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is read and checked before any process group: prepared data, run folder, checkpoint.
+
+    checkpoint: to go on from, if any. pretrained: the Hugging Face folder that a new run starts from, if any.
+    """
+
+    data: Prepared
+    objective: Objective
+    identity: Identity
+    checkpoint: Checkpoint | None
+    pretrained: HuggingFaceFolder | None
+
+
+def read_inputs(config: RunConfig) -> Inputs:
+    """Raises InputError."""
+    data = Prepared(config)
+    objective = build_objective(config.objective, data.spec)
+    check_target_length(config, objective.target_length())
+    run = identity(config, data.manifest.fingerprint)
+    check_run_dir(config, run)
+    checkpoint = find_checkpoint(config, run)
+    pretrained = None
+    if config.model.init_from is not None and checkpoint is None:
+        from pretraining.hub.init_from import HuggingFaceFolder
+        from pretraining.models.shapes import shapes_of
+
+        shapes = shapes_of(config.model, data.outputs, objective)
+        pretrained = HuggingFaceFolder(config.model.init_from, shapes, data.outputs, data.tokenizer)
+    return Inputs(data, objective, run, checkpoint, pretrained)
+
+
+def check_target_length(config: RunConfig, length: int) -> None:
+    """Sequence parallelism splits what a decoder writes as well; its length is the objective's."""
+    parts = config.engine.tensor_parallel
+    if config.engine.sequence_parallel and length % parts:
+        raise InputError(
+            f"engine.sequence_parallel=true: targets of {length} tokens are not divisible by "
+            f"engine.tensor_parallel={parts}; objective.targets_length={length + parts - length % parts} is"
+        )
+
+
+def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: StopRequest) -> Trainer:
+    """The trainer, at the checkpoint that the inputs name."""
+    import torch
+
+    from pretraining.engines.base import LossModule
+    from pretraining.engines.build import build_engine, make_layers
+    from pretraining.models.heads import attach_heads
+    from pretraining.models.registry import build_model
+    from pretraining.optim.registry import build_update_rule
+    from pretraining.trainer import Record, Trainer
+
+    torch.use_deterministic_algorithms(config.train.deterministic)
+    objective = inputs.objective
+    layers = make_layers(config.engine, world.mesh)
+    model = attach_heads(build_model(config.model, inputs.data.outputs, layers), objective, layers)
+    throughput = _throughput(objective, model, world)  # before ZeRO 3 empties the parameters
+    model.initialize(config.train.seed)
+    if inputs.pretrained is not None:
+        inputs.pretrained.load_into(model)
+        for note in inputs.pretrained.notes() if world.is_main else ():
+            print(note, file=sys.stderr)
+    freeze(model, config.train.freeze)
+    module = LossModule(model, objective, config.train.precision)
+    engine = build_engine(config.engine, module, build_update_rule(config.optimizer), config.train, world)
+    checkpoint = inputs.checkpoint
+    if checkpoint is not None:
+        checkpoint = _load_into(engine, checkpoint, config, inputs.identity, world)
+    # No file of a run changes before all inputs proved good.
+    tracker = _open_run_dir(config, inputs.identity, checkpoint, world, run_dir)
+    record = Record(run_dir, inputs.identity, tracker, throughput)
+    trainer = Trainer(config, engine, objective, _feeds(config, inputs, world), record, stop, world)
+    if checkpoint is not None:
+        trainer.resume(checkpoint.state)
+    return trainer
+
+
+def _throughput(objective: Objective, model: Model, world: World) -> Throughput:
+    import torch
+
+    from pretraining.run.throughput import Throughput, device_peak
+
+    name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
+    return Throughput(objective.unit, objective.flops_per_unit(model), world.size, device_peak(name))
+
+
+def freeze(model: Model, patterns: Iterable[str]) -> None:
+    """Parameters whose names match a pattern are not trained. Raises InputError for a pattern that matches none."""
+    parameters = dict(model.named_parameters())
+    unmatched = [p for p in patterns if not any(fnmatch(name, p) for name in parameters)]
+    if unmatched:
+        raise InputError(
+            f"train.freeze: no parameter is named {' or '.join(unmatched)}; there are "
+            f"{', '.join(list(parameters)[:5])}, ..."
+        )
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(not any(fnmatch(name, pattern) for pattern in patterns))
+    if not any(p.requires_grad for p in parameters.values()):
+        raise InputError(f"train.freeze={patterns} leaves nothing to train")
+
+
+def _load_into(engine: Engine, checkpoint: Checkpoint, config: RunConfig, run: Identity, world: World) -> Checkpoint:
+    """-> the checkpoint that the engine is at now: with train.resume=auto the newest whose bytes are undamaged."""
+    run_on_all_ranks(world, partial(check_fits, checkpoint, engine.tensors()))
+    try:
+        run_on_all_ranks(world, partial(load_tensors, checkpoint, engine.tensors()))
+    except InputError as error:
+        older = newest_checkpoint(checkpoint.folder.parent, before=checkpoint)
+        if config.train.resume != "auto" or older is None:
+            raise
+        print(f"skipped {checkpoint.folder.name}: {error}", file=sys.stderr)
+        require_of_run(older, run)
+        return _load_into(engine, older, config, run, world)
+    engine.after_load()
+    return checkpoint
+
+
+def _open_run_dir(
+    config: RunConfig, run: Identity, checkpoint: Checkpoint | None, world: World, run_dir: Path
+) -> Tracker:
+    """What an earlier run wrote beyond the checkpoint is cut off or set aside."""
+    from pretraining.run.tracking import NullTracker, RunTracker
+
+    if not world.is_main:
+        return NullTracker()
+    start = None if checkpoint is None else checkpoint.state["step"]
+    write_config(config, run_dir, run)
+    set_aside_newer(run_dir / "checkpoints", start)
+    return RunTracker(config.tracking, run_dir, start, config.train.steps, to_dict(config))
+
+
+def make_stream(config: RunConfig, data: Prepared, objective: Objective, split: str) -> Stream:
+    """The order of one split's sequences."""
+    from data_pipeline.stream.stream import Stream
+
+    return Stream(data.reader(split), objective.packing(), config.train.seed, window_blocks=config.data.window_blocks)
+
+
+def _feeds(config: RunConfig, inputs: Inputs, world: World) -> Feeds:
+    from data_pipeline.loader import RankSlice
+    from pretraining.feeds import Feeds
+
+    train, mesh, objective = config.train, world.mesh, inputs.objective
+    return Feeds(
+        source=make_stream(config, inputs.data, objective, "train"),
+        validation_source=make_stream(config, inputs.data, objective.for_evaluation(), "valid"),
+        objective=objective,
+        share=RankSlice(train.global_batch_size, train.micro_batch_size, mesh.batch_rank, mesh.batch_ranks),
+        num_workers=config.data.num_workers,
+        pin_memory=world.device.type == "cuda",
+    )

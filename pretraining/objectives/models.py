@@ -1,0 +1,55 @@
+"""What a loss asks of the model that it trains, role by role: a model of models/base.py and, on it, the heads that the
+objective itself put there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from pretraining.models.base import Decoder, EncoderDecoder, ImageEncoder, TokenEncoder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class VocabularyHead(Protocol):
+    def __call__(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """hidden: [..., features]; labels: int [...], IGNORED where there is none -> sum of the losses, fp32 scalar."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """-> [..., vocabulary]."""
+        ...
+
+
+class MaskedHead(Protocol):
+    def __call__(self, hidden: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
+        """hidden: [batch, length, features]; positions, labels: int [batch, predictions], labels IGNORED where there
+        is none -> sum of the losses, fp32 scalar."""
+        ...
+
+    def logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """-> [batch, predictions, vocabulary]."""
+        ...
+
+
+class Classifier(Protocol):
+    def __call__(self, features: Tensor) -> Tensor:
+        """-> logits [batch, classes]."""
+        ...
+
+
+class DecoderWithHead(Decoder, Protocol):
+    head: VocabularyHead
+
+
+class TokenEncoderWithHeads(TokenEncoder, Protocol):
+    head: MaskedHead
+    pair_head: Classifier  # only where there are pairs
+
+
+class EncoderDecoderWithHead(EncoderDecoder, Protocol):
+    head: VocabularyHead
+
+
+class ImageEncoderWithHead(ImageEncoder, Protocol):
+    head: Classifier

@@ -1,0 +1,77 @@
+"""The table of objectives: `name` in an objective's config picks a line of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from data_pipeline.common.registry import load
+from pretraining.models.roles import Role
+from pretraining.objectives.base import Objective, SampleSpec
+
+
+@dataclass(frozen=True)
+class ObjectiveEntry:
+    """config, objective: "module:Class", so that nothing is imported before it is chosen.
+
+    role: what a model must be able to do.
+    data: the kind of prepared data that samples are made of.
+    """
+
+    config: str
+    objective: str
+    role: Role
+    data: Literal["text", "images"]
+
+
+OBJECTIVES: dict[str, ObjectiveEntry] = {
+    "causal_lm": ObjectiveEntry(
+        config="pretraining.objectives.text.causal_lm:CausalLMConfig",
+        objective="pretraining.objectives.text.causal_lm:CausalLM",
+        role=Role.DECODER,
+        data="text",
+    ),
+    "masked_lm": ObjectiveEntry(
+        config="pretraining.objectives.text.masked_lm:MaskedLMConfig",
+        objective="pretraining.objectives.text.masked_lm:MaskedLM",
+        role=Role.TOKEN_ENCODER,
+        data="text",
+    ),
+    "span_corruption": ObjectiveEntry(
+        config="pretraining.objectives.sequence.span_corruption:SpanCorruptionConfig",
+        objective="pretraining.objectives.sequence.span_corruption:SpanCorruption",
+        role=Role.ENCODER_DECODER,
+        data="text",
+    ),
+    "image_classification": ObjectiveEntry(
+        config="pretraining.objectives.image.classification:ImageClassificationConfig",
+        objective="pretraining.objectives.image.classification:ImageClassification",
+        role=Role.IMAGE_ENCODER,
+        data="images",
+    ),
+    "masked_image": ObjectiveEntry(
+        config="pretraining.objectives.image.masked_image:MaskedImageConfig",
+        objective="pretraining.objectives.image.masked_image:MaskedImage",
+        role=Role.MASKED_IMAGE_AUTOENCODER,
+        data="images",
+    ),
+}
+
+
+class NamedConfig(Protocol):
+    """The config of any objective."""
+
+    @property
+    def name(self) -> str: ...
+
+
+def build_objective(config: NamedConfig, spec: SampleSpec) -> Objective:
+    """Raises InputError where samples of this spec cannot be made."""
+    built: Objective = load(OBJECTIVES[config.name].objective)(config, spec)
+    return built
+
+
+def objectives_for(roles: Collection[Role]) -> list[str]:
+    """The names of the objectives that fit a model which plays these roles."""
+    return [name for name, entry in OBJECTIVES.items() if entry.role in roles]

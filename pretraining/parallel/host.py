@@ -1,0 +1,67 @@
+"""Collectives of all ranks over numbers and texts that lie on the host; they never wait for a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from data_pipeline.common.errors import InputError
+from pretraining.parallel.world import World
+
+
+def host_sum(world: World, values: Sequence[float]) -> list[float]:
+    """The sums over the ranks that read different batches, in a collective of all ranks, in fp64.
+
+    Ranks that read the same batch hold the same numbers, which are counted once: what only one of them knows (a
+    signal, a fault) counts a fraction, and more than 0 means that somebody knows it.
+    """
+    if world.mesh.host_group is None:
+        return list(values)
+    import torch
+    import torch.distributed as dist
+
+    vector = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(vector, group=world.mesh.host_group)
+    return (vector / world.mesh.batch_readers).tolist()
+
+
+def broadcast_text(world: World, text: str) -> str:
+    """Rank 0's text, on every rank."""
+    if world.mesh.host_group is None:
+        return text
+    import torch.distributed as dist
+
+    texts = [text]
+    dist.broadcast_object_list(texts, src=0, group=world.mesh.host_group)
+    return texts[0]
+
+
+def run_on_all_ranks(world: World, work: Callable[[], None]) -> None:
+    """Does `work` on every rank. An InputError on one of them is raised on all, so that they end alike."""
+    failure = None
+    try:
+        work()
+    except InputError as error:
+        failure = error
+    raise_on_all_ranks(world, failure)
+
+
+def raise_on_all_ranks(world: World, failure: InputError | None) -> None:
+    """Raises this rank's failure or, where it has none, the first one of the others; a collective of all ranks."""
+    if failure is None and world.mesh.host_group is None:
+        return
+    failures = _gather_texts(world, None if failure is None else str(failure))
+    if failure is not None:
+        raise failure
+    for rank, message in enumerate(failures):
+        if message is not None:
+            raise InputError(f"rank {rank}: {message}")
+
+
+def _gather_texts(world: World, text: str | None) -> list[str | None]:
+    if world.mesh.host_group is None:
+        return [text]
+    import torch.distributed as dist
+
+    gathered: list[str | None] = [None] * world.size
+    dist.all_gather_object(gathered, text, group=world.mesh.host_group)
+    return gathered

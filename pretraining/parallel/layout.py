@@ -1,0 +1,60 @@
+"""Over which ranks the tensors are split that an optimizer updates."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pretraining.parallel.fragments import Shape
+from pretraining.parallel.mesh import Axis, Mesh
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """A tensor by its name and global shape. split_over: along these axes a rank holds a part of it, or nothing;
+    along the others all hold the same."""
+
+    name: str
+    shape: Shape
+    split_over: frozenset[Axis] = frozenset()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All tensors that an optimizer updates, in an order that is the same on every rank.
+
+    Tensors that are split alike are best kept side by side: each run of them is one reduction.
+    """
+
+    tensors: tuple[TensorLayout, ...] = ()
+    mesh: Mesh = field(default_factory=Mesh)
+
+    def sum_over_parts(self, statistics: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """statistics: [tensors, ...], this rank's part of a sum over each whole tensor -> the sums, in place.
+
+        lengths: statistics is a flat vector instead, in which each tensor has so many elements.
+        Along an axis that a tensor is not split over, every rank has the same part, and it is counted once.
+        """
+        import torch.distributed as dist
+
+        begins = [0, *itertools.accumulate(lengths or [1] * len(self.tensors))]
+        for axis, first, stop in self._runs():
+            dist.all_reduce(statistics[begins[first] : begins[stop]], group=self.mesh.group(axis))
+        return statistics
+
+    def _runs(self) -> Iterator[tuple[Axis, int, int]]:
+        """(axis, first, stop): tensors [first, stop) are split over it, and it has more ranks than one."""
+        for axis in Axis:
+            if self.mesh.size(axis) == 1:
+                continue
+            first = 0
+            for is_split, run in itertools.groupby(axis in tensor.split_over for tensor in self.tensors):
+                stop = first + len(list(run))
+                if is_split:
+                    yield axis, first, stop
+                first = stop
