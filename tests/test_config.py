@@ -173,8 +173,6 @@ HAS_NO_EFFECT = [
     (["objective=image_classification", "model=vit_debug"], "objective.rand_augment_magnitude=3"),
     (["optimizer=adafactor", "optimizer.relative_step=false"], "optimizer.warmup_init=false"),
     (["optimizer=lamb", "optimizer.weight_decay=0.0"], "optimizer.decoupled_decay=true"),
-    (["train.eval_every=0"], "train.eval_batches=2"),
-    (["tracking.wandb=disabled"], "tracking.project=x"),
 ]
 
 
