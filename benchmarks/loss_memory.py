@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from pretraining.models.layers import TokenHead
+from pretraining.models.heads import TokenHead
 from pretraining.parallel.layers import PlainLayers
 
 VOCABULARY, TOKENS, HIDDEN = 50304, 8192, 768

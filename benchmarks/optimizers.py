@@ -30,7 +30,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pretraining.optim.base import Optimizer, ParameterShard, settings_by_name
+from pretraining.optim.base import Optimizer, ParameterShard, Settings
 from pretraining.optim.config import AdafactorConfig, AdamWConfig, LambConfig
 from pretraining.optim.registry import build_update_rule
 from pretraining.parallel.fragments import Fragment
@@ -72,13 +72,14 @@ def ours(config: Any) -> Maker:
     def make(parameters: dict[str, nn.Parameter]) -> Optimizer:
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
         rule = build_update_rule(config)
-        settings = settings_by_name(shapes.items(), rule.weight_decay)
-        pieces = [
+        weight, bias = Settings(rule.weight_decay), Settings(0.0, exempt=True)
+        settings = {name: weight if len(shape) > 1 else bias for name, shape in shapes.items()}
+        shards = [
             ParameterShard(Fragment.whole(n, shapes[n]), p.data, settings[n], i, grad=p.grad)  # type: ignore[arg-type]
             for i, (n, p) in enumerate(parameters.items())
         ]
         optimizer = Optimizer(list(parameters.values()), rule, 1.0, False)
-        optimizer.attach(pieces, Layout(tuple(TensorLayout(*item) for item in shapes.items())))
+        optimizer.attach(shards, Layout(tuple(TensorLayout(*item) for item in shapes.items())))
         optimizer.param_groups[0]["lr"] = config.lr
         return optimizer
 
@@ -184,7 +185,7 @@ def measure_memory(name: str, layers: int, device: str) -> dict[str, int]:
     for _ in range(3):
         optimizer.step()
     peak = peak_bytes(device) - before
-    state = {p.fragment: p.state for p in optimizer.pieces} if isinstance(optimizer, Optimizer) else optimizer.state
+    state = {p.fragment: p.state for p in optimizer.shards} if isinstance(optimizer, Optimizer) else optimizer.state
     return {"state": tensor_bytes(dict(state)), "peak": peak}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.common.command import run_command
-from data_pipeline.common.compose import compose_config, groups_help
+from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
 from data_pipeline.common.files import is_file, is_local, join
 from data_pipeline.prepare_config import PrepareConfig
@@ -21,18 +21,17 @@ if TYPE_CHECKING:
     from data_pipeline.shards.continuation import Scan
     from data_pipeline.sources.corpus import Corpus
 
-_HELP = """pretrain-data: turns raw text into a tokenizer, shards and a manifest, and images into shards and a manifest.
+_ABOUT = """pretrain-data: turns raw text into a tokenizer, shards and a manifest; images into shards and a manifest.
 
 Example:
   pretrain-data corpus.inputs=[books,'notes/*.md'] output=data/books tokenizer.vocab_size=8192
   pretrain-data corpus=images corpus.inputs=[photos] output=data/photos
-
 """
 
 
 def main() -> int:
     """The console script; -> exit code."""
-    return run_command(_command, lambda: _HELP + groups_help("prepare"))
+    return run_command(_command, _ABOUT, "prepare", PrepareConfig)
 
 
 def prepare(config: PrepareConfig) -> None:

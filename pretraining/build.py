@@ -22,12 +22,11 @@ from pretraining.run.prepared import Prepared
 from pretraining.run.run_dir import Identity, check_run_dir, find_checkpoint, require_of_run, write_config
 
 if TYPE_CHECKING:  # heavy: imported where they are used, after the inputs were checked
-    from torch import nn
-
     from data_pipeline.stream.stream import Stream
     from pretraining.engines.base import Engine
     from pretraining.feeds import Feeds
     from pretraining.hub.init_from import HuggingFaceFolder
+    from pretraining.models.base import Model
     from pretraining.parallel.world import World
     from pretraining.run.throughput import Throughput
     from pretraining.run.tracking import Tracker
@@ -59,8 +58,10 @@ def read_inputs(config: RunConfig) -> Inputs:
     pretrained = None
     if config.model.init_from is not None and checkpoint is None:
         from pretraining.hub.init_from import HuggingFaceFolder
+        from pretraining.models.shapes import shapes_of
 
-        pretrained = HuggingFaceFolder(config.model.init_from, config.model, data.outputs, data.tokenizer)
+        shapes = shapes_of(config.model, data.outputs, objective)
+        pretrained = HuggingFaceFolder(config.model.init_from, shapes, data.outputs, data.tokenizer)
     return Inputs(data, objective, run, checkpoint, pretrained)
 
 
@@ -80,12 +81,15 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
 
     from pretraining.engines.base import LossModule
     from pretraining.engines.build import build_engine, make_layers
+    from pretraining.models.heads import attach_heads
+    from pretraining.models.registry import build_model
     from pretraining.optim.registry import build_update_rule
     from pretraining.trainer import Record, Trainer
 
     torch.use_deterministic_algorithms(config.train.deterministic)
     objective = inputs.objective
-    model = config.model.build(inputs.data.outputs, make_layers(config.engine, world.mesh))
+    layers = make_layers(config.engine, world.mesh)
+    model = attach_heads(build_model(config.model, inputs.data.outputs, layers), objective, layers)
     throughput = _throughput(objective, model, world)  # before ZeRO 3 empties the parameters
     model.initialize(config.train.seed)
     if inputs.pretrained is not None:
@@ -107,7 +111,7 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     return trainer
 
 
-def _throughput(objective: Objective, model: nn.Module, world: World) -> Throughput:
+def _throughput(objective: Objective, model: Model, world: World) -> Throughput:
     import torch
 
     from pretraining.run.throughput import Throughput, device_peak
@@ -116,7 +120,7 @@ def _throughput(objective: Objective, model: nn.Module, world: World) -> Through
     return Throughput(objective.unit, objective.flops_per_unit(model), world.size, device_peak(name))
 
 
-def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
+def freeze(model: Model, patterns: Iterable[str]) -> None:
     """Parameters whose names match a pattern are not trained. Raises InputError for a pattern that matches none."""
     parameters = dict(model.named_parameters())
     unmatched = [p for p in patterns if not any(fnmatch(name, p) for name in parameters)]

@@ -36,3 +36,8 @@ def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
     side = math.isqrt(patches.shape[1])
     split = patches.unflatten(1, (side, side)).unflatten(-1, (3, patch_size, patch_size))
     return split.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def take_patches(x: Tensor, indices: Tensor) -> Tensor:
+    """x: [batch, patches, features]; indices: int [batch, n] -> [batch, n, features]."""
+    return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))

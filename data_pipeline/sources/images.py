@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pydantic import Field
+
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import NonNegative, configclass
+from data_pipeline.sources.config import CorpusConfig
 from data_pipeline.sources.patterns import is_excluded
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -19,20 +22,23 @@ _REPORTED = 10
 
 
 @configclass
-class ImagesConfig:
+class ImagesConfig(CorpusConfig):
     """Which images are read.
 
-    `inputs` are folders with one subfolder per class, or lists (.csv and .tsv with a header line, .jsonl) whose
-    fields `file_field` and `label_field` name an image, relative to the list, and its label. `exclude` are patterns
-    (fnmatch, `*` spans folders) on absolute paths. Up to `max_bad_images` images may be broken; they are skipped.
+    inputs: folders with one subfolder per class, or lists (.csv and .tsv with a header line, .jsonl) of files and
+        labels, as in [photos/train] or [labels.csv].
+    exclude: patterns on absolute paths, as in ['*/thumbs/*']; * spans folders.
+    file_field: the field of a list that names the image, relative to the list.
+    label_field: the field of a list that holds the label.
+    max_bad_images: how many images, all together, may be broken; they are skipped.
     """
 
     kind: Literal["images"]
     inputs: list[str]
-    exclude: list[str]
-    file_field: str
-    label_field: str
-    max_bad_images: NonNegative
+    exclude: list[str] = Field(default_factory=list)
+    file_field: str = "file"
+    label_field: str = "label"
+    max_bad_images: NonNegative = 10
 
 
 class LabeledFile(NamedTuple):

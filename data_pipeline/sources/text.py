@@ -15,6 +15,7 @@ import pydantic
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import NonNegative, configclass
+from data_pipeline.sources.config import CorpusConfig
 from data_pipeline.sources.patterns import is_excluded
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
@@ -24,20 +25,22 @@ _NAMED_LINES = 5
 
 
 @configclass
-class TextConfig:
+class TextConfig(CorpusConfig):
     """Which text is read.
 
-    `inputs` are files, globs and folders; `exclude` are patterns (fnmatch, `*` spans folders) on absolute
-    paths. A document of more than `max_document_bytes` of UTF-8 is cut at line ends into several documents, so
-    that memory stays bounded. Up to `max_bad_lines` lines of the .jsonl files may be unreadable; they are skipped.
+    inputs: files, globs and folders, as in [book.txt,'notes/*.md',folder].
+    exclude: patterns on absolute paths, as in ['*/test/*']; * spans folders.
+    text_field: the field of .jsonl lines that holds the text.
+    max_document_bytes: a longer document is cut at line ends into several, so that memory stays bounded.
+    max_bad_lines: how many lines of the .jsonl files, all together, may be unreadable; they are skipped.
     """
 
     kind: Literal["text"]
     inputs: list[str]
-    exclude: list[str]
-    text_field: str
-    max_document_bytes: Annotated[int, pydantic.Field(ge=16)]
-    max_bad_lines: NonNegative
+    exclude: list[str] = pydantic.Field(default_factory=list)
+    text_field: str = "text"
+    max_document_bytes: Annotated[int, pydantic.Field(ge=16)] = 262144
+    max_bad_lines: NonNegative = 0
 
 
 class RawDocument(NamedTuple):

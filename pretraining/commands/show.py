@@ -6,11 +6,16 @@ import sys
 from pathlib import Path
 
 from data_pipeline.common.command import run_command
-from data_pipeline.common.compose import compose_config, groups_help
+from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import configclass
 
 VALIDATION_SAMPLES = 64
+ABOUT = """pretrain-show: shows what a trained model does.
+
+Example:
+  pretrain-show run_dir=runs/first
+"""
 
 
 @configclass
@@ -26,8 +31,7 @@ class ShowConfig:
 
 
 def main() -> int:
-    text = "pretrain-show run_dir=DIR: shows what a trained model does.\n\n"
-    return run_command(show, lambda: text + groups_help("show"))
+    return run_command(show, ABOUT, "show", ShowConfig)
 
 
 def show(overrides: list[str]) -> None:
@@ -49,7 +53,7 @@ def show(overrides: list[str]) -> None:
     objective = build_objective(run.objective, data.spec).for_evaluation()
     stream = Stream(data.reader("valid"), objective.packing(), config.seed)
     samples = first_samples(stream, objective, VALIDATION_SAMPLES)
-    model = load_plain_model(run, data.outputs, checkpoint)
+    model = load_plain_model(run, data.outputs, objective, checkpoint)
     print(objective.demonstrate(model, Demonstration(samples, run_dir, config.seed)))
 
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pretraining.config import TrainConfig
-from pretraining.engines.parameters import FrozenParameters, ParameterLayout, trainable
+from pretraining.engines.parameters import ParameterLayout, parameter_name
+from pretraining.models.base import Model
 from pretraining.objectives.base import Objective
 from pretraining.optim.base import Optimizer, UpdateRule
+from pretraining.optim.groups import settings_by_name
 from pretraining.parallel.fragments import Fragment
 from pretraining.parallel.world import World
 
@@ -28,7 +30,7 @@ class LossModule(nn.Module):
     Parameters, gradients and reductions stay fp32; `precision` is that of the computation (autocast).
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, precision: str) -> None:
+    def __init__(self, model: Model, objective: Objective, precision: str) -> None:
         super().__init__()
         self.model, self.objective, self.precision = model, objective, precision
 
@@ -79,14 +81,16 @@ class Engine(Protocol):
 
 
 class EngineBase(ABC):
-    """What all engines have in common; those below say how a loss module is called and how gradients are reduced."""
+    """What all engines have in common; each says how a micro-batch runs, a step ends and tensors are laid out."""
 
     def __init__(self, module: LossModule, rule: UpdateRule, train: TrainConfig, world: World) -> None:
         self.module, self.rule, self.world = module.to(world.device), rule, world
         self.evaluated: nn.Module = self.module  # what a forward outside of a step calls
-        self.parameters = trainable(self.module)
-        self.layout = ParameterLayout(self.parameters, world.mesh)
-        self.frozen = FrozenParameters(self.module, world.mesh)
+        every = {parameter_name(n): p for n, p in self.module.named_parameters()}
+        self.parameters = {name: p for name, p in every.items() if p.requires_grad}
+        self.frozen = {name: p for name, p in every.items() if not p.requires_grad}
+        self.layout, self.frozen_layout = (ParameterLayout(ps, world.mesh) for ps in (self.parameters, self.frozen))
+        self.settings = settings_by_name(module.model, self.layout.names, rule.weight_decay, rule.layer_decay)
         self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
 
     @abstractmethod
@@ -109,6 +113,17 @@ class EngineBase(ABC):
             sums = self.evaluated(self._on_device(batch))
         self.evaluated.train()
         return sums
+
+    def tensors(self) -> list[tuple[Fragment, Tensor]]:
+        return self.weights() + self.frozen_weights() + self.optimizer.state_tensors()
+
+    def weights(self) -> list[tuple[Fragment, Tensor]]:
+        """This rank's fragments of the parameters that are trained, by their names in a checkpoint."""
+        return [(self.layout.whole(n).renamed(f"weights.{n}"), p.data) for n, p in self.parameters.items()]
+
+    def frozen_weights(self) -> list[tuple[Fragment, Tensor]]:
+        """The same of those that are not: a checkpoint holds the whole model."""
+        return [(self.frozen_layout.whole(n).renamed(f"weights.{n}"), p.data) for n, p in self.frozen.items()]
 
     def scaled(self, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
         """What backward starts from. Both DDP and DeepSpeed average over the data-parallel ranks: undone here."""

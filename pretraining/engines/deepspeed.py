@@ -1,8 +1,8 @@
 """DeepSpeed ZeRO, stage 0 to 3, with our optimizers as its client optimizer.
 
-ZeRO 1 to 3 hand the optimizer one flat fp32 tensor. `_pieces` maps it back to fragments of the model's tensors, so
+ZeRO 1 to 3 hand the optimizer one flat fp32 tensor. `_shards` maps it back to fragments of the model's tensors, so
 that clipping, decay and every optimizer's statistics are those of the whole tensors. All parameters are in one group
-(decay is a piece's own setting), which makes one partition, one sub-group and one optimizer step of it.
+(decay is a shard's own setting), which makes one partition, one sub-group and one optimizer step of it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch.distributed import ProcessGroup
 from pretraining.config import TrainConfig
 from pretraining.engines.base import Batch, EngineBase, LossModule
 from pretraining.engines.config import EngineConfig
-from pretraining.optim.base import Optimizer, ParameterShard, UpdateRule, settings_by_name
+from pretraining.optim.base import Optimizer, ParameterShard, UpdateRule
 from pretraining.parallel.fragments import Fragment
 from pretraining.parallel.mesh import Axis, Mesh
 from pretraining.parallel.world import World
@@ -35,6 +36,31 @@ class FlatRange(NamedTuple):
     position: int
 
 
+class FragmentAddress(Protocol):
+    start: int
+    numel: int
+
+
+class FragmentMapping(Protocol):
+    """DeepSpeed's note of where a parameter lies under ZeRO 1 and 2."""
+
+    hp_fragment_address: FragmentAddress  # in this rank's flat fp32 partition
+    lp_fragment_address: FragmentAddress  # in the flattened parameter
+
+
+class MappedParameter(Protocol):
+    """A parameter under ZeRO 1 or 2."""
+
+    _hp_mapping: FragmentMapping | None  # None where this rank holds nothing of it
+
+
+class PartitionedParameter(Protocol):
+    """A parameter under ZeRO 3: its own data are empty between uses."""
+
+    ds_tensor: Tensor  # this rank's flat range
+    ds_numel: int  # of the whole parameter
+
+
 class DeepSpeedEngine(EngineBase):
     def __init__(
         self, config: EngineConfig, module: LossModule, rule: UpdateRule, train: TrainConfig, world: World
@@ -43,10 +69,8 @@ class DeepSpeedEngine(EngineBase):
         self.stage = config.zero_stage
         self.engine = _initialize(self.module, self.optimizer, train, world, config)
         self.evaluated = self.engine  # its hooks gather what ZeRO 3 has partitioned
-        named_shapes = zip(self.layout.names, self.layout.shapes, strict=True)
-        settings = settings_by_name(named_shapes, rule.weight_decay, rule.layer_decay)
         layout = self.layout.for_optimizer(dealt=self.stage > 0)
-        self.optimizer.attach(list(self._pieces(settings)), layout, self._read_gradients)
+        self.optimizer.attach(list(self._shards()), layout, self._read_gradients)
 
     def forward_backward(self, batch: Batch, weights: Mapping[str, float], last: bool) -> dict[str, Tensor]:
         sums = self.engine(batch)
@@ -61,20 +85,19 @@ class DeepSpeedEngine(EngineBase):
         if self.stage and self.engine.optimizer.overflow:
             self.optimizer.skip()
 
-    def tensors(self) -> list[tuple[Fragment, Tensor]]:
-        weights = [(p.fragment.renamed(f"weights.{p.fragment.name}"), p.value) for p in self.optimizer.pieces]
-        return weights + self._frozen_tensors() + self.optimizer.state_tensors()
+    def weights(self) -> list[tuple[Fragment, Tensor]]:
+        return [(s.fragment.renamed(f"weights.{s.fragment.name}"), s.value) for s in self.optimizer.shards]
 
-    def _frozen_tensors(self) -> list[tuple[Fragment, Tensor]]:
+    def frozen_weights(self) -> list[tuple[Fragment, Tensor]]:
         if self.stage < 3:
-            return self.frozen.tensors()
+            return super().frozen_weights()
         found = []
-        for name, parameter in self.frozen.parameters.items():
-            whole = self.frozen.fragment(name)
-            part = parameter.ds_tensor.data.view(-1)  # type: ignore[attr-defined]  # a flat range, padded at the end
+        for name, parameter in self.frozen.items():
+            whole = self.frozen_layout.whole(name).renamed(f"weights.{name}")
+            part = cast(PartitionedParameter, parameter).ds_tensor.data.view(-1)  # a flat range, padded at the end
             start = min(self.world.mesh.shard_rank * part.numel(), whole.stop)
             stop = min(start + part.numel(), whole.stop)
-            found.append((Fragment(whole.name, whole.shape, whole.box, start, stop), part[: stop - start]))
+            found.append((replace(whole, start=start, stop=stop), part[: stop - start]))
         return found
 
     @torch.no_grad()
@@ -89,26 +112,27 @@ class DeepSpeedEngine(EngineBase):
             if zero.persistent_parameters:
                 zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
-    def _pieces(self, settings: dict[str, Any]) -> Iterator[ParameterShard]:
+    def _shards(self) -> Iterator[ParameterShard]:
         numbers = {name: i for i, name in enumerate(self.layout.names)}
-        for place in self._places():
-            whole = self.layout.whole(place.name)
-            fragment = Fragment(place.name, whole.shape, whole.box, place.start, place.stop)
-            value = self._view(self._flat(), fragment, place)
-            yield ParameterShard(fragment, value, settings[place.name], numbers[place.name])
+        for where in self._flat_ranges():
+            whole = self.layout.whole(where.name)
+            fragment = Fragment(where.name, whole.shape, whole.box, where.start, where.stop)
+            value = self._view(self._flat(), fragment, where)
+            yield ParameterShard(fragment, value, self.settings[where.name], numbers[where.name])
 
-    def _places(self) -> list[FlatRange]:
+    def _flat_ranges(self) -> list[FlatRange]:
         """Where the tensors lie, in the order of the flat partition; empty ranges left out."""
-        zero = self.engine.optimizer
         if self.stage == 0:
-            places = [FlatRange(n, 0, p.numel(), 0) for n, p in self.parameters.items()]
+            ranges = [FlatRange(n, 0, p.numel(), 0) for n, p in self.parameters.items()]
         elif self.stage < 3:
-            places = [_zero12_place(n, p._hp_mapping) for n, p in self.parameters.items() if p._hp_mapping]  # type: ignore[attr-defined]
+            mappings = {n: cast(MappedParameter, p)._hp_mapping for n, p in self.parameters.items()}
+            ranges = [_zero12_range(n, mapping) for n, mapping in mappings.items() if mapping is not None]
         else:
-            places = [self._zero3_place(zero, n, p) for n, p in self.parameters.items()]
-        return [p for p in places if p.start < p.stop]
+            ranges = [self._zero3_range(n, cast(PartitionedParameter, p)) for n, p in self.parameters.items()]
+        return [p for p in ranges if p.start < p.stop]
 
-    def _zero3_place(self, zero: Any, name: str, parameter: Any) -> FlatRange:
+    def _zero3_range(self, name: str, parameter: PartitionedParameter) -> FlatRange:
+        zero = self.engine.optimizer
         _, position, length = zero.grad_position[zero.get_param_id(parameter)]
         start = min(self.world.mesh.shard_rank * length, parameter.ds_numel)
         return FlatRange(name, start, min(start + length, parameter.ds_numel), position)
@@ -121,20 +145,20 @@ class DeepSpeedEngine(EngineBase):
         assert len(flats) == 1, f"one flat partition expected, not {len(flats)}"
         return flats[0]
 
-    def _view(self, flat: Tensor | None, fragment: Fragment, place: FlatRange) -> Tensor:
+    def _view(self, flat: Tensor | None, fragment: Fragment, where: FlatRange) -> Tensor:
         if flat is None:
-            return self.parameters[place.name].data
-        part = flat.data[place.position : place.position + place.stop - place.start]
+            return self.parameters[where.name].data
+        part = flat.data[where.position : where.position + where.stop - where.start]
         return part.view(fragment.box.size) if fragment.is_box else part
 
     def _read_gradients(self) -> None:
         flat = self._flat()
         gradient = None if flat is None else flat.grad
-        for piece, place in zip(self.optimizer.pieces, self._places(), strict=True):
+        for shard, where in zip(self.optimizer.shards, self._flat_ranges(), strict=True):
             if gradient is None:
-                piece.grad = self.parameters[place.name].grad  # type: ignore[assignment]
+                shard.grad = self.parameters[where.name].grad  # type: ignore[assignment]
             else:
-                piece.grad = self._view(gradient, piece.fragment, place)
+                shard.grad = self._view(gradient, shard.fragment, where)
 
 
 class ModelParallelUnit:
@@ -166,7 +190,7 @@ class ModelParallelUnit:
     get_tensor_model_parallel_group = get_model_parallel_group
 
 
-def _zero12_place(name: str, mapping: Any) -> FlatRange:
+def _zero12_range(name: str, mapping: FragmentMapping) -> FlatRange:
     partition, tensor = mapping.hp_fragment_address, mapping.lp_fragment_address
     return FlatRange(name, tensor.start, tensor.start + tensor.numel, partition.start)
 

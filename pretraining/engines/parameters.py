@@ -1,8 +1,8 @@
-"""A module's parameters by name, and where this rank's lie in the whole tensors."""
+"""The names of a module's parameters, and where this rank's lie in the whole tensors."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from pretraining.parallel.fragments import Fragment
 from pretraining.parallel.layers import box_of
@@ -13,10 +13,6 @@ from pretraining.parallel.mesh import Axis, Mesh
 def parameter_name(name: str) -> str:
     """A parameter's name within the model, given that within the LossModule."""
     return name.removeprefix("model.")
-
-
-def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {parameter_name(n): p for n, p in module.named_parameters() if p.requires_grad}
 
 
 class ParameterLayout:
@@ -53,18 +49,3 @@ class ParameterLayout:
         """All that this rank has of the tensor."""
         shape, box = self._found[name]
         return Fragment(name, shape, box, 0, box.numel)
-
-
-class FrozenParameters:
-    """Parameters that are not trained: saved as well, so that a checkpoint holds the whole model."""
-
-    def __init__(self, module: nn.Module, mesh: Mesh) -> None:
-        self.parameters = {parameter_name(n): p for n, p in module.named_parameters() if not p.requires_grad}
-        self.layout = ParameterLayout(self.parameters, mesh)
-
-    def tensors(self) -> list[tuple[Fragment, Tensor]]:
-        return [(self.fragment(name), p.data) for name, p in self.parameters.items()]
-
-    def fragment(self, name: str) -> Fragment:
-        """All that this rank has of the tensor, by its name in a checkpoint."""
-        return self.layout.whole(name).renamed(f"weights.{name}")

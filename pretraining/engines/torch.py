@@ -1,4 +1,6 @@
-"""The reference engine: one process, or torch's DistributedDataParallel; alone or over tensor-parallel ranks.
+"""engine=torch and engine=megatron: one process, or torch's DistributedDataParallel. The reference for the others.
+
+Tensor parallelism (engine=megatron) is in the layers that the model was built from: this engine is the same.
 
 With engine.shard_optimizer each data-parallel rank updates whole tensors of its own and sends them to the others
 (Rajbhandari et al. 2020, "ZeRO", stage 1, by tensors): a quarter of the optimizer's state on four ranks.
@@ -16,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from pretraining.config import TrainConfig
 from pretraining.engines.base import Batch, EngineBase, LossModule
 from pretraining.engines.config import EngineConfig
-from pretraining.optim.base import ParameterShard, UpdateRule, settings_by_name
-from pretraining.parallel.fragments import Fragment
+from pretraining.optim.base import ParameterShard, UpdateRule
+from pretraining.parallel.marks import is_sequence_parallel
 from pretraining.parallel.mesh import Axis
 from pretraining.parallel.world import World
 
@@ -28,9 +30,9 @@ class TorchEngine(EngineBase):
     ) -> None:
         super().__init__(module, rule, train, world)
         self.owners = self._owners() if config.shard_optimizer and world.mesh.shard_ranks > 1 else None
-        self.partial = [p for p in self.parameters.values() if getattr(p, "sequence_parallel", False)]
+        self.partial = [p for p in self.parameters.values() if is_sequence_parallel(p)]
         layout = self.layout.for_optimizer(dealt=self.owners is not None)
-        self.optimizer.attach(self._pieces(), layout, self._read_gradients)
+        self.optimizer.attach(self._shards(), layout, self._read_gradients)
         self.distributed = self._distributed() if world.mesh.gradient_ranks > 1 else None
 
     def _distributed(self) -> DistributedDataParallel:
@@ -52,11 +54,9 @@ class TorchEngine(EngineBase):
             self.scaled(sums, weights).backward()
         return sums
 
-    def _pieces(self) -> list[ParameterShard]:
-        named_shapes = zip(self.layout.names, self.layout.shapes, strict=True)
-        settings = settings_by_name(named_shapes, self.rule.weight_decay, self.rule.layer_decay)
+    def _shards(self) -> list[ParameterShard]:
         return [
-            ParameterShard(self.layout.whole(name), self.parameters[name].data, settings[name], number)
+            ParameterShard(self.layout.whole(name), self.parameters[name].data, self.settings[name], number)
             for number, name in enumerate(self.layout.names)
             if self.owners is None or self.owners[name] == self.world.mesh.shard_rank
         ]
@@ -72,10 +72,10 @@ class TorchEngine(EngineBase):
     def _read_gradients(self) -> None:
         for parameter in self.partial:  # each tensor-parallel rank saw its part of the sequence
             dist.all_reduce(parameter.grad, group=self.world.mesh.group(Axis.TENSOR))
-        for piece in self.optimizer.pieces:
-            gradient = self.parameters[piece.fragment.name].grad
-            assert gradient is not None, f"{piece.fragment.name} took no part in the loss"
-            piece.grad = gradient
+        for shard in self.optimizer.shards:
+            gradient = self.parameters[shard.fragment.name].grad
+            assert gradient is not None, f"{shard.fragment.name} took no part in the loss"
+            shard.grad = gradient
 
     def step(self, lr: float) -> None:
         self.optimizer.param_groups[0]["lr"] = lr
@@ -94,9 +94,5 @@ class TorchEngine(EngineBase):
         for work in waiting:
             work.wait()
 
-    def tensors(self) -> list[tuple[Fragment, Tensor]]:
-        weights = [(self.layout.whole(n).renamed(f"weights.{n}"), p.data) for n, p in self.parameters.items()]
-        return weights + self.frozen.tensors() + self.optimizer.state_tensors()
-
     def after_load(self) -> None:
-        """Nothing is derived: the pieces are the parameters."""
+        """Nothing is derived: the shards are the parameters."""

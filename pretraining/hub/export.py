@@ -1,4 +1,4 @@
-"""`pretrain-export`: a checkpoint leaves as a Hugging Face folder, once its logits were compared."""
+"""`pretrain-export`: a checkpoint as a Hugging Face folder, whose outputs were compared before it is called done."""
 
 from __future__ import annotations
 
@@ -9,16 +9,25 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.common.command import run_command
-from data_pipeline.common.compose import compose_config, conf_dir
+from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import EXIT_DONE, InputError
 from data_pipeline.common.fields import configclass
 from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.tokenizers.tokenizer import Tokenizer
+from pretraining.models.registry import huggingface_family
+from pretraining.objectives.image.views import ImageViewsConfig
+from pretraining.objectives.registry import build_objective
 from pretraining.run.checkpoint import open_checkpoint
+from pretraining.run.prepared import sample_spec
 from pretraining.run.run_dir import load_plain_model, read_run_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from pretraining.models.base import Model
 
 EXAMPLE = """pretrain-export: writes a checkpoint as a Hugging Face folder, with the parity check.
 
@@ -29,23 +38,27 @@ Example:
 
 @configclass
 class ExportConfig:
-    """checkpoint: RUN/checkpoints/step_... output: the folder to write. data_path: where the run's prepared data
-    is now (null: its data.path)."""
+    """What is exported, and whereto.
+
+    checkpoint: RUN/checkpoints/step_..., of a run whose RUN/config.yaml stands where it was written.
+    output: the folder to write; it must not exist.
+    data_path: where the run's prepared data is now; null means the run's data.path.
+    """
 
     checkpoint: str
     output: str
-    data_path: str | None
+    data_path: str | None = None
 
 
 def main() -> int:
-    return run_command(_command, lambda: f"{EXAMPLE}\nKeys and defaults:\n{(conf_dir() / 'export.yaml').read_text()}")
+    return run_command(_command, EXAMPLE, "export", ExportConfig)
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
     """Writes `config.output` -> what its parity.json says. Raises InputError, and then leaves no folder."""
     source = Source(config)
     values = source.huggingface_config()
-    model = load_plain_model(source.run, source.vocab_size, source.checkpoint)
+    model: Model = load_plain_model(source.run, source.outputs, source.objective, source.checkpoint)
     with new_folder(Path(config.output)) as folder:
         _write_json(folder / "config.json", values)
         _write_generation_config(folder, values)
@@ -64,31 +77,39 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 
 class Source:
-    """What is read and checked before anything is written: run config, checkpoint, tokenizer."""
+    """What is read and checked before anything is written: run config, checkpoint, tokenizer.
+
+    outputs: the size of the vocabulary or the number of classes. objective: of which the model has its heads.
+    """
 
     def __init__(self, config: ExportConfig) -> None:
-        from pretraining.hub.parity import COUNTERPARTS
-
         if Path(config.output).exists():
-            raise InputError(f"output={config.output} exists already: nothing is overwritten")
+            raise InputError(f"output={config.output} exists already and is not overwritten")
         self.checkpoint = open_checkpoint(Path(config.checkpoint))
         self.run = read_run_config(self.checkpoint.folder.resolve().parents[1])
-        self.model_config: Any = self.run.model
-        self.objective: Any = self.run.objective
-        self.family = COUNTERPARTS[self.model_config.name]
-        self.counterpart = self.family.load()
+        self.family = huggingface_family(self.run.model.name)
         data = Path(config.data_path or self.run.data.path or "")
         if not (data / "manifest.json").is_file():
-            raise InputError(f"{data}: no prepared data is there; data_path=DIR says where it is now")
+            raise InputError(f"{data}: there is no prepared data; data_path=DIR says where it is now")
         manifest = load_manifest(data)
         self.tokenizer = Tokenizer.load(data / "tokenizer") if manifest.kind == "text" else None
         self.classes = manifest.classes
-        self.vocab_size = self.tokenizer.total_size if self.tokenizer else len(self.classes)
+        self.outputs = self.tokenizer.total_size if self.tokenizer else len(self.classes)
+        self.objective = build_objective(self.run.objective, sample_spec(self.run, self.tokenizer, self.classes))
 
     def huggingface_config(self) -> dict[str, Any]:
         """config.json. Raises InputError where transformers has no such model."""
-        values = self.counterpart.huggingface_config(self.model_config, self.vocab_size, self.special_ids)
-        return values if self.tokenizer else {**values, **self.objective.huggingface_config(self.classes)}
+        from pretraining.models.shapes import shapes_of
+
+        model = shapes_of(self.run.model, self.outputs, self.objective)
+        values = self.family.huggingface_config(model, self.special_ids)
+        return values if self.tokenizer else {**values, **self.image_views.huggingface_config(tuple(self.classes))}
+
+    @property
+    def image_views(self) -> ImageViewsConfig:
+        """Of a run on images."""
+        assert isinstance(self.run.objective, ImageViewsConfig)
+        return self.run.objective
 
     @property
     def special_ids(self) -> dict[str, int]:
@@ -97,13 +118,13 @@ class Source:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder under a temporary name beside `target`: renamed when the block ends in order, removed otherwise."""
+    """A folder under a temporary name beside `target`: renamed when the block is done, removed on an exception."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
         yield temporary
         if target.exists():
-            raise InputError(f"output={target} exists already: nothing is overwritten")
+            raise InputError(f"output={target} exists already and is not overwritten")
         os.rename(temporary, target)
     except OSError as error:
         raise InputError(f"output={target}: {error.strerror or error} {error.filename or ''}") from error
@@ -120,25 +141,26 @@ def _command(overrides: list[str]) -> int:
 
 
 def _write_generation_config(folder: Path, values: dict[str, Any]) -> None:
-    """Where a text ends; only for models that generate."""
+    """The special ids that generation needs, for models that have an end of text."""
     if "eos_token_id" in values:
         keys = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
         _write_json(folder / "generation_config.json", {key: values[key] for key in keys if key in values})
 
 
-def _write_weights(folder: Path, source: Source, model: Any) -> None:
+def _write_weights(folder: Path, source: Source, model: Model) -> None:
     from safetensors.torch import save_file
 
-    parameters = model.state_dict()  # fixed positions are buffers
-    entries = source.counterpart.weight_map(source.model_config, source.vocab_size)
+    tensors = model.state_dict()  # buffers as well: fixed positions, which transformers has as parameters
+    entries = source.family.weight_map(model)
     missing = {name for name, _ in model.named_parameters()} - {entry.ours for entry in entries}
     assert not missing, f"the weight map leaves out {sorted(missing)}"
-    weights = {e.theirs: e.export(parameters[e.ours].detach()).clone().contiguous() for e in entries}
+    weights = {e.theirs: e.export(tensors[e.ours].detach()).clone().contiguous() for e in entries}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _prove_model(folder: Path, source: Source, model: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """Raises InputError where transformers computes something else from the folder than our model."""
+def _prove_model(folder: Path, source: Source, model: Model, values: dict[str, Any]) -> dict[str, Any]:
+    """-> what parity.json says of it. Raises InputError where transformers' model of the folder computes something else
+    than ours."""
     import torch
     import transformers
     from safetensors.torch import save_file
@@ -147,7 +169,7 @@ def _prove_model(folder: Path, source: Source, model: Any, values: dict[str, Any
 
     (architecture,) = values["architectures"]
     assert architecture in source.family.architectures, architecture
-    examples = parity.probes(source.family, source.model_config, source.vocab_size)
+    examples = parity.probes(source.family, model, source.outputs)
     ours = parity.our_outputs(source.family, model, examples, values)
     theirs = parity.their_outputs(folder, architecture, examples, list(ours[0]))
     difference = parity.largest_difference(ours, theirs)
@@ -172,8 +194,8 @@ def _prove_model(folder: Path, source: Source, model: Any, values: dict[str, Any
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
-    """tokenizer.json and tokenizer_config.json. Raises InputError where the tokenizer read back from them treats an
-    awkward text otherwise than ours."""
+    """tokenizer.json and tokenizer_config.json -> what parity.json says of them. Raises InputError where the tokenizer
+    read back from them encodes a text of EDGE_CASE_TEXTS differently from ours."""
     from transformers import AutoTokenizer
 
     from data_pipeline.tokenizers.export import EDGE_CASE_TEXTS, convert, disagreements, rounds_ties, tokenizer_config
@@ -181,11 +203,11 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> dic
     convert(tokenizer).save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer, max_length))
     loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    loaded.model_max_length = sys.maxsize  # no model reads these texts: transformers would warn that they are too long
+    loaded.model_max_length = sys.maxsize  # else transformers warns that the texts are too long for the model
     wrong = disagreements(_WithoutSpecials(loaded), tokenizer)
     if wrong:
         raise InputError(
-            f"the exported tokenizer treats {len(wrong)} texts otherwise than the run's, "
+            f"the exported tokenizer encodes {len(wrong)} texts differently from the run's, "
             f"{', '.join(wrong[:5])} among them: nothing was exported"
         )
     return {
@@ -195,23 +217,22 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> dic
 
 
 def _write_processor(folder: Path, source: Source) -> None:
-    """How transformers makes of an image what an evaluation sees."""
-    _write_json(
-        folder / "preprocessor_config.json", source.objective.huggingface_processor(source.model_config.image_size)
-    )
+    """How transformers turns an image into what an evaluation sees."""
+    size = source.run.grid.image_size
+    _write_json(folder / "preprocessor_config.json", source.image_views.huggingface_processor(size))
 
 
 class _WithoutSpecials:
-    """A transformers tokenizer without special tokens added or shown."""
+    """A transformers tokenizer that neither adds special tokens nor shows them."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -9,49 +9,50 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.json_files import read_json
 from data_pipeline.tokenizers.export import disagreements, special_tokens
 from data_pipeline.tokenizers.special_tokens import ALL, exported_sentinel
 from data_pipeline.tokenizers.tokenizer import Tokenizer
-from pretraining.hub.parity import COUNTERPARTS
-from pretraining.hub.weight_map import WeightMap
+from pretraining.models.base import Model
+from pretraining.models.huggingface_map import HuggingFaceFamily, Values
+from pretraining.models.registry import huggingface_family
+from pretraining.models.weight_map import WeightMap
 from pretraining.parallel.fragments import Box
-from pretraining.parallel.layers import PlainLayers, box_of
+from pretraining.parallel.layers import box_of
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_BASES = ("bert", "model", "transformer", "vit")  # what a family's base model is called within the others
-_HEADS = ("head.", "pair_head.")  # ours; a folder may lack them
 FIXED_TOLERANCE = 1e-5
 
 
 class HuggingFaceFolder:
-    """A folder whose config, weights' names and shapes, and tokenizer agree with the model: checked when it is made.
+    """A folder whose config, weights' names and shapes, and tokenizer fit the model; checked when it is opened.
 
-    Raises InputError with every fault. Reads JSON and safetensors only.
+    model: of these shapes, with the heads that will be trained (models.shapes.shapes_of). outputs: the size of the
+    vocabulary or the number of classes of the prepared data. Raises InputError with every problem. Reads JSON and
+    safetensors only, never a pickle.
     """
 
-    def __init__(self, folder: str, model_config: Any, vocab_size: int, tokenizer: Tokenizer | None) -> None:
-        self.folder, self.vocab_size = Path(folder), vocab_size
-        family = COUNTERPARTS[model_config.name].load()
+    def __init__(self, folder: str, model: Model, outputs: int, tokenizer: Tokenizer | None) -> None:
+        self.folder, self.vocab_size = Path(folder), outputs
+        family = huggingface_family(model.config.name)
         values = read_json(self.folder / "config.json", key="model.init_from")
-        self.stored, faults = _stored_tensors(self.folder)
+        self.stored, problems = _stored_tensors(self.folder)
         free = {"vocab_size"} if "classifier.weight" in self.stored else {"vocab_size", "num_classes"}
-        misfits = _config_faults(family, values, model_config, vocab_size, free)
-        their_size = values.get("vocab_size", vocab_size)
-        self.rows, wrong = _rows(self.folder / "tokenizer.json", tokenizer, vocab_size, their_size)
+        problems += _config_problems(family, values, model, free)
+        their_size = values.get("vocab_size", outputs)
+        self.rows, misfits = _rows(self.folder / "tokenizer.json", tokenizer, outputs, their_size)
         self.entries: list[WeightMap] = []
         self.new_heads: list[str] = []
-        if not faults and not misfits:
-            entries = family.weight_map(model_config, vocab_size)
-            wrong += self._weight_faults(entries, model_config.build(vocab_size, MetaLayers()), their_size)
-        if faults := faults + misfits + wrong:
-            raise InputError(f"model.init_from={folder} does not fit: " + "; ".join(faults))
+        if not problems:
+            misfits += self._weight_problems(family, model, their_size)
+        if problems := problems + misfits:
+            raise InputError(f"model.init_from={folder} does not fit: " + "; ".join(problems))
 
     def notes(self) -> list[str]:
-        """What a user has to know of the start."""
+        """What a user should know about the start."""
         found = []
         if any(entry.by_token for entry in self.entries):
             new = self.vocab_size - len(self.rows)
@@ -61,14 +62,14 @@ class HuggingFaceFolder:
             )
         if self.new_heads:
             found.append(
-                f"warning: model.init_from={self.folder} lacks {', '.join(self.new_heads)}: these begin as a "
+                f"warning: model.init_from={self.folder} lacks {', '.join(self.new_heads)}: these start as a "
                 "new model's"
             )
         return found
 
-    def load_into(self, model: Any) -> None:
+    def load_into(self, model: Model) -> None:
         """Overwrites the parameters of `model`, or this rank's part of them; heads and rows of the vocabulary that the
-        folder lacks stay as they are. Fixed positions are the folder's already."""
+        folder lacks stay as they are. Fixed positions were compared and agree already."""
         parameters = dict(model.named_parameters())
         opened = {file: safe_open(str(file), framework="pt") for file, _ in self.stored.values()}
         with torch.no_grad():
@@ -87,20 +88,21 @@ class HuggingFaceFolder:
         here = (ours >= first) & (ours < first + len(parameter))
         parameter[ours[here] - first] = found[theirs[here]].to(parameter)
 
-    def _weight_faults(self, entries: list[WeightMap], model: Any, their_size: int) -> list[str]:
-        """What the folder's tensors lack for `model`, which holds every tensor whole. Sets `entries`, whose names are
-        now those of the folder, and `new_heads`."""
+    def _weight_problems(self, family: HuggingFaceFamily[Any], model: Model, their_size: int) -> list[str]:
+        """What the folder's tensors lack for `model`. Sets `entries`, with the names as the folder spells them, and
+        `new_heads`, the heads that the folder lacks."""
+        entries = family.weight_map(model)
         missing = {name for name, _ in model.named_parameters()} - {entry.ours for entry in entries}
         assert not missing, f"the weight map leaves out {sorted(missing)}"
-        spelled = [(e, next((n for n in _spellings(e.theirs) if n in self.stored), None)) for e in entries]
-        self.entries = [replace(entry, theirs=name) for entry, name in spelled if name is not None]
-        absent = [entry for entry, name in spelled if name is None]
-        self.new_heads = [entry.theirs for entry in absent if entry.ours.startswith(_HEADS)]
-        if lacking := [entry.theirs for entry in absent if not entry.ours.startswith(_HEADS)]:
-            return [f"it lacks the weights {_few(sorted(lacking))}"]
-        return self._shape_faults(model, their_size) or self._position_faults(dict(model.named_buffers()))
+        found = [(e, next((n for n in family.spellings(e.theirs) if n in self.stored), None)) for e in entries]
+        self.entries = [replace(entry, theirs=name) for entry, name in found if name is not None]
+        absent = [entry for entry, name in found if name is None]
+        self.new_heads = [entry.theirs for entry in absent if entry.ours.split(".")[0] in model.head_names]
+        if lacking := sorted({entry.theirs for entry in absent} - set(self.new_heads)):
+            return [f"it lacks the weights {_few(lacking)}"]
+        return self._shape_problems(model, their_size) or self._position_problems(dict(model.named_buffers()))
 
-    def _shape_faults(self, model: Any, their_size: int) -> list[str]:
+    def _shape_problems(self, model: Model, their_size: int) -> list[str]:
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         wrong = []
         for entry in self.entries:
@@ -111,50 +113,35 @@ class HuggingFaceFolder:
                 wrong.append(f"{entry.theirs} is {found}, the model's is {wanted}")
         return [_few(wrong)] if wrong else []
 
-    def _position_faults(self, buffers: dict[str, Tensor]) -> list[str]:
-        """Fixed positions of ours that the folder has otherwise: checkpoints don't hold them."""
-        faults = []
+    def _position_problems(self, buffers: dict[str, Tensor]) -> list[str]:
+        """Fixed positions must be the folder's: no checkpoint holds them, so that a resume would bring ours back."""
+        problems = []
         for entry in (entry for entry in self.entries if entry.ours in buffers):
             with safe_open(str(self.stored[entry.theirs][0]), framework="pt") as opened:
                 found = opened.get_tensor(entry.theirs)
-            ours = entry.export(buffers[entry.ours]).to(found.dtype)  # as that rounds
+            ours = entry.export(buffers[entry.ours]).to(found.dtype)  # rounded as the folder's are
             difference = float((found.float() - ours.float()).abs().max())
             if not difference <= FIXED_TOLERANCE:
-                faults.append(
+                problems.append(
                     f"its {entry.theirs} differ by up to {difference:.2g} from the fixed ones of "
-                    "model.positions=sinusoidal, which a checkpoint would bring back"
+                    "model.positions=sinusoidal, which a resumed run would have again"
                 )
-        return faults
-
-
-class MetaLayers(PlainLayers):
-    """For a model that tells its shapes."""
-
-    def column(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
-        return nn.Linear(in_features, out_features, bias, device="meta")
-
-    row = column
-
-    def embedding(self, num_embeddings: int, features: int) -> nn.Module:
-        return nn.Embedding(num_embeddings, features, device="meta")
-
-    def parameter(self, shape: tuple[int, ...], dim: int) -> nn.Parameter:
-        return nn.Parameter(torch.empty(shape, device="meta"))
+        return problems
 
 
 def _stored_tensors(folder: Path) -> tuple[dict[str, tuple[Path, list[int]]], list[str]]:
-    """-> (each tensor's file and shape, faults of the files)."""
+    """-> (each tensor's file and shape, problems of the files)."""
     found: dict[str, tuple[Path, list[int]]] = {}
-    faults = []
+    problems = []
     for file in _weight_files(folder):
         try:
             with safe_open(str(file), framework="pt") as opened:
                 found |= {name: (file, opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
         except FileNotFoundError:
-            faults.append(f"{file.name}, which {_INDEX} names, is missing")
+            problems.append(f"{file.name}, which {_INDEX} names, is missing")
         except (OSError, SafetensorError) as error:
-            faults.append(f"{file.name} is not a safetensors file that can be read ({error})")
-    return found, faults
+            problems.append(f"{file.name} is not a readable safetensors file ({error})")
+    return found, problems
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -171,25 +158,13 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / _WEIGHTS]
 
 
-def _spellings(name: str) -> list[str]:
-    """What a tensor may be called: without the base model's name in that model's own folder, with gamma and beta in an
-    old one, and as transformers 5 writes the blocks of MAE's decoder."""
-    base, _, rest = name.partition(".")
-    names = [name, rest] if base in _BASES else [name]
-    old = [
-        each.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
-        for each in names
-    ]
-    return [*names, *old, name.replace("decoder.decoder_layers.", "decoder.decoder_encoder.layer.")]
-
-
-def _config_faults(family: Any, values: dict[str, Any], model_config: Any, outputs: int, free: set[str]) -> list[str]:
-    """Our keys, `free` apart, that the folder's config.json contradicts. Ours go the way through their form as well,
-    so that null and its default are one."""
+def _config_problems(family: HuggingFaceFamily[Any], values: Values, model: Model, free: set[str]) -> list[str]:
+    """Our keys, except for `free`, that the folder's config.json contradicts."""
     ids = dict.fromkeys(("pad", "bos", "eos", "unk", "mask", "cls", "sep"), 0)
     try:
         theirs = family.from_huggingface_config(values)
-        ours = family.from_huggingface_config(family.huggingface_config(model_config, outputs, ids))
+        # Ours go through their form and back, so that null and the value that it stands for are the same.
+        ours = family.from_huggingface_config(family.huggingface_config(model, ids))
     except InputError as error:
         return [str(error)]
     except KeyError as error:
@@ -202,10 +177,10 @@ def _config_faults(family: Any, values: dict[str, Any], model_config: Any, outpu
 
 
 def _rows(path: Path, tokenizer: Tokenizer | None, our_size: int, their_size: int) -> tuple[dict[int, int], list[str]]:
-    """-> (our id -> the row of the folder's vocabulary that it takes, faults).
+    """-> (our id -> the row of the folder's vocabulary that it takes, problems).
 
-    By the folder's tokenizer.json, whose ids have to mean what they mean to the prepared data: told by texts on which
-    tokenizers differ. Without one, every row is taken.
+    Rows are matched by the folder's tokenizer.json, which must encode texts as the prepared data's tokenizer does:
+    checked on texts on which tokenizers differ. Without one, every row is taken.
     """
     if tokenizer is None or not path.is_file():
         hint = (
@@ -213,24 +188,26 @@ def _rows(path: Path, tokenizer: Tokenizer | None, our_size: int, their_size: in
             if tokenizer is None
             else " (with its tokenizer.json in the folder, the rows of pieces that both know would be taken)"
         )
-        fault = f"its vocabulary has {their_size} entries, that of the prepared data {our_size}{hint}"
-        return {i: i for i in range(our_size)}, [] if our_size == their_size else [fault]
+        problem = f"its vocabulary has {their_size} entries, that of the prepared data has {our_size}{hint}"
+        return {i: i for i in range(our_size)}, [] if our_size == their_size else [problem]
     theirs = Tokenizer.from_file(str(path))
-    ids_alone = SimpleNamespace(encode=theirs.encode, decode=tokenizer.decode)  # decoders differ around unknown pieces
-    wrong = disagreements(ids_alone, tokenizer)
-    told = [f"its tokenizer.json treats {wrong[0]} otherwise than the prepared data's tokenizer"] if wrong else []
-    return _common_rows(tokenizer, theirs, their_size), told
+    encoder = SimpleNamespace(encode=theirs.encode, decode=tokenizer.decode)  # decoders differ around unknown pieces
+    wrong = disagreements(encoder, tokenizer)
+    problems = [
+        f"its tokenizer.json encodes {text} differently from the prepared data's tokenizer" for text in wrong[:1]
+    ]
+    return _common_rows(tokenizer, theirs, their_size), problems
 
 
-def _common_rows(tokenizer: Tokenizer, theirs: Any, their_size: int) -> dict[int, int]:
-    """A tokenizer may know more ids than the model has rows for."""
+def _common_rows(tokenizer: Tokenizer, theirs: Tokenizer, their_size: int) -> dict[int, int]:
+    # a tokenizer may know more ids than the model has rows for
     rows = {name: i for name, i in theirs.pieces.items() if i < their_size}
     found = {i: next((rows[name] for name in names if name in rows), None) for i, names in _names(tokenizer).items()}
     return {i: row for i, row in found.items() if row is not None}
 
 
 def _names(tokenizer: Tokenizer) -> dict[int, tuple[str, ...]]:
-    """What each id of ours may be called in another tokenizer.json: first as our own export calls it."""
+    """Under which names another tokenizer.json may have each id of ours, that of our own export first."""
     names = {i: (piece,) for piece, i in tokenizer.pieces.items()}
     others = {tokenizer.special_ids[token.role]: token.found_as for token in ALL}
     others |= {i: (exported_sentinel(n),) for n, i in enumerate(tokenizer.sentinels)}

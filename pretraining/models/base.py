@@ -1,16 +1,147 @@
-"""What the configs of all families share; free of torch, so that a config error comes at once."""
+"""The contract of a model: what objectives, engines, optimizers and the hub may ask of it. Free of torch.
+
+A model is a torch module, built empty by `models.registry.build_model`, given its heads by `models.heads.attach_heads`,
+and then filled by `initialize`. It is written once, on a `Layers` object, and does not know how it is sharded.
+"""
 
 from __future__ import annotations
 
-VOCABULARY_MULTIPLE = 128
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from pretraining.models.config import TransformerConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from pretraining.models.blocks import BlockStack
+    from pretraining.parallel.layers import Layers
 
 
-def padded_vocabulary(vocab_size: int) -> int:
-    """Rounded up so that it divides by any tensor-parallel size: a checkpoint fits every layout."""
-    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+class Model(Protocol):
+    """What every family has. Parameters' names are those of checkpoints, and initial weights are drawn by name."""
+
+    layers: Layers  # what it is built from
+    head_names: tuple[str, ...]  # the attributes that attach_heads set
+    training: bool
+
+    @property
+    def config(self) -> TransformerConfig: ...
+
+    def block_stacks(self) -> Sequence[BlockStack]:
+        """Its stacks of blocks, in the order in which a batch meets them, each with what lies below and above it."""
+        ...
+
+    def parameter_depths(self) -> Mapping[str, int]:
+        """How many layers lie above each parameter, heads included: 0 for heads and final norms, 1 for the last block,
+        the number of blocks + 1 for what the first one reads. What it leaves out, optimizers refuse by name."""
+        ...
+
+    def decays(self, name: str) -> bool:
+        """Whether weight decay and trust ratios apply to this parameter: not to biases, norms and single tokens."""
+        ...
+
+    def initialize(self, seed: int) -> None:
+        """Fills every parameter. Weights depend on the seed and the parameter's name alone."""
+        ...
+
+    def published_parameters(self) -> int:
+        """How many parameters it has, as papers count: without the padded entries of the vocabulary."""
+        ...
+
+    # torch.nn.Module's own
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def to(self, device: torch.device) -> object: ...
+    def train(self, mode: bool = True) -> object: ...
+    def eval(self) -> object: ...
 
 
-def head_faults(hidden_size: int, num_heads: int) -> list[str]:
-    if hidden_size % num_heads == 0:
-        return []
-    return [f"model.num_heads={num_heads} does not divide model.hidden_size={hidden_size}"]
+class TokenModel(Model, Protocol):
+    """A model of token ids."""
+
+    vocab_size: int  # without padding
+    tie_embeddings: bool  # the head projects with the embedding's table
+    token_embedding: nn.Module  # its weight: [padded vocabulary, hidden], or this rank's rows
+
+    def flops_per_token(self, length: int) -> float:
+        """Forward and backward of one token in sequences of `length` tokens, head included."""
+        ...
+
+
+class Decoder(TokenModel, Protocol):
+    """Role.DECODER: a token sees those before it."""
+
+    def __call__(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+        """tokens, positions, documents: int [batch, length] -> hidden states [batch, length, hidden].
+
+        positions: within the document (None: 0, 1, ...). documents: which packed document a token belongs to; no
+        attention crosses their borders (None: one document a row).
+        """
+        ...
+
+
+class TokenEncoder(TokenModel, Protocol):
+    """Role.TOKEN_ENCODER: a token sees all of its document."""
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        segments: Tensor | None = None,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        """All int [batch, length] -> hidden states [batch, length, hidden].
+
+        segments: 0 or 1 (None: all 0). positions, documents: as in Decoder; padding has a document number of its own.
+        """
+        ...
+
+
+class EncoderDecoder(TokenModel, Protocol):
+    """Role.ENCODER_DECODER: reads one sequence, writes another."""
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        input_documents: Tensor | None = None,
+        target_documents: Tensor | None = None,
+    ) -> Tensor:
+        """inputs: int [batch, read]; targets: int [batch, written], shifted right -> the decoder's hidden states
+        [batch, written, hidden].
+
+        *_documents: which packed document a token belongs to, -1 for padding; a token sees its own document alone, in
+        the encoder, in the decoder and across (None: one document a row, no padding).
+        """
+        ...
+
+
+class ImageEncoder(Model, Protocol):
+    """Role.IMAGE_ENCODER: an image as one vector."""
+
+    num_classes: int  # of the prepared data
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """images: [batch, 3, image_size, image_size], normalized -> features [batch, hidden]."""
+        ...
+
+    def flops_per_image(self) -> float:
+        """Forward and backward of one image, head included."""
+        ...
+
+
+class MaskedImageAutoencoder(Model, Protocol):
+    """Role.MASKED_IMAGE_AUTOENCODER: some patches in, the pixels of all out."""
+
+    def __call__(self, images: Tensor, visible: Tensor) -> Tensor:
+        """images: [batch, 3, image_size, image_size], normalized; visible: int [batch, kept], the patches that the
+        encoder sees -> pixels of every patch, [batch, patches, 3 x patch_size x patch_size]."""
+        ...
+
+    def flops_per_image(self, kept: int) -> float:
+        """Forward and backward of one image of which `kept` patches are encoded."""
+        ...

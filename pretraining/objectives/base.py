@@ -97,7 +97,7 @@ class Objective(Protocol[SegmentT, ModelT]):
         """Tokens that a decoder writes for a sample, padding included; 0 where none reads what another wrote."""
         return 0
 
-    def heads(self, model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
+    def heads(self, model: ModelT, layers: Layers) -> dict[str, nn.Module]:
         """What this objective puts on top of the model, by the attribute's name; weights still empty."""
         ...
 

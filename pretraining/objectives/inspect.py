@@ -11,12 +11,7 @@ from data_pipeline.tokenizers.tokenizer import Tokenizer
 
 def decode_with_specials(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     """The text of `ids`, special ids by their names: [CLS], [MASK], [SENTINEL 0], ..."""
-    names = special_names(tokenizer)
+    names = {tokenizer.special_ids[token.role]: token.shown for token in ALL}
+    names |= {sentinel: shown_sentinel(n) for n, sentinel in enumerate(tokenizer.sentinels)}
     runs = groupby((int(i) for i in ids), key=names.get)
     return "".join(tokenizer.decode(list(run)) if name is None else name * len(list(run)) for name, run in runs)
-
-
-def special_names(tokenizer: Tokenizer) -> dict[int, str]:
-    """What stands for each special id."""
-    names = {tokenizer.special_ids[token.role]: token.shown for token in ALL}
-    return names | {sentinel: shown_sentinel(n) for n, sentinel in enumerate(tokenizer.sentinels)}

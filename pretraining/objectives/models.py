@@ -1,22 +1,14 @@
-"""What an objective asks of a model, role by role (see pretraining.models.roles). Heads are the objective's own."""
+"""What a loss asks of the model that it trains, role by role: a model of models/base.py and, on it, the heads that the
+objective itself put there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
+from pretraining.models.base import Decoder, EncoderDecoder, ImageEncoder, TokenEncoder
+
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-
-class Module(Protocol):
-    """What every model has from nn.Module."""
-
-    training: bool
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
-    def eval(self) -> object: ...
+    from torch import Tensor
 
 
 class VocabularyHead(Protocol):
@@ -46,57 +38,18 @@ class Classifier(Protocol):
         ...
 
 
-class Decoder(Module, Protocol):
+class DecoderWithHead(Decoder, Protocol):
     head: VocabularyHead
 
-    def __call__(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
-        """Each int [batch, length] -> [batch, length, features]; no token sees a later one or another document."""
-        ...
 
-    def flops_per_token(self, length: int) -> float: ...
-
-
-class TokenEncoder(Module, Protocol):
+class TokenEncoderWithHeads(TokenEncoder, Protocol):
     head: MaskedHead
-    pair_head: Classifier
-
-    def __call__(self, tokens: Tensor, segments: Tensor, positions: Tensor, documents: Tensor) -> Tensor:
-        """Each int [batch, length] -> [batch, length, features]; a token sees all of its own document."""
-        ...
-
-    def flops_per_token(self, length: int) -> float: ...
+    pair_head: Classifier  # only where there are pairs
 
 
-class EncoderDecoder(Module, Protocol):
+class EncoderDecoderWithHead(EncoderDecoder, Protocol):
     head: VocabularyHead
 
-    def __call__(
-        self,
-        inputs: Tensor,
-        decoder_inputs: Tensor,
-        input_documents: Tensor | None = None,
-        target_documents: Tensor | None = None,
-    ) -> Tensor:
-        """Int [batch, read] and [batch, written] -> [batch, written, features]."""
-        ...
 
-    def flops_per_token(self, length: int) -> float: ...
-
-
-class ImageEncoder(Module, Protocol):
+class ImageEncoderWithHead(ImageEncoder, Protocol):
     head: Classifier
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """images: fp32 [batch, 3, size, size], normalized -> [batch, features]."""
-        ...
-
-    def flops_per_image(self) -> float: ...
-
-
-class MaskedImageAutoencoder(Module, Protocol):
-    def __call__(self, images: Tensor, visible: Tensor) -> Tensor:
-        """visible: int [batch, kept], the patches that the encoder sees -> the pixels of every patch,
-        [batch, patches, 3 x patch_size x patch_size]."""
-        ...
-
-    def flops_per_image(self, kept: int) -> float: ...

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from data_pipeline.common.randomness import Purpose, generator
 from data_pipeline.loader import Sample, SampleMaker
 from data_pipeline.stream.stream import Position, Stream
-from pretraining.objectives.models import Module
+from pretraining.models.base import Model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ def first_samples(stream: Stream, maker: SampleMaker, count: int) -> list[Sample
     return samples
 
 
-def on_device_of(model: Module, batch: Sample) -> dict[str, Tensor]:
+def on_device_of(model: Model, batch: Sample) -> dict[str, Tensor]:
     """A collated batch as tensors where the model's parameters are."""
     import torch
 

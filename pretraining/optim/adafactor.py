@@ -30,12 +30,12 @@ ROW, COLUMN = "exp_avg_sq_row", "exp_avg_sq_col"
 
 @dataclass
 class Patch:
-    """A box of a factored tensor within a piece: elements [start, stop) of the piece, of shape [..., n, m].
+    """A box of a factored tensor within a shard: elements [start, stop) of the shard, of shape [..., n, m].
 
     rows: [..., n, 1] and columns: [..., 1, m] are its part of the vector of all statistics: views, not copies.
     """
 
-    piece: int
+    shard: int
     start: int
     stop: int
     rows: Tensor
@@ -56,37 +56,37 @@ class Adafactor(UpdateRule):
         self.config = config
         self.weight_decay, self.layer_decay = config.weight_decay, config.layer_decay
 
-    def initial_state(self, piece: ParameterShard) -> dict[str, Tensor]:
+    def initial_state(self, shard: ParameterShard) -> dict[str, Tensor]:
         state = {
-            name: piece.value.new_zeros(shape)
-            for name, shape in zip((ROW, COLUMN), factor_shapes(piece.fragment.shape), strict=False)
+            name: shard.value.new_zeros(shape)
+            for name, shape in zip((ROW, COLUMN), factor_shapes(shard.fragment.shape), strict=False)
         }
-        state = state or {"exp_avg_sq": torch.zeros_like(piece.value)}
-        return state if self.config.beta1 is None else state | {"exp_avg": torch.zeros_like(piece.value)}
+        state = state or {"exp_avg_sq": torch.zeros_like(shard.value)}
+        return state if self.config.beta1 is None else state | {"exp_avg": torch.zeros_like(shard.value)}
 
-    def attach(self, pieces: list[ParameterShard], layout: Layout, device: torch.device) -> None:
-        self.statistics = Statistics(pieces, layout, device)
-        self.factored = [p for p in pieces if ROW in p.state]
-        self.unfactored = [p for p in pieces if ROW not in p.state]
-        self.lr_scales = torch.tensor([p.settings.lr_scale for p in pieces], device=device)
-        self.decays = torch.tensor([p.settings.weight_decay for p in pieces], device=device)
+    def attach(self, shards: list[ParameterShard], layout: Layout, device: torch.device) -> None:
+        self.statistics = Statistics(shards, layout, device)
+        self.factored = [p for p in shards if ROW in p.state]
+        self.unfactored = [p for p in shards if ROW not in p.state]
+        self.lr_scales = torch.tensor([p.settings.lr_scale for p in shards], device=device)
+        self.decays = torch.tensor([p.settings.weight_decay for p in shards], device=device)
 
-    def update(self, pieces: list[ParameterShard], step: Step, layout: Layout) -> None:
-        statistics, grads = self.statistics, [p.grad for p in pieces]
+    def update(self, shards: list[ParameterShard], step: Step, layout: Layout) -> None:
+        statistics, grads = self.statistics, [p.grad for p in shards]
         unscale(grads, step)
-        mean_squares = statistics.measure(pieces, self.config.scale_parameter)
+        mean_squares = statistics.measure(shards, self.config.scale_parameter)
         # beta2 of step t is 1 - t ** decay_rate (section 7.2)
         fresh = step.finite * (step.updates + 1.0) ** self.config.decay_rate
         self._average_factored(fresh)
         self._average_unfactored(fresh)
-        statistics.precondition(pieces)
+        statistics.precondition(shards)
         squares = layout.sum_over_parts(squared_norms(grads, statistics.numbers, len(layout.tensors)))
-        if pieces:
+        if shards:
             update_rms = (squares / statistics.numels).sqrt()[statistics.numbers]
-            self._apply(pieces, self._alpha(mean_squares, step), update_rms, step.finite)
+            self._apply(shards, self._alpha(mean_squares, step), update_rms, step.finite)
 
     def _alpha(self, mean_squares: Tensor, step: Step) -> Tensor:
-        """mean_squares: [pieces], of the parameters -> [pieces], the step sizes (algorithm 6, lines 2, 3)."""
+        """mean_squares: [shards], of the parameters -> [shards], the step sizes (algorithm 6, lines 2, 3)."""
         rho, t = torch.full_like(step.updates, step.lr), step.updates + 1.0
         if self.config.relative_step:
             rho = torch.minimum(rho, t.rsqrt())
@@ -121,19 +121,19 @@ class Adafactor(UpdateRule):
         torch._foreach_add_(averages, squares)
         torch._foreach_mul_(grads, torch._foreach_rsqrt(averages))
 
-    def _apply(self, pieces: list[ParameterShard], alpha: Tensor, update_rms: Tensor, finite: Tensor) -> None:
-        """alpha, update_rms: [pieces]. Clips the updates (algorithm 4, line 9), averages them, subtracts them."""
-        values, updates = [p.value for p in pieces], [p.grad for p in pieces]
+    def _apply(self, shards: list[ParameterShard], alpha: Tensor, update_rms: Tensor, finite: Tensor) -> None:
+        """alpha, update_rms: [shards]. Clips the updates (algorithm 4, line 9), averages them, subtracts them."""
+        values, updates = [p.value for p in shards], [p.grad for p in shards]
         if self.weight_decay:
             torch._foreach_mul_(values, list((1.0 - finite * alpha * self.decays).unbind()))
         rates = finite * alpha / (update_rms / self.config.clip_threshold).clamp(min=1.0)
         if self.config.beta1 is None:
             torch._foreach_addcmul_(values, updates, list((-rates).unbind()))
             return
-        averages = [p.state["exp_avg"] for p in pieces]
+        averages = [p.state["exp_avg"] for p in shards]
         torch._foreach_mul_(averages, 1.0 - finite * (1.0 - self.config.beta1))
         torch._foreach_addcmul_(averages, updates, list((rates * (1.0 - self.config.beta1)).unbind()))
-        torch._foreach_addcmul_(values, averages, list((-finite).repeat(len(pieces)).unbind()))
+        torch._foreach_addcmul_(values, averages, list((-finite).repeat(len(shards)).unbind()))
 
 
 class Statistics:
@@ -141,37 +141,37 @@ class Statistics:
     gradient's row sums and its column sums.
 
     Later in a step the sums become means, then what is added to the averages, then the factors of the updates.
-    rows, columns: the whole tensor's part of the vector for each factored piece, shaped as the state; views.
-    numbers: [pieces], their tensors. numels: [tensors].
+    rows, columns: the whole tensor's part of the vector for each factored shard, shaped as the state; views.
+    numbers: [shards], their tensors. numels: [tensors].
     """
 
-    def __init__(self, pieces: list[ParameterShard], layout: Layout, device: torch.device) -> None:
+    def __init__(self, shards: list[ParameterShard], layout: Layout, device: torch.device) -> None:
         self.layout, shapes = layout, [tensor.shape for tensor in layout.tensors]
         self.lengths = [1 + sum(map(math.prod, factor_shapes(s))) for s in shapes]
         self.begins = [0, *itertools.accumulate(self.lengths)]
         self.vector = torch.zeros(self.begins.pop(), device=device)
         self.shares = torch.cat([torch.empty(0), *map(shares, shapes)]).to(device)
         self.numels = torch.tensor([math.prod(s) for s in shapes], dtype=torch.float32, device=device)
-        self.numbers = torch.tensor([p.tensor for p in pieces], dtype=torch.long, device=device)
+        self.numbers = torch.tensor([p.tensor for p in shards], dtype=torch.long, device=device)
         self.value_slots = torch.tensor(self.begins, dtype=torch.long, device=device)[self.numbers]
         self.rows: list[Tensor] = []
         self.columns: list[Tensor] = []
         self.patches: list[Patch] = []
-        for number, piece in enumerate(pieces):
-            if len(piece.fragment.shape) > 1:
-                self._add(number, piece)
+        for number, shard in enumerate(shards):
+            if len(shard.fragment.shape) > 1:
+                self._add(number, shard)
         self.buffer = torch.empty(max((p.stop - p.start for p in self.patches), default=0), device=device)
 
-    def _add(self, number: int, piece: ParameterShard) -> None:
-        row_shape, column_shape = factor_shapes(piece.fragment.shape)
+    def _add(self, number: int, shard: ParameterShard) -> None:
+        row_shape, column_shape = factor_shapes(shard.fragment.shape)
         sizes = [1, math.prod(row_shape), math.prod(column_shape)]
-        begin = self.begins[piece.tensor]
+        begin = self.begins[shard.tensor]
         _, rows, columns = self.vector[begin : begin + sum(sizes)].split(sizes)
         self.rows.append(rows.view(row_shape))
         self.columns.append(columns.view(column_shape))
         limit = CPU_PATCH if self.vector.device.type == "cpu" else GPU_PATCH
-        for box, start in patch_boxes(piece.fragment, limit):
-            *lead, row, column = box.slices_of(Fragment.whole("", piece.fragment.shape).box)
+        for box, start in patch_boxes(shard.fragment, limit):
+            *lead, row, column = box.slices_of(Fragment.whole("", shard.fragment.shape).box)
             self.patches.append(
                 Patch(
                     number,
@@ -182,24 +182,24 @@ class Statistics:
                 )
             )
 
-    def measure(self, pieces: list[ParameterShard], with_values: bool) -> Tensor:
-        """Means over the whole tensors -> [pieces], that of the squared values."""
+    def measure(self, shards: list[ParameterShard], with_values: bool) -> Tensor:
+        """Means over the whole tensors -> [shards], that of the squared values."""
         self.vector.zero_()
         for patch in self.patches:
-            grad = patch.of(pieces[patch.piece].grad)
+            grad = patch.of(shards[patch.shard].grad)
             squares = torch.mul(grad, grad, out=self.buffer[: grad.numel()].view(grad.shape))
             patch.rows += squares.sum(-1, keepdim=True)
             patch.columns += squares.sum(-2, keepdim=True)
-        if with_values and pieces:
-            norms = torch.stack(torch._foreach_norm([p.value for p in pieces]))
+        if with_values and shards:
+            norms = torch.stack(torch._foreach_norm([p.value for p in shards]))
             self.vector.index_add_(0, self.value_slots, norms.square())
         self.layout.sum_over_parts(self.vector, self.lengths)
         return self.vector.mul_(self.shares)[self.value_slots]
 
-    def precondition(self, pieces: list[ParameterShard]) -> None:
+    def precondition(self, shards: list[ParameterShard]) -> None:
         """Multiplies the factored gradients by the factors that the vector then holds (algorithm 4, lines 7, 8)."""
         for patch in self.patches:
-            patch.of(pieces[patch.piece].grad).mul_(patch.columns).mul_(patch.rows)
+            patch.of(shards[patch.shard].grad).mul_(patch.columns).mul_(patch.rows)
 
 
 def factor_shapes(shape: Shape) -> tuple[Shape, ...]:

@@ -17,12 +17,12 @@ class AdamW(UpdateRule):
         self.config = config
         self.weight_decay, self.layer_decay = config.weight_decay, config.layer_decay
 
-    def initial_state(self, piece: ParameterShard) -> dict[str, Tensor]:
-        return {"exp_avg": torch.zeros_like(piece.value), "exp_avg_sq": torch.zeros_like(piece.value)}
+    def initial_state(self, shard: ParameterShard) -> dict[str, Tensor]:
+        return {"exp_avg": torch.zeros_like(shard.value), "exp_avg_sq": torch.zeros_like(shard.value)}
 
-    def update(self, pieces: list[ParameterShard], step: Step, layout: Layout) -> None:
+    def update(self, shards: list[ParameterShard], step: Step, layout: Layout) -> None:
         beta1, beta2 = self.config.betas
-        for settings, group in by_settings(pieces).items():
+        for settings, group in by_settings(shards).items():
             steps = list(step.updates.repeat(len(group)).unbind())
             adamw(
                 [p.value for p in group],

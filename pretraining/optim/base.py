@@ -1,16 +1,14 @@
 """What every optimizer step has in common, whatever the layout: unscale, clip, skip what is not finite, update.
 
-An update rule sees pieces: the parts of tensors that this rank updates. Statistics of whole tensors are summed
+An update rule sees shards: the parts of tensors that this rank updates. Statistics of whole tensors are summed
 over the ranks that hold the other parts (Layout.sum_over_parts). Nothing here waits for the device.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +18,11 @@ from pretraining.parallel.layout import Layout
 
 
 class Settings(NamedTuple):
-    """What a parameter's group decides."""
+    """What a parameter's group decides. exempt: a bias, a norm or the like, without decay and trust ratio."""
 
     weight_decay: float
     lr_scale: float = 1.0
+    exempt: bool = False
 
 
 @dataclass
@@ -56,68 +55,25 @@ class UpdateRule:
     """An optimizer's mathematics.
 
     whole_state: names of the state that is the whole tensor's, the same on every rank that holds a part of it;
-    all other state is shaped as its piece.
+    all other state is shaped as its shard.
     """
 
     weight_decay: float
     layer_decay: float
     whole_state: frozenset[str] = frozenset()
 
-    def initial_state(self, piece: ParameterShard) -> dict[str, Tensor]:
+    def initial_state(self, shard: ParameterShard) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def attach(self, pieces: list[ParameterShard], layout: Layout, device: torch.device) -> None:
-        """Makes ready what depends on the layout alone; the pieces have their state."""
+    def attach(self, shards: list[ParameterShard], layout: Layout, device: torch.device) -> None:
+        """Makes ready what depends on the layout alone; the shards have their state."""
 
-    def update(self, pieces: list[ParameterShard], step: Step, layout: Layout) -> None:
+    def update(self, shards: list[ParameterShard], step: Step, layout: Layout) -> None:
         raise NotImplementedError
-
-
-def settings_by_name(
-    named_shapes: Iterable[tuple[str, tuple[int, ...]]], weight_decay: float, layer_decay: float = 1.0
-) -> dict[str, Settings]:
-    """Each parameter's group: no decay on biases and norms; the learning rate falls by layer_decay per layer from the
-    top (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT)."""
-    shapes = dict(named_shapes)
-    above = layers_above(shapes)
-    return {
-        name: Settings(weight_decay if is_weight(name, shape) else 0.0, layer_decay ** above[name])
-        for name, shape in shapes.items()
-    }
-
-
-def is_weight(name: str, shape: tuple[int, ...]) -> bool:
-    """Not a bias or a norm: these have one dimension, but T5's relative biases have two."""
-    return len(shape) > 1 and "bias" not in name
-
-
-def layers_above(names: Iterable[str]) -> dict[str, int]:
-    """How many layers lie above each parameter, counted in its own stack (`blocks.N.`, `encoder.blocks.N.`,
-    `decoder.blocks.N.`): 0 for heads and final norms, 1 for the last block, the number of blocks + 1 for what enters
-    the first one. What enters more stacks than one counts for the deepest.
-
-    Bao et al. 2022's code (microsoft/unilm, beit/optim_factory.py), but for the bias that all blocks' scores share:
-    there it is at the top, here as in timm's beit.py at the bottom, where it begins to act.
-    """
-    names = list(names)
-    blocks = {name: match for name in names if (match := re.match(r"(|.*\.)blocks\.(\d+)\.", name))}
-    depth: Counter[str] = Counter()
-    for match in blocks.values():
-        depth[match[1]] = max(depth[match[1]], int(match[2]) + 1)
-
-    def above(name: str) -> int:
-        if name in blocks:
-            return depth[blocks[name][1]] - int(blocks[name][2])
-        if not re.search(r"embedding|_token$|relative_bias", name):
-            return 0
-        own = [count for stack, count in depth.items() if name.startswith(stack)]
-        return max(own or depth.values(), default=0) + 1
-
-    return {name: above(name) for name in names}
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Applies a rule to the pieces that `attach` gave it. It is a torch Optimizer because DeepSpeed wants one;
+    """Applies a rule to the shards that `attach` gave it. It is a torch Optimizer because DeepSpeed wants one;
     its param_groups are what DeepSpeed puts there and say nothing about decay or learning rate.
 
     grad_norm: global norm of the unscaled gradients before clipping, after each step, fp32 scalar.
@@ -130,7 +86,7 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, parameters: list[Tensor], rule: UpdateRule, grad_clip: float, dynamic_loss_scale: bool) -> None:
         super().__init__(parameters, {"lr": 0.0})
         self.rule, self.grad_clip, self.dynamic = rule, grad_clip, dynamic_loss_scale
-        self.pieces: list[ParameterShard] = []
+        self.shards: list[ParameterShard] = []
         self.layout = Layout()
         self.read_gradients: Callable[[], None] = lambda: None
         device = parameters[0].device
@@ -146,28 +102,28 @@ class Optimizer(torch.optim.Optimizer):
         return self.dynamic_scale if self.dynamic else self.no_scale
 
     def attach(
-        self, pieces: list[ParameterShard], layout: Layout, read_gradients: Callable[[], None] = lambda: None
+        self, shards: list[ParameterShard], layout: Layout, read_gradients: Callable[[], None] = lambda: None
     ) -> None:
         """Tells which fragments this rank updates; their state begins anew.
 
-        read_gradients: sets each piece's grad, at the beginning of a step.
+        read_gradients: sets each shard's grad, at the beginning of a step.
         """
-        self.pieces, self.layout, self.read_gradients = pieces, layout, read_gradients
-        self.tensor_numbers = torch.tensor([p.tensor for p in pieces], dtype=torch.long, device=self.updates.device)
-        for piece in pieces:
-            piece.state = self.rule.initial_state(piece)
-        self.rule.attach(pieces, layout, self.updates.device)
+        self.shards, self.layout, self.read_gradients = shards, layout, read_gradients
+        self.tensor_numbers = torch.tensor([p.tensor for p in shards], dtype=torch.long, device=self.updates.device)
+        for shard in shards:
+            shard.state = self.rule.initial_state(shard)
+        self.rule.attach(shards, layout, self.updates.device)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Updates the pieces from their `grad`, at the learning rate in param_groups[0]."""
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Updates the shards from their `grad`, at the learning rate in param_groups[0]."""
         self.read_gradients()
         self.grad_norm = self._gradient_norm() / self.loss_scale
         self.finite = torch.isfinite(self.grad_norm).float()
         clip = torch.clamp(self.grad_clip / (self.grad_norm + 1e-6), max=1.0) if self.grad_clip else 1.0
         scale = torch.nan_to_num(self.loss_scale / clip, nan=1.0, posinf=1.0)
         step = Step(float(self.param_groups[0]["lr"]), self.updates, scale, self.finite)
-        self.rule.update(self.pieces, step, self.layout)
+        self.rule.update(self.shards, step, self.layout)
         self.updates += self.finite
         if self.dynamic:
             self._adjust_loss_scale()
@@ -183,14 +139,14 @@ class Optimizer(torch.optim.Optimizer):
         """Everything that a resumed run needs, as live tensors."""
         scalars = {"updates": self.updates, "loss_scale": self.dynamic_scale, "good_steps": self.good_steps}
         found = [(Fragment.whole(f"optimizer.{name}", ()), tensor) for name, tensor in scalars.items()]
-        for piece in self.pieces:
-            for name, tensor in piece.state.items():
+        for shard in self.shards:
+            for name, tensor in shard.state.items():
                 whole = name in self.rule.whole_state
-                found.append((state_fragment(piece, name, tuple(tensor.shape) if whole else None), tensor))
+                found.append((state_fragment(shard, name, tuple(tensor.shape) if whole else None), tensor))
         return found
 
     def _gradient_norm(self) -> Tensor:
-        squares = squared_norms([p.grad for p in self.pieces], self.tensor_numbers, len(self.layout.tensors))
+        squares = squared_norms([p.grad for p in self.shards], self.tensor_numbers, len(self.layout.tensors))
         return self.layout.sum_over_parts(squares).sum().sqrt()
 
     def _adjust_loss_scale(self) -> None:
@@ -200,16 +156,16 @@ class Optimizer(torch.optim.Optimizer):
         self.good_steps *= 1.0 - grow
 
 
-def state_fragment(piece: ParameterShard, name: str, whole_shape: tuple[int, ...] | None) -> Fragment:
-    """Where a state tensor belongs: where its piece does or, with a shape of its own, it is whole."""
-    full = f"optimizer.{name}.{piece.fragment.name}"
-    return piece.fragment.renamed(full) if whole_shape is None else Fragment.whole(full, whole_shape)
+def state_fragment(shard: ParameterShard, name: str, whole_shape: tuple[int, ...] | None) -> Fragment:
+    """Where a state tensor belongs: where its shard does or, with a shape of its own, it is whole."""
+    full = f"optimizer.{name}.{shard.fragment.name}"
+    return shard.fragment.renamed(full) if whole_shape is None else Fragment.whole(full, whole_shape)
 
 
-def by_settings(pieces: list[ParameterShard]) -> Mapping[Settings, list[ParameterShard]]:
+def by_settings(shards: list[ParameterShard]) -> Mapping[Settings, list[ParameterShard]]:
     groups: dict[Settings, list[ParameterShard]] = {}
-    for piece in pieces:
-        groups.setdefault(piece.settings, []).append(piece)
+    for shard in shards:
+        groups.setdefault(shard.settings, []).append(shard)
     return groups
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from pretraining.optim.base import ParameterShard, Step, UpdateRule, is_weight
+from pretraining.optim.base import ParameterShard, Step, UpdateRule
 from pretraining.optim.config import LambConfig
 from pretraining.parallel.layout import Layout
 
@@ -19,9 +19,9 @@ CPU_CHUNK, GPU_CHUNK = 2**20, 2**24
 
 
 class ElementRange(NamedTuple):
-    """Elements [start, stop) of a piece, given by its number."""
+    """Elements [start, stop) of a shard, given by its number."""
 
-    piece: int
+    shard: int
     start: int
     stop: int
 
@@ -33,31 +33,31 @@ class Lamb(UpdateRule):
         self.config = config
         self.weight_decay, self.layer_decay = config.weight_decay, config.layer_decay
 
-    def initial_state(self, piece: ParameterShard) -> dict[str, Tensor]:
-        return {"exp_avg": torch.zeros_like(piece.value), "exp_avg_sq": torch.zeros_like(piece.value)}
+    def initial_state(self, shard: ParameterShard) -> dict[str, Tensor]:
+        return {"exp_avg": torch.zeros_like(shard.value), "exp_avg_sq": torch.zeros_like(shard.value)}
 
-    def attach(self, pieces: list[ParameterShard], layout: Layout, device: torch.device) -> None:
-        self.chunks = list(chunks(pieces, CPU_CHUNK if device.type == "cpu" else GPU_CHUNK))
+    def attach(self, shards: list[ParameterShard], layout: Layout, device: torch.device) -> None:
+        self.chunks = list(chunks(shards, CPU_CHUNK if device.type == "cpu" else GPU_CHUNK))
         self.buffer = torch.empty(
             max((sum(s.stop - s.start for s in c) for c in self.chunks), default=0), device=device
         )
-        self.numbers = torch.tensor([p.tensor for p in pieces], dtype=torch.long, device=device)
-        self.span_numbers = torch.tensor([pieces[s.piece].tensor for c in self.chunks for s in c], device=device)
-        self.lr_scales = torch.tensor([p.settings.lr_scale for p in pieces], device=device)
-        self.decays = torch.tensor([p.settings.weight_decay for p in pieces], device=device)
-        adapted = [self.config.adapt_1d or is_weight(p.fragment.name, p.fragment.shape) for p in pieces]
+        self.numbers = torch.tensor([p.tensor for p in shards], dtype=torch.long, device=device)
+        self.span_numbers = torch.tensor([shards[s.shard].tensor for c in self.chunks for s in c], device=device)
+        self.lr_scales = torch.tensor([p.settings.lr_scale for p in shards], device=device)
+        self.decays = torch.tensor([p.settings.weight_decay for p in shards], device=device)
+        adapted = [self.config.adapt_1d or not p.settings.exempt for p in shards]
         self.adapted = torch.tensor(adapted, device=device)
 
-    def update(self, pieces: list[ParameterShard], step: Step, layout: Layout) -> None:
+    def update(self, shards: list[ParameterShard], step: Step, layout: Layout) -> None:
         squares = torch.zeros(len(layout.tensors), 2, device=step.updates.device)
-        if pieces:
-            norms = [self._write_descent(pieces, chunk, step) for chunk in self.chunks]
+        if shards:
+            norms = [self._write_descent(shards, chunk, step) for chunk in self.chunks]
             squares.index_add_(0, self.span_numbers, torch.cat(norms).square())
         norms_of_tensors = layout.sum_over_parts(squares).sqrt()
-        if pieces:
-            self._descend(pieces, self._trust_ratios(norms_of_tensors), step)
+        if shards:
+            self._descend(shards, self._trust_ratios(norms_of_tensors), step)
 
-    def _write_descent(self, pieces: list[ParameterShard], chunk: list[ElementRange], step: Step) -> Tensor:
+    def _write_descent(self, shards: list[ParameterShard], chunk: list[ElementRange], step: Step) -> Tensor:
         """Advances the moments and replaces the gradient by -(r + decay x), lines 6 to 10 of the algorithm.
 
         -> [spans, 2], the norms of x and of the update. A step that is not finite leaves the moments alone.
@@ -66,7 +66,7 @@ class Lamb(UpdateRule):
         def of_chunk(tensors: list[Tensor]) -> list[Tensor]:
             return [t.view(-1)[s.start : s.stop] for t, s in zip(tensors, chunk, strict=True)]
 
-        owners = [pieces[s.piece] for s in chunk]
+        owners = [shards[s.shard] for s in chunk]
         values, grads = of_chunk([p.value for p in owners]), of_chunk([p.grad for p in owners])
         sizes = [s.stop - s.start for s in chunk]
         descent = list(self.buffer[: sum(sizes)].split(sizes))
@@ -108,27 +108,27 @@ class Lamb(UpdateRule):
         )
 
     def _trust_ratios(self, norms: Tensor) -> Tensor:
-        """norms: [tensors, 2], of x and of its update -> [pieces], line 11 with phi the identity."""
+        """norms: [tensors, 2], of x and of its update -> [shards], line 11 with phi the identity."""
         weight, update = norms[self.numbers].unbind(1)
         ratios = weight / update
         if self.config.trust_clip is not None:
             ratios = ratios.clamp(*self.config.trust_clip)
         return torch.where(self.adapted & (weight > 0) & (update > 0), ratios, 1.0)
 
-    def _descend(self, pieces: list[ParameterShard], ratios: Tensor, step: Step) -> None:
-        values = [p.value for p in pieces]
+    def _descend(self, shards: list[ParameterShard], ratios: Tensor, step: Step) -> None:
+        values = [p.value for p in shards]
         rates = step.lr * step.finite * self.lr_scales
         if self.config.decoupled_decay:
             torch._foreach_mul_(values, list((1.0 - rates * self.decays).unbind()))
-        torch._foreach_addcmul_(values, [p.grad for p in pieces], list((rates * ratios).unbind()))
+        torch._foreach_addcmul_(values, [p.grad for p in shards], list((rates * ratios).unbind()))
 
 
-def chunks(pieces: list[ParameterShard], limit: int) -> Iterator[list[ElementRange]]:
-    """The pieces' elements in order, `limit` at a time."""
+def chunks(shards: list[ParameterShard], limit: int) -> Iterator[list[ElementRange]]:
+    """The shards' elements in order, `limit` at a time."""
     chunk: list[ElementRange] = []
     room = limit
-    for number, piece in enumerate(pieces):
-        start, numel = 0, piece.value.numel()
+    for number, shard in enumerate(shards):
+        start, numel = 0, shard.value.numel()
         while start < numel:
             stop = min(numel, start + room)
             chunk.append(ElementRange(number, start, stop))

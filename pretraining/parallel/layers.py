@@ -7,12 +7,16 @@ whether they are sharded. Same names and, for one seed, same initial weights at 
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pretraining.parallel.fragments import Box
+from pretraining.parallel.marks import split_dim
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Layers(Protocol):
@@ -21,7 +25,7 @@ class Layers(Protocol):
 
     size: int  # ranks that share each layer, and which of them this is
     rank: int
-    group: Any
+    group: ProcessGroup | None
 
     def column(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
         """Linear; each rank makes its part of the output features, whole heads first to last."""
@@ -61,7 +65,8 @@ class Layers(Protocol):
 class PlainLayers:
     """torch alone. Weights are left empty: a model initializes all of them by name (models.layers.initialize)."""
 
-    size, rank, group = 1, 0, None
+    size, rank = 1, 0
+    group: ProcessGroup | None = None
 
     def column(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
         return nn.utils.skip_init(nn.Linear, in_features, out_features, bias=bias)
@@ -88,11 +93,11 @@ class PlainLayers:
         return contextlib.nullcontext()
 
 
-def box_of(parameter: Any, size: int, rank: int) -> tuple[tuple[int, ...], Box]:
+def box_of(parameter: Tensor, size: int, rank: int) -> tuple[tuple[int, ...], Box]:
     """-> (global shape, the box of it that this rank's `parameter` is), for layers shared by `size` ranks."""
     shape, offset = list(parameter.shape), [0] * parameter.ndim
-    if getattr(parameter, "tensor_model_parallel", False):
-        dim = parameter.partition_dim
+    dim = split_dim(parameter)
+    if dim is not None:
         offset[dim] = rank * shape[dim]
         shape[dim] *= size
     return tuple(shape), Box(tuple(offset), tuple(parameter.shape))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,7 @@ from pretraining.parallel.collectives import (
     ReduceScatterToSequenceRegion,
     ScatterToSequenceRegion,
 )
+from pretraining.parallel.marks import mark_sequence_parallel, mark_sharded
 from pretraining.parallel.mesh import Axis, Mesh
 
 with warnings.catch_warnings():
@@ -115,7 +115,7 @@ class MegatronLayers:
     def mark_sequence_parallel(self, module: nn.Module, *names: str) -> nn.Module:
         for name, parameter in module.named_parameters(recurse=False):
             if self.sequence_parallel and (not names or name in names):
-                parameter.sequence_parallel = True  # type: ignore[attr-defined]
+                mark_sequence_parallel(parameter)
         return module
 
     @contextlib.contextmanager
@@ -140,8 +140,3 @@ def _sharded(layer: nn.Module, **dims: int) -> nn.Module:
         if parameter is not None:
             mark_sharded(parameter, dim)
     return layer
-
-
-def mark_sharded(parameter: Any, dim: int) -> None:
-    """The attributes by which DeepSpeed and megatron-core know a shard of a tensor-parallel parameter."""
-    parameter.tensor_model_parallel, parameter.partition_dim, parameter.partition_stride = True, dim, 1

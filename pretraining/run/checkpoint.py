@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pydantic
 
@@ -28,7 +28,13 @@ from data_pipeline.common.files import sync, write_atomically
 from pretraining.parallel.fragments import Box, Fragment
 from pretraining.parallel.world import World
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
+
 FORMAT = 1
+T = TypeVar("T")
 
 
 @dataclass
@@ -142,7 +148,7 @@ class Saver:
 
     def save(
         self,
-        tensors: list[tuple[Fragment, Any]],
+        tensors: list[tuple[Fragment, Tensor]],
         state: dict[str, Any],
         folder: Path,
         afterwards: Callable[[], None] = lambda: None,
@@ -205,14 +211,14 @@ def _new_folder(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def check_fits(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Any]]) -> None:
+def check_fits(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Tensor]]) -> None:
     """Raises InputError where the checkpoint lacks one of the tensors, or has it in another shape."""
     faults = [_mismatch(checkpoint.manifest["tensors"], fragment) for fragment, _ in tensors]
     if any(faults):
         raise InputError(f"{checkpoint.folder} does not fit: " + "; ".join(f for f in faults if f))
 
 
-def load_tensors(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Any]]) -> None:
+def load_tensors(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Tensor]]) -> None:
     """Overwrites `tensors` in place. Raises InputError for tensors that do not fit and for files that are damaged."""
     import torch
 
@@ -255,10 +261,10 @@ class Entry(NamedTuple):
     key: str
     fragment: Fragment
     box: Box
-    values: Any
+    values: Tensor
 
 
-def _share(tensors: list[tuple[Fragment, Any]], world: World) -> list[Entry]:
+def _share(tensors: list[tuple[Fragment, Tensor]], world: World) -> list[Entry]:
     """The boxes that this rank writes: of those that several ranks hold, each falls to the rank with the least."""
     mine = [
         (f"{fragment.name}@{','.join(map(str, box.offset))}", fragment, box, tensor.view(-1)[begin:][: box.numel])
@@ -312,13 +318,13 @@ def _write_manifest(folder: Path, gathered: list[dict[str, Any]], state: dict[st
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1))
 
 
-def _gather(value: Any, world: World, group: Any) -> list[Any]:
+def _gather(value: T, world: World, group: ProcessGroup | None) -> list[T]:
     """Everyone's value, on every rank."""
     if group is None:
         return [value]
     import torch.distributed as dist
 
-    gathered: list[Any] = [None] * world.size
+    gathered = [value] * world.size
     dist.all_gather_object(gathered, value, group=group)
     return gathered
 
@@ -331,7 +337,7 @@ def _mismatch(saved: dict[str, Any], fragment: Fragment) -> str | None:
     return None
 
 
-def _fill(target: Any, box: Box, saved: list[dict[str, Any]], reader: _BoxReader) -> None:
+def _fill(target: Tensor, box: Box, saved: list[dict[str, Any]], reader: _BoxReader) -> None:
     covered = 0
     for entry in saved:
         held = Box(tuple(entry["offset"]), tuple(entry["size"]))
@@ -350,9 +356,9 @@ class _BoxReader:
         self.folder = folder
         self.files: dict[str, Any] = {}
         self.last: tuple[str, str] | None = None
-        self.tensor: Any = None
+        self.tensor: Tensor
 
-    def read(self, entry: dict[str, Any]) -> Any:
+    def read(self, entry: dict[str, Any]) -> Tensor:
         from safetensors import SafetensorError, safe_open
 
         place = (entry["file"], entry["key"])
@@ -368,11 +374,11 @@ class _BoxReader:
         return self.tensor
 
 
-def _crc32(tensor: Any) -> int:
-    return zlib.crc32(tensor.reshape(-1).view(dtype=_bytes_type()).numpy())
+def _crc32(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.reshape(-1).view(dtype=_bytes_type()).numpy().data)
 
 
-def _bytes_type() -> Any:
+def _bytes_type() -> torch.dtype:
     import torch
 
     return torch.uint8

@@ -7,14 +7,18 @@ import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from data_pipeline.common.compose import read_config
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
 from data_pipeline.common.fields import to_dict
 from data_pipeline.common.files import write_atomically
 from data_pipeline.common.json_files import read_json_if_there
 from pretraining.config import RunConfig
 from pretraining.run.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    from pretraining.models.heads import BringsHeads
 
 VERDICT = "verdict.json"
 Identity = dict[str, Any]  # see pretraining.config.identity
@@ -120,7 +124,6 @@ def write_config(config: RunConfig, run_dir: Path, run: Identity) -> None:
 
 def read_run_config(run_dir: Path) -> RunConfig:
     """run_dir/config.yaml as the RunConfig that it was. Raises InputError."""
-    import pydantic
     import yaml
     from omegaconf import OmegaConf
 
@@ -129,18 +132,21 @@ def read_run_config(run_dir: Path) -> RunConfig:
         raise InputError(f"{path} is missing: {run_dir} is not a folder that pretrain wrote")
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
-        return pydantic.TypeAdapter(RunConfig).validate_json(json.dumps(values))
-    except (pydantic.ValidationError, yaml.YAMLError) as error:
+        return read_config(values, RunConfig)
+    except (InputError, yaml.YAMLError) as error:
         raise InputError(f"{path} is not a run's config of this version: {error}") from error
 
 
-def load_plain_model(config: RunConfig, outputs: int, checkpoint: Checkpoint) -> Any:
-    """The model on one process, with the checkpoint's weights; outputs: its vocabulary or number of classes."""
+def load_plain_model(config: RunConfig, outputs: int, objective: BringsHeads, checkpoint: Checkpoint) -> Any:
+    """The model on one process with its objective's heads and the checkpoint's weights; outputs: the size of its
+    vocabulary or number of classes."""
+    from pretraining.models.heads import attach_heads
+    from pretraining.models.registry import build_model
     from pretraining.parallel.fragments import Fragment
     from pretraining.parallel.layers import PlainLayers
     from pretraining.run.checkpoint import load_tensors
 
-    model = config.model.build(outputs, PlainLayers())
+    model = attach_heads(build_model(config.model, outputs, PlainLayers()), objective, PlainLayers())
     load_tensors(
         checkpoint,
         [(Fragment.whole(f"weights.{name}", tuple(p.shape)), p.data) for name, p in model.named_parameters()],

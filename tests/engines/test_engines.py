@@ -155,7 +155,7 @@ def test_ddp_reduces_once_a_step_however_many_micro_batches(corpus, tmp_path):
 def test_the_reference_hands_layer_decay_on(corpus, tmp_path):
     """The others are compared with it."""
     engine = trainer_of(start_world(Launch()), *overrides(corpus, tmp_path / "r")).engine
-    scales = {piece.fragment.name: piece.settings.lr_scale for piece in engine.optimizer.pieces}
+    scales = {shard.fragment.name: shard.settings.lr_scale for shard in engine.optimizer.shards}
     assert [
         scales[name]
         for name in ("token_embedding.weight", "blocks.0.mlp.up.weight", "blocks.1.mlp.up.weight", "final_norm.weight")

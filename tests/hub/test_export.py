@@ -22,15 +22,15 @@ from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.hub import export as export_module
 from pretraining.hub import parity
 from pretraining.hub.export import ExportConfig, export
-from pretraining.hub.init_from import HuggingFaceFolder
-from pretraining.hub.weight_map import WeightMap
 from pretraining.models.gpt import huggingface as gpt_huggingface
 from pretraining.models.gpt.config import GPTConfig
+from pretraining.models.registry import huggingface_family
 from pretraining.models.t5.config import T5Config
-from pretraining.parallel.layers import PlainLayers
+from pretraining.models.weight_map import WeightMap
 from pretraining.run.checkpoint import newest_checkpoint, open_checkpoint
 from pretraining.run.run_dir import load_plain_model, read_run_config
 from pretraining.train import pretrain
+from tests.building import UsualHeads, build, open_folder
 
 TEXT = "The quick brown fox jumps over the lazy dog.\n\tAnd then:  it sleeps — until 18:30.\n\n"
 SMALL = ["model.num_layers=2", "model.hidden_size=32", "model.num_heads=4", "model.max_seq_len=64"]
@@ -59,6 +59,7 @@ RUNS = {
     "t5 v1.1": [*T5, *SMALL],
     "t5 v1.0": [*T5, *SMALL, "model.activation=relu", "model.tie_embeddings=true"],
     "bert": ["model=bert_debug", "objective=masked_lm", *SMALL],
+    "bert without pairs": ["model=bert_debug", "objective=masked_lm", "objective.pairing=none", *SMALL],
 }
 
 
@@ -109,17 +110,18 @@ def test_a_run_leaves_with_its_proof_and_comes_back_bit_for_bit(kind, train, dat
     assert len(lengths) == 3  # rows of several lengths, none padded
 
     source = export_module.Source(ExportConfig(str(train(kind)), str(tmp_path / "again"), None))
-    ours = load_plain_model(source.run, source.vocab_size, source.checkpoint)
-    back = source.model_config.build(source.vocab_size, PlainLayers())
+    ours = load_plain_model(source.run, source.outputs, source.objective, source.checkpoint)
+    pairs = kind != "bert without pairs"
+    back = build(source.run.model, source.outputs, pairs=pairs)
     back.initialize(1)
-    HuggingFaceFolder(str(tmp_path / "out"), source.model_config, source.vocab_size, source.tokenizer).load_into(back)
+    open_folder(tmp_path / "out", source.run.model, source.outputs, source.tokenizer, pairs).load_into(back)
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), back.parameters(), strict=True))
 
     run_dir = tmp_path / "next"
     start = [f"model.init_from={tmp_path / 'out'}", f"run_dir={run_dir}", f"data.path={data}"]
     assert pretrain([*RUNS[kind], *TRAIN, *start, "train.steps=1", "optimizer.lr=1e-30"]) == 0
     checkpoint = run_dir / "checkpoints" / "step_00000001"
-    moved = load_plain_model(source.run, source.vocab_size, open_checkpoint(checkpoint))
+    moved = load_plain_model(source.run, source.outputs, source.objective, open_checkpoint(checkpoint))
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), moved.parameters(), strict=True))
 
 
@@ -132,10 +134,19 @@ def test_a_vision_model_leaves_with_its_proof_and_comes_back(model, objective, d
     again = [*start, f"model.init_from={tmp_path / 'out'}", "train.steps=1", "optimizer.lr=1e-30"]
     assert pretrain([*again, f"run_dir={tmp_path / 'again'}"]) == 0
     first, second = (
-        load_plain_model(read_run_config(run), 10, newest_checkpoint(run / "checkpoints"))
+        load_plain_model(read_run_config(run), 10, UsualHeads(), newest_checkpoint(run / "checkpoints"))
         for run in (run_dir, tmp_path / "again")
     )
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_a_bert_without_pairs_is_a_masked_language_model(train, tmp_path):
+    report = to_folder(train("bert without pairs"), tmp_path / "out")
+    assert report["architecture"] == "BertForMaskedLM" and report["outputs"] == ["logits"]
+    names = load_file(tmp_path / "out" / "model.safetensors").keys()
+    assert not [name for name in names if "pooler" in name or "seq_relationship" in name]
+    told = transformers.BertForMaskedLM.from_pretrained(tmp_path / "out", output_loading_info=True)[1]
+    assert not told["missing_keys"] and not told["unexpected_keys"]
 
 
 def export_vision(digits, run_dir, output, *overrides):
@@ -204,11 +215,11 @@ def test_transformers_does_not_warn_of_the_texts_that_prove_a_tokenizer(train, t
 def test_a_difference_leaves_no_folder(train, tmp_path, monkeypatch, capsys):
     true_map = gpt_huggingface.weight_map
 
-    def wrong_map(config, vocab_size):
+    def wrong_map(model):
         swapped = {"gate": "up", "up": "gate"}
         return [
             WeightMap(re.sub("(?<=mlp.)(gate|up)", lambda m: swapped[m[1]], e.ours), e.theirs, e.export, e.restore)
-            for e in true_map(config, vocab_size)
+            for e in true_map(model)
         ]
 
     monkeypatch.setattr(gpt_huggingface, "weight_map", wrong_map)
@@ -301,12 +312,12 @@ FOREIGN = {
 @pytest.mark.parametrize("family", FOREIGN)
 def test_a_foreign_model_comes_in_with_its_numbers(family, tmp_path):
     theirs_config, config = FOREIGN[family]
-    counterpart = parity.COUNTERPARTS[config.name]
+    counterpart = huggingface_family(config.name)
     architecture = next(a for a in counterpart.architectures if a.lower().startswith(family))
     getattr(transformers, architecture)(theirs_config).save_pretrained(tmp_path)
-    model = config.build(200, PlainLayers())
-    HuggingFaceFolder(str(tmp_path), config, 200, None).load_into(model)
-    examples = parity.probes(counterpart, config, 200)
+    model = build(config, 200)
+    open_folder(tmp_path, config, 200).load_into(model)
+    examples = parity.probes(counterpart, model, 200)
     ours = parity.our_outputs(counterpart, model, examples, {})
     assert parity.largest_difference(ours, parity.their_outputs(tmp_path, architecture, examples, ["logits"])) <= 1e-4
 
@@ -327,8 +338,8 @@ def test_an_untied_t5_comes_in_with_its_head(tmp_path):
     ).eval()
     theirs.lm_head.weight = torch.nn.Parameter(torch.randn(200, 32))
     theirs.save_pretrained(tmp_path)
-    model = config.build(200, PlainLayers()).eval()
-    HuggingFaceFolder(str(tmp_path), config, 200, None).load_into(model)
+    model = build(config, 200).eval()
+    open_folder(tmp_path, config, 200).load_into(model)
     tokens = torch.randint(0, 200, (1, 20))
     with torch.no_grad():
         expected = theirs(input_ids=tokens, decoder_input_ids=tokens).logits
@@ -344,12 +355,12 @@ def test_faults_of_a_folder_are_listed_before_anything_starts(train, data, tmp_p
     config = GPTConfig(name="gpt", **SHAPE)
     vocabulary = json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"]
     with pytest.raises(InputError, match="its vocabulary has"):
-        HuggingFaceFolder(str(tmp_path / "out"), config, vocabulary + 1, None)
+        open_folder(tmp_path / "out", config, vocabulary + 1)
     other = Tokenizer.train(["something else altogether, " * 200], "bpe", 290)
-    with pytest.raises(InputError, match=r"tokenizer\.json treats"):
-        HuggingFaceFolder(str(tmp_path / "out"), config, vocabulary, other)
+    with pytest.raises(InputError, match=r"tokenizer\.json encodes .* differently"):
+        open_folder(tmp_path / "out", config, vocabulary, other)
     with pytest.raises(InputError, match="model_type 'gpt2'"):
-        HuggingFaceFolder(str(tmp_path / "out"), T5Config(name="t5", **SHAPE), vocabulary, None)
+        open_folder(tmp_path / "out", T5Config(name="t5", **SHAPE), vocabulary)
     (tmp_path / "out" / "model.safetensors").rename(tmp_path / "out" / "pytorch_model.bin")
     with pytest.raises(InputError, match="never from a pickle"):
-        HuggingFaceFolder(str(tmp_path / "out"), config, vocabulary, None)
+        open_folder(tmp_path / "out", config, vocabulary)

@@ -16,16 +16,16 @@ from data_pipeline.prepare import PrepareConfig, prepare
 from data_pipeline.tokenizers.export import convert
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.hub import parity
-from pretraining.hub.init_from import HuggingFaceFolder
 from pretraining.models.bert.config import BertConfig
 from pretraining.models.gpt.config import GPTConfig
 from pretraining.models.mae.config import MAEConfig
+from pretraining.models.registry import huggingface_family
 from pretraining.models.t5.config import T5Config
 from pretraining.models.vit.config import ViTConfig
-from pretraining.parallel.layers import PlainLayers
 from pretraining.run.checkpoint import newest_checkpoint
 from pretraining.run.run_dir import load_plain_model, read_run_config
 from pretraining.train import pretrain
+from tests.building import UsualHeads, build, open_folder
 
 TEXT = "The quick brown fox jumps over the lazy dog. And then it sleeps, until 18:30; 42 times.\n"
 SHAPE = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "max_seq_len": 64}
@@ -136,8 +136,8 @@ def prepare_with(tokenizer, root):
 
 def started(folder, config, tokenizer):
     """-> (the folder, as checked; our model with its weights; the same before)."""
-    checked = HuggingFaceFolder(str(folder), config, tokenizer.total_size, tokenizer)
-    model, before = (config.build(tokenizer.total_size, PlainLayers()) for _ in range(2))
+    checked = open_folder(folder, config, tokenizer.total_size, tokenizer)
+    model, before = (build(config, tokenizer.total_size) for _ in range(2))
     for each in (model, before):
         each.initialize(1)
     checked.load_into(model)
@@ -146,11 +146,11 @@ def started(folder, config, tokenizer):
 
 def difference(family, model, folder, rows):
     """Of all outputs on ids that both know, by `rows`: our id -> theirs."""
-    _, config, architecture, _ = PUBLISHED[family]
-    counterpart, ours, theirs = parity.COUNTERPARTS[family], torch.tensor(list(rows)), torch.tensor(list(rows.values()))
-    probes = parity.probes(counterpart, config, len(rows))
+    architecture, counterpart = PUBLISHED[family][2], huggingface_family(family)
+    ours, theirs = torch.tensor(list(rows)), torch.tensor(list(rows.values()))
+    probes = parity.probes(counterpart, model, len(rows))
     written = [
-        [{name: ids[t] if name.endswith("input_ids") else t for name, t in probe.items()} for probe in probes]
+        [{k: ids[t % len(ids)] if k.endswith("input_ids") else t for k, t in probe.items()} for probe in probes]
         for ids in (ours, theirs)
     ]
     mine = parity.our_outputs(counterpart, model, written[0], {})
@@ -233,7 +233,10 @@ def test_the_command_starts_from_a_published_folder(published, tmp_path, capsys)
     assert capsys.readouterr().err.count("rows of the vocabulary are taken from it") == 1
     tokenizer = Tokenizer.load(data / "tokenizer")
     model = load_plain_model(
-        read_run_config(tmp_path / "r"), tokenizer.total_size, newest_checkpoint(tmp_path / "r" / "checkpoints")
+        read_run_config(tmp_path / "r"),
+        tokenizer.total_size,
+        UsualHeads(),
+        newest_checkpoint(tmp_path / "r" / "checkpoints"),
     )
     checked, _, _ = started(folder, PUBLISHED["bert"][1], tokenizer)
     assert difference("bert", model, folder, checked.rows) <= 1e-5
@@ -294,13 +297,13 @@ def test_a_vit_of_two_classes_need_not_name_them(tmp_path):
     theirs.save_pretrained(tmp_path)
     assert "id2label" not in json.loads((tmp_path / "config.json").read_text())
     with pytest.raises(InputError, match="num_classes is 10, the folder's is 2"):
-        HuggingFaceFolder(str(tmp_path), ViTConfig(name="vit", **IMAGES), 10, None)
+        open_folder(tmp_path, ViTConfig(name="vit", **IMAGES), 10)
     config = ViTConfig(name="vit", **IMAGES)
-    model = config.build(2, PlainLayers())
-    checked = HuggingFaceFolder(str(tmp_path), config, 2, None)
+    model, family = build(config, 2), huggingface_family("vit")
+    checked = open_folder(tmp_path, config, 2)
     checked.load_into(model)
-    examples = parity.probes(parity.COUNTERPARTS["vit"], config, 2)
-    ours = parity.our_outputs(parity.COUNTERPARTS["vit"], model, examples, {})
+    examples = parity.probes(family, model, 2)
+    ours = parity.our_outputs(family, model, examples, {})
     other = parity.their_outputs(tmp_path, "ViTForImageClassification", examples, ["logits"])
     assert parity.largest_difference(ours, other) <= 1e-5 and checked.notes() == []
 
@@ -316,7 +319,7 @@ def test_all_faults_are_told_before_anything_starts(published, tmp_path):
     with pytest.raises(InputError, match=r"two\.safetensors, which .* names, is missing; model\.num_layers is 3"):
         started(broken, GPTConfig(name="gpt", **{**SHAPE, "num_layers": 3}), tokenizer)
     (broken / "two.safetensors").write_bytes(b"\0" * 20)
-    with pytest.raises(InputError, match=r"two\.safetensors is not a safetensors file"):
+    with pytest.raises(InputError, match=r"two\.safetensors is not a readable safetensors file"):
         started(broken, config, tokenizer)
     (broken / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(InputError, match="no weight_map"):
@@ -357,8 +360,8 @@ BASES = {
 
 
 def loaded(folder, config):
-    checked = HuggingFaceFolder(str(folder), config, 200, None)
-    model = config.build(200, PlainLayers())
+    checked = open_folder(folder, config, 200)
+    model = build(config, 200)
     model.initialize(1)
     checked.load_into(model)
     return dict(model.named_parameters()) | dict(model.named_buffers()), checked
@@ -366,7 +369,7 @@ def loaded(folder, config):
 
 def new_ones(first, second, config, new):
     """Two folders' models are one and the same, `new` tensors of the second apart, which are a new model's."""
-    fresh = config.build(200, PlainLayers())
+    fresh = build(config, 200)
     fresh.initialize(1)
     for name, tensor in fresh.named_parameters():
         assert torch.equal(second[name], tensor if name.startswith(new) else first[name]), name
@@ -434,7 +437,7 @@ def test_fixed_positions_stay(family, tmp_path):
         theirs = transformers.ViTMAEForPreTraining(
             transformers.ViTMAEConfig(**VIT, **sizes, decoder_intermediate_size=64)
         )
-    whole = config.build(200, PlainLayers())
+    whole = build(config, 200)
     fixed = whole.encoder.position_embedding
     with torch.no_grad():
         if family == "mae":  # transformers 5 begins with zeros

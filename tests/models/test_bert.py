@@ -4,11 +4,13 @@ import torch
 from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import InputError
 from pretraining.config import RunConfig
-from pretraining.models import layers as model_layers
+from pretraining.models import loss as vocabulary_loss
 from pretraining.models.bert.config import BertConfig
-from pretraining.models.bert.model import from_huggingface_config, huggingface_config, weight_map
-from pretraining.models.layers import IGNORED, TokenHead
+from pretraining.models.bert.huggingface import from_huggingface_config, huggingface_config, weight_map
+from pretraining.models.heads import TokenHead
+from pretraining.models.loss import IGNORED
 from pretraining.parallel.layers import PlainLayers
+from tests import building
 
 BERT_VOCABULARY = 30522
 SMALL = BertConfig("bert", 3, 48, 4, 64)
@@ -19,7 +21,7 @@ def preset(name):
 
 
 def build(config=SMALL, vocab_size=300, seed=1):
-    model = config.build(vocab_size, PlainLayers())
+    model = building.build(config, vocab_size)
     model.initialize(seed)
     return model
 
@@ -28,7 +30,7 @@ def restored(theirs, config, vocab_size):
     """Ours with the weights of theirs, through the map."""
     ours = build(config, vocab_size)
     state, wanted = theirs.state_dict(), dict(ours.named_parameters())
-    maps = weight_map(config, vocab_size)
+    maps = weight_map(ours)
     assert sorted(m.ours for m in maps) == sorted(wanted)
     with torch.no_grad():
         for m in maps:
@@ -41,7 +43,8 @@ def restored(theirs, config, vocab_size):
 def pair():
     """(theirs, ours): random weights, biases and norms among them."""
     transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(**huggingface_config(SMALL, 300, {"pad": 0}), attn_implementation="eager")
+    values = huggingface_config(build(), {"pad": 0})
+    config = transformers.BertConfig(**values, attn_implementation="eager")
     theirs = transformers.BertForPreTraining(config).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
@@ -54,8 +57,8 @@ def test_parameter_counts_are_the_published_ones(name, published):
     transformers = pytest.importorskip("transformers")
     config = preset(name)
     with torch.device("meta"):
-        ours = config.build(BERT_VOCABULARY, PlainLayers())
-        values = huggingface_config(config, BERT_VOCABULARY, {"pad": 0})
+        ours = building.build(config, BERT_VOCABULARY)
+        values = huggingface_config(ours, {"pad": 0})
         theirs = transformers.BertForPreTraining(transformers.BertConfig(**values))
     assert ours.published_parameters() == theirs.num_parameters() == published
 
@@ -76,13 +79,13 @@ def test_logits_equal_transformers(pair, padded):
 
 
 def test_config_goes_to_transformers_and_back():
-    values = huggingface_config(SMALL, 300, {"pad": 0})
+    values = huggingface_config(build(), {"pad": 0})
     back = BertConfig(**from_huggingface_config(values))
     assert back == BertConfig("bert", 3, 48, 4, 64, vocab_size=300, intermediate_size=192)
     with pytest.raises(InputError, match="hidden_act='relu'"):
         from_huggingface_config({**values, "hidden_act": "relu"})
     with pytest.raises(InputError, match="norm_position=pre"):
-        huggingface_config(BertConfig("bert", 3, 48, 4, 64, norm_position="pre"), 300, {"pad": 0})
+        huggingface_config(build(BertConfig("bert", 3, 48, 4, 64, norm_position="pre")), {"pad": 0})
 
 
 def test_masked_positions_only_equal_all_positions():
@@ -104,7 +107,7 @@ def test_masked_positions_only_equal_all_positions():
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_chunked_loss_with_a_bias_is_exact(monkeypatch, rows):
     """Against float64 cross-entropy over all logits, in value and gradients, whatever the chunk."""
-    monkeypatch.setattr(model_layers, "LOGITS_IN_MEMORY", rows * 128)
+    monkeypatch.setattr(vocabulary_loss, "LOGITS_IN_MEMORY", rows * 128)
     head = TokenHead(PlainLayers(), 100, torch.nn.Parameter(torch.randn(128, 16)), bias=True)
     torch.nn.init.normal_(head.bias)
     hidden, labels = torch.randn(3, 11, 16, requires_grad=True), torch.randint(0, 100, (3, 11))
@@ -124,7 +127,7 @@ def test_chunked_loss_with_a_bias_is_exact(monkeypatch, rows):
     assert torch.allclose(head.logits(hidden), logits.float(), atol=1e-4)
 
 
-def test_initialisation_is_a_normal_cut_at_two_deviations():
+def test_initialization_is_a_normal_cut_at_two_deviations():
     weights = build(BertConfig("bert", 1, 128, 4, 64), 500).state_dict()
     for name, tensor in weights.items():
         if tensor.ndim == 1:

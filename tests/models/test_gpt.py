@@ -3,10 +3,12 @@ import torch
 
 from data_pipeline.common.compose import compose_config
 from pretraining.config import RunConfig
-from pretraining.models import layers as model_layers
+from pretraining.models import loss as vocabulary_loss
 from pretraining.models.gpt.config import GPTConfig
-from pretraining.models.layers import IGNORED, TokenHead
+from pretraining.models.heads import TokenHead
+from pretraining.models.loss import IGNORED
 from pretraining.parallel.layers import PlainLayers
+from tests.building import build
 
 GPT2_VOCABULARY = 50257
 
@@ -26,7 +28,7 @@ def preset(name):
 )
 def test_parameter_counts_are_the_published_ones(name, published):
     with torch.device("meta"):
-        model = preset(name).build(GPT2_VOCABULARY, PlainLayers())
+        model = build(preset(name), GPT2_VOCABULARY)
     assert model.published_parameters() == published
 
 
@@ -37,7 +39,7 @@ def test_logits_equal_transformers():
             vocab_size=300, n_positions=64, n_embd=48, n_layer=3, n_head=4, attn_implementation="eager"
         )
     ).eval()
-    ours = GPTConfig("gpt", 3, 48, 4, 64).build(300, PlainLayers()).eval()
+    ours = build(GPTConfig("gpt", 3, 48, 4, 64), 300).eval()
     copy_gpt2(theirs, ours)
     tokens = torch.randint(0, 300, (2, 50))
     with torch.no_grad():
@@ -72,9 +74,9 @@ def copy_gpt2(theirs, ours):
                 layer.bias.copy_(s[f"{name}.bias"])
 
 
-def test_initialisation_depends_on_seed_and_name_alone():
+def test_initialization_depends_on_seed_and_name_alone():
     config = GPTConfig("gpt", 2, 64, 4, 32)
-    models = [config.build(100, PlainLayers()) for _ in range(2)]
+    models = [build(config, 100) for _ in range(2)]
     torch.manual_seed(5)
     for model in models:
         model.initialize(7)
@@ -89,7 +91,7 @@ def test_initialisation_depends_on_seed_and_name_alone():
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_chunked_loss_is_exact(monkeypatch, rows):
     """Against float64 cross-entropy over all logits, in value and gradients, whatever the chunk."""
-    monkeypatch.setattr(model_layers, "LOGITS_IN_MEMORY", rows * 128)
+    monkeypatch.setattr(vocabulary_loss, "LOGITS_IN_MEMORY", rows * 128)
     hidden = torch.randn(3, 11, 16, requires_grad=True)
     weight = torch.nn.Parameter(torch.randn(128, 16))
     labels = torch.randint(0, 100, (3, 11))
@@ -111,7 +113,7 @@ def test_chunked_loss_is_exact(monkeypatch, rows):
 def test_activation_checkpointing_changes_nothing():
     grads = []
     for checkpointing in (False, True):
-        model = GPTConfig("gpt", 2, 32, 2, 16, activation_checkpointing=checkpointing).build(50, PlainLayers())
+        model = build(GPTConfig("gpt", 2, 32, 2, 16, activation_checkpointing=checkpointing), 50)
         model.initialize(0)
         model.head(model(torch.arange(16)[None]), torch.arange(16)[None]).backward()
         grads.append(model.blocks[0].mlp.up.weight.grad)

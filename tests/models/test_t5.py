@@ -7,10 +7,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from data_pipeline.common.compose import conf_dir
+from pretraining.models.shapes import MetaLayers
 from pretraining.models.t5 import huggingface as t5_huggingface
 from pretraining.models.t5.config import T5Config
 from pretraining.models.t5.model import relative_bucket
-from pretraining.parallel.layers import PlainLayers
+from tests.building import build
 
 VOCABULARY = 200
 SHAPES = {
@@ -31,18 +32,6 @@ PUBLISHED = {  # with a vocabulary of 32128: those of the released checkpoints
 }
 
 
-class MetaLayers(PlainLayers):
-    """Shapes without memory."""
-
-    def column(self, in_features, out_features, bias=True):
-        return nn.Linear(in_features, out_features, bias, device="meta")
-
-    row = column
-
-    def embedding(self, num_embeddings, features):
-        return nn.Embedding(num_embeddings, features, device="meta")
-
-
 def make(version, **keys):
     config = T5Config(
         name="t5",
@@ -56,20 +45,18 @@ def make(version, **keys):
         **SHAPES[version],
         **keys,
     )
-    model = config.build(VOCABULARY, PlainLayers())
+    model = build(config, VOCABULARY)
     model.initialize(1)
     return config, model.eval()
 
 
 def theirs(config, model):
-    values = t5_huggingface.huggingface_config(config, VOCABULARY, {"pad": 0, "eos": 2})
+    values = t5_huggingface.huggingface_config(model, {"pad": 0, "eos": 2})
     made = transformers.T5ForConditionalGeneration(transformers.T5Config(**values)).eval()
     if not config.tie_embeddings:  # transformers 5 ties the head of every new model
         made.lm_head.weight = nn.Parameter(torch.empty_like(made.lm_head.weight))
     parameters = dict(model.named_parameters())
-    weights = {
-        e.theirs: e.export(parameters[e.ours].detach()).clone() for e in t5_huggingface.weight_map(config, VOCABULARY)
-    }
+    weights = {e.theirs: e.export(parameters[e.ours].detach()).clone() for e in t5_huggingface.weight_map(model)}
     missing, unexpected = made.load_state_dict(weights, strict=False)
     assert not unexpected and all("embed_tokens" in name or "lm_head" in name for name in missing)
     return made
@@ -148,9 +135,9 @@ def test_loss_at_the_beginning_is_that_of_guessing():
 def test_parameters_of_the_presets_are_the_published_ones(preset):
     values = OmegaConf.to_container(OmegaConf.load(conf_dir() / "model" / f"{preset}.yaml"))
     config = T5Config(**values)
-    theirs_config = t5_huggingface.huggingface_config(config, 32128, {"pad": 0, "eos": 1})
     with torch.device("meta"):
-        model = config.build(32128, MetaLayers())
+        model = build(config, 32128, MetaLayers())
+        theirs_config = t5_huggingface.huggingface_config(model, {"pad": 0, "eos": 1})
         reference = transformers.T5ForConditionalGeneration(transformers.T5Config(**theirs_config))
     untied = 0 if config.tie_embeddings else 32128 * config.hidden_size
     assert model.published_parameters() == PUBLISHED[preset]

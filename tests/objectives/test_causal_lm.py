@@ -7,7 +7,7 @@ from pretraining.labels import IGNORED
 from pretraining.models.gpt.config import GPTConfig
 from pretraining.objectives.base import SampleSpec
 from pretraining.objectives.text.causal_lm import CausalLM, CausalLMConfig
-from pretraining.parallel.layers import PlainLayers
+from tests.building import build
 
 TOKENIZER = SimpleNamespace(pad=0, bos=1, eos=2, fim_prefix=50, fim_middle=51, fim_suffix=52)
 RNG = np.random.default_rng(0)
@@ -31,7 +31,7 @@ def test_worked_example():
 
 def test_packed_documents_are_as_if_alone():
     """The loss of two packed documents is the sum of their losses: nothing crosses the border."""
-    model = GPTConfig("gpt", 2, 32, 2, 8).build(40, PlainLayers())
+    model = build(GPTConfig("gpt", 2, 32, 2, 8), 40)
     model.initialize(0)
     first, second = np.array([1, 7, 8, 2]), np.array([1, 9, 10, 11])
 

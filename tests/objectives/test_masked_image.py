@@ -14,8 +14,8 @@ from data_pipeline.shards.images import EncodedImage
 from pretraining.models.mae.config import MAEConfig
 from pretraining.objectives.base import Demonstration, SampleSpec
 from pretraining.objectives.image.masked_image import MaskedImage, MaskedImageConfig
-from pretraining.parallel.layers import PlainLayers
 from pretraining.patches import PatchGrid, patchify, unpatchify
+from tests.building import build
 from tests.helpers import metrics, train_alone
 from tests.images import png, prepare_images, write_digits
 
@@ -45,7 +45,7 @@ def encoded(seed: int = 0) -> EncodedImage:
 
 
 def model() -> torch.nn.Module:
-    made = MODEL.build(0, PlainLayers())
+    made = build(MODEL, 0)
     made.initialize(1)
     return made.eval()
 

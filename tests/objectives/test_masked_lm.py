@@ -17,7 +17,7 @@ from pretraining.objectives.base import Demonstration, SampleSpec
 from pretraining.objectives.text.masked_lm import MaskedLM, MaskedLMConfig
 from pretraining.objectives.text.masking import choose, find_words, ngram_lengths, replace
 from pretraining.objectives.text.sentence_pairs import excerpt, next_sentence, sentence_order, truncate
-from pretraining.parallel.layers import PlainLayers
+from tests.building import build
 
 PAD, UNK, CLS, SEP, MASK = 0, 3, 101, 102, 100
 IS_TEXT = np.arange(105) % 100 > 3
@@ -270,7 +270,7 @@ def test_words_of_a_trained_tokenizer(tokenizer):
 
 def test_losses_are_sums_whatever_the_micro_batch(corpus, tokenizer):
     task = objective(32, tokenizer)
-    model = BertConfig("bert", 2, 32, 2, 32).build(tokenizer.total_size, PlainLayers()).eval()
+    model = build(BertConfig("bert", 2, 32, 2, 32), tokenizer.total_size).eval()
     model.initialize(1)
     found = samples(corpus, task, 12)
 
@@ -290,7 +290,7 @@ def test_losses_are_sums_whatever_the_micro_batch(corpus, tokenizer):
 def test_nothing_crosses_documents_in_a_packed_sequence():
     """The loss of two packed documents is the sum of their losses."""
     task = objective(16, pairing="none")
-    model = BertConfig("bert", 2, 32, 2, 16).build(105, PlainLayers()).eval()
+    model = build(BertConfig("bert", 2, 32, 2, 16), 105, pairs=False).eval()
     model.initialize(1)
     pieces = [np.array([CLS, 50, 51, 52, SEP]), np.array([CLS, 60, 61, SEP])]
     apart = [task.corrupt([p], np.random.default_rng(i)) for i, p in enumerate(pieces)]
@@ -308,7 +308,7 @@ def test_described_and_demonstrated(corpus, tokenizer):
     task = objective(64, tokenizer, masking="whole_word")
     text = task.describe(samples(corpus, task, 1)[0])
     assert text.count("[CLS]") == 1 and text.count("[SEP]") == 2 and "[MASK]" in text and "next_sentence" in text
-    model = BertConfig("bert", 1, 16, 2, 64).build(tokenizer.total_size, PlainLayers())
+    model = build(BertConfig("bert", 1, 16, 2, 64), tokenizer.total_size)
     model.initialize(1)
     context = Demonstration(samples(corpus, task, 4), Path(), 1)
     shown = task.demonstrate(model, context)

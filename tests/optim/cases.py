@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretraining.optim.base import Optimizer, ParameterShard, Step, UpdateRule, settings_by_name
+from pretraining.optim.base import Optimizer, ParameterShard, Settings, Step, UpdateRule
 from pretraining.optim.config import AdafactorConfig, AdamWConfig, LambConfig
 from pretraining.optim.registry import build_update_rule
 from pretraining.parallel.fragments import Box, Fragment
@@ -37,6 +37,8 @@ SHAPES = {name: shape for name, (shape, _) in SPLIT.items()} | {
     "blocks.1.out.weight": (11, 3),
     "head.bias": (13,),
 }
+
+LAYERS_ABOVE = {"token_embedding": 3, "blocks.0": 2, "blocks.1": 1, "head": 0}  # by the name's beginning
 
 CONFIGS: dict[str, AdamWConfig | LambConfig | AdafactorConfig] = {
     "adamw": AdamWConfig(name="adamw", lr=1e-2, layer_decay=0.8),
@@ -90,32 +92,39 @@ class LocalStatistics(UpdateRule):
         self.rule = rule
         self.weight_decay, self.layer_decay = rule.weight_decay, rule.layer_decay
 
-    def initial_state(self, piece: ParameterShard) -> dict[str, Tensor]:
-        return self.rule.initial_state(piece)
+    def initial_state(self, shard: ParameterShard) -> dict[str, Tensor]:
+        return self.rule.initial_state(shard)
 
-    def attach(self, pieces: list[ParameterShard], layout: Layout, device: torch.device) -> None:
-        self.rule.attach(pieces, replace(layout, mesh=Mesh()), device)
+    def attach(self, shards: list[ParameterShard], layout: Layout, device: torch.device) -> None:
+        self.rule.attach(shards, replace(layout, mesh=Mesh()), device)
 
-    def update(self, pieces: list[ParameterShard], step: Step, layout: Layout) -> None:
-        self.rule.update(pieces, step, replace(layout, mesh=Mesh()))
+    def update(self, shards: list[ParameterShard], step: Step, layout: Layout) -> None:
+        self.rule.update(shards, step, replace(layout, mesh=Mesh()))
 
 
 def make_optimizer(rule: UpdateRule, fragments: list[Fragment], layout: Layout, **options: Any) -> Optimizer:
-    whole, settings = values(), settings_by_name(SHAPES.items(), rule.weight_decay, rule.layer_decay)
-    pieces = [
-        ParameterShard(f, take(whole[f.name], f), settings[f.name], list(SHAPES).index(f.name)) for f in fragments
+    whole = values()
+    shards = [
+        ParameterShard(f, take(whole[f.name], f), settings(f, rule), list(SHAPES).index(f.name)) for f in fragments
     ]
     optimizer = Optimizer([torch.zeros(1)], rule, **({"grad_clip": 1.0, "dynamic_loss_scale": False} | options))
-    optimizer.attach(pieces, layout)
+    optimizer.attach(shards, layout)
     optimizer.param_groups[0]["lr"] = 1e-2
     return optimizer
+
+
+def settings(fragment: Fragment, rule: UpdateRule) -> Settings:
+    """As a model's layers would decide."""
+    above = next(number for beginning, number in LAYERS_ABOVE.items() if fragment.name.startswith(beginning))
+    exempt = len(fragment.shape) < 2
+    return Settings(0.0 if exempt else rule.weight_decay, rule.layer_decay**above, exempt)
 
 
 def run(optimizer: Optimizer, steps: int) -> None:
     for step in range(steps):
         grads = gradients(step)
-        for piece in optimizer.pieces:
-            piece.grad = take(grads[piece.fragment.name], piece.fragment) * optimizer.loss_scale
+        for shard in optimizer.shards:
+            shard.grad = take(grads[shard.fragment.name], shard.fragment) * optimizer.loss_scale
         optimizer.step()
 
 
@@ -135,7 +144,7 @@ def whole_run(name: str, steps: int) -> dict[str, Tensor]:
     """-> the values and state after so many steps, by name."""
     optimizer = whole_optimizer(build_update_rule(CONFIGS[name]))
     run(optimizer, steps)
-    return {p.fragment.name: p.value for p in optimizer.pieces} | {f.name: t for f, t in optimizer.state_tensors()}
+    return {p.fragment.name: p.value for p in optimizer.shards} | {f.name: t for f, t in optimizer.state_tensors()}
 
 
 @functools.cache
@@ -153,7 +162,7 @@ def _sharded_rank(world: World, grid: Grid, steps: int, local: bool) -> dict[str
         rule = build_update_rule(config)
         optimizer = make_optimizer(LocalStatistics(rule) if local else rule, fragments, layout)
         run(optimizer, steps)
-        parts = [(p.fragment, p.value) for p in optimizer.pieces]
+        parts = [(p.fragment, p.value) for p in optimizer.shards]
         found[name] = gather(parts if local else parts + optimizer.state_tensors())
     return found
 

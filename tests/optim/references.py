@@ -32,13 +32,14 @@ def make(rule: UpdateRule, weight_decay: float, **options: object) -> Optimizer:
 
 
 def make_groups(rule: UpdateRule, groups: list[Settings], **options: object) -> Optimizer:
-    pieces = [
-        ParameterShard(Fragment.whole(str(i), s), p, groups[i % len(groups)], i)
+    """Tensors of one dimension are exempt, as biases and norms are."""
+    shards = [
+        ParameterShard(Fragment.whole(str(i), s), p, groups[i % len(groups)]._replace(exempt=len(s) < 2), i)
         for i, (s, p) in enumerate(zip(SHAPES, start(), strict=True))
     ]
     defaults = {"grad_clip": 0.0, "dynamic_loss_scale": False}
-    optimizer = Optimizer([p.value for p in pieces], rule, **(defaults | options))  # type: ignore[arg-type]
-    optimizer.attach(pieces, Layout(tuple(TensorLayout(str(i), shape) for i, shape in enumerate(SHAPES))))
+    optimizer = Optimizer([p.value for p in shards], rule, **(defaults | options))  # type: ignore[arg-type]
+    optimizer.attach(shards, Layout(tuple(TensorLayout(str(i), shape) for i, shape in enumerate(SHAPES))))
     return optimizer
 
 
@@ -52,14 +53,14 @@ def assert_same_steps(
 ) -> None:
     """reference(parameters, lr) makes one step from their `grad`. Every step of every tensor is compared."""
     for step in range(steps):
-        for piece, parameter, grad in zip(optimizer.pieces, parameters, gradients(step), strict=True):
-            piece.grad, parameter.grad = grad.clone(), grad.to(parameter.dtype)
+        for shard, parameter, grad in zip(optimizer.shards, parameters, gradients(step), strict=True):
+            shard.grad, parameter.grad = grad.clone(), grad.to(parameter.dtype)
         optimizer.param_groups[0]["lr"] = lr(step)
         optimizer.step()
         reference(parameters, lr(step))
-        for piece, parameter in zip(optimizer.pieces, parameters, strict=True):
-            gap = (piece.value - parameter.detach()).norm() / parameter.detach().norm()
-            assert gap < tolerance, (step, piece.fragment.shape, float(gap))
+        for shard, parameter in zip(optimizer.shards, parameters, strict=True):
+            gap = (shard.value - parameter.detach()).norm() / parameter.detach().norm()
+            assert gap < tolerance, (step, shard.fragment.shape, float(gap))
 
 
 def rising_and_falling(step: int) -> float:

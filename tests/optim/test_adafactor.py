@@ -95,7 +95,7 @@ def test_equals_torch_where_torch_follows_the_paper(lr: float) -> None:
 
 def test_state_is_sublinear() -> None:
     optimizer = make(build_update_rule(AdafactorConfig(name="adafactor", lr=1e-2)), 0.0)
-    by_shape = {p.fragment.shape: {n: tuple(t.shape) for n, t in p.state.items()} for p in optimizer.pieces}
+    by_shape = {p.fragment.shape: {n: tuple(t.shape) for n, t in p.state.items()} for p in optimizer.shards}
     assert by_shape[(6, 33)] == {"exp_avg_sq_row": (6,), "exp_avg_sq_col": (33,)}
     assert by_shape[(2, 3, 4, 5)] == {"exp_avg_sq_row": (2, 3, 4), "exp_avg_sq_col": (2, 3, 5)}
     assert by_shape[(11,)] == {"exp_avg_sq": (11,)}
@@ -103,9 +103,9 @@ def test_state_is_sublinear() -> None:
 
 def test_a_statistic_that_has_the_shape_of_its_fragment_is_still_whole() -> None:
     optimizer = make(build_update_rule(AdafactorConfig(name="adafactor", lr=1e-2)), 0.0)
-    piece = optimizer.pieces[0]
-    piece.fragment = Fragment("0", (13, 7), piece.fragment.box, 0, 13)
-    piece.value = torch.zeros(13)
+    shard = optimizer.shards[0]
+    shard.fragment = Fragment("0", (13, 7), shard.fragment.box, 0, 13)
+    shard.value = torch.zeros(13)
     fragments = {f.name: f for f, _ in optimizer.state_tensors()}
     assert fragments["optimizer.exp_avg_sq_row.0"] == Fragment.whole("optimizer.exp_avg_sq_row.0", (13,))
 

@@ -15,7 +15,7 @@ from tests.optim.cases import BAD_STEP, CONFIGS, differences, gradients, run, wh
 
 def snapshot(optimizer: Optimizer) -> dict[str, Tensor]:
     state = {f.name: t.clone() for f, t in optimizer.state_tensors()}
-    return state | {p.fragment.name: p.value.clone() for p in optimizer.pieces}
+    return state | {p.fragment.name: p.value.clone() for p in optimizer.shards}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30], ids=str)
@@ -24,9 +24,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_loss_scale(name: str,
     optimizer = whole_optimizer(build_update_rule(CONFIGS[name]), dynamic_loss_scale=True)
     run(optimizer, 3)
     before = snapshot(optimizer)
-    for piece, grad in zip(optimizer.pieces, gradients(3).values(), strict=True):
-        piece.grad = grad * optimizer.loss_scale
-    optimizer.pieces[1].grad[0] = bad
+    for shard, grad in zip(optimizer.shards, gradients(3).values(), strict=True):
+        shard.grad = grad * optimizer.loss_scale
+    optimizer.shards[1].grad[0] = bad
     optimizer.step()
     after = snapshot(optimizer)
     assert not optimizer.finite
@@ -70,12 +70,12 @@ def test_clipping_is_torchs(clip: float) -> None:
     clipped = whole_optimizer(build_update_rule(CONFIGS["adamw"]), grad_clip=clip)
     unclipped = whole_optimizer(build_update_rule(CONFIGS["adamw"]), grad_clip=0.0)
     for step in range(BAD_STEP):
-        parameters = [nn.Parameter(torch.zeros_like(p.value)) for p in clipped.pieces]
+        parameters = [nn.Parameter(torch.zeros_like(p.value)) for p in clipped.shards]
         for parameter, grad in zip(parameters, gradients(step).values(), strict=True):
             parameter.grad = grad.clone()
         norm = nn.utils.clip_grad_norm_(parameters, clip)
         for ours, plain, parameter, grad in zip(
-            clipped.pieces, unclipped.pieces, parameters, gradients(step).values(), strict=True
+            clipped.shards, unclipped.shards, parameters, gradients(step).values(), strict=True
         ):
             assert parameter.grad is not None
             ours.grad, plain.grad = grad, parameter.grad

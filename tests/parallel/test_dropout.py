@@ -24,7 +24,8 @@ def data(tmp_path_factory):
 def draw(world, sequence_parallel):
     """-> kept elements of a replicated activation, of one in the sequence region, of those split by features: as
     layers give them, within attention, within the feed-forward."""
-    from pretraining.models.layers import Attention, Dropout, FeedForward
+    from pretraining.models.attention import Attention
+    from pretraining.models.layers import Dropout, FeedForward
     from pretraining.parallel.megatron import MegatronLayers
 
     layers, ones = MegatronLayers(world.mesh, sequence_parallel), torch.ones(4, 8, 64)

@@ -2,155 +2,149 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
 
+import numpy as np
 from torch import Tensor
 
 from data_pipeline.common.errors import InputError
-from pretraining.hub.weight_map import WeightMap, transposed, vocabulary
 from pretraining.models.gpt.config import GPTConfig
+from pretraining.models.gpt.model import GPT
+from pretraining.models.huggingface_map import (
+    ConfigMap,
+    Inputs,
+    Key,
+    Values,
+    probe_rows,
+    require,
+    require_model_type,
+)
+from pretraining.models.weight_map import WeightMap, transposed, vocabulary, with_and_without, with_parts
 
-_GPT2 = {"positions": "learned", "norm": "layernorm", "activation": "gelu_tanh", "bias": True}
-_LLAMA = {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False}
+GPT2 = ConfigMap(
+    architecture="GPT2LMHeadModel",
+    model_type="gpt2",
+    keys=[
+        Key("num_layers", "n_layer"),
+        Key("hidden_size", "n_embd"),
+        Key("num_heads", "n_head"),
+        Key("max_seq_len", "n_positions"),
+        Key("intermediate_size", "n_inner", default=lambda values: 4 * values["n_embd"], resolved="mlp_size"),
+        Key("norm_eps", "layer_norm_epsilon", default=1e-5),
+        Key("tie_embeddings", "tie_word_embeddings", default=True),
+    ],
+    only={"activation_function": ("gelu_new", "gelu_pytorch_tanh")},
+    checked={
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    },
+    written={
+        "initializer_range": "initializer_range",
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), "dropout"),
+    },
+    ours={"positions": "learned", "norm": "layernorm", "activation": "gelu_tanh", "bias": True},
+)
+LLAMA = ConfigMap(
+    architecture="LlamaForCausalLM",
+    model_type="llama",
+    keys=[
+        Key("num_layers", "num_hidden_layers"),
+        Key("hidden_size", "hidden_size"),
+        Key("num_heads", "num_attention_heads"),
+        Key("num_kv_heads", "num_key_value_heads", lambda values: values["num_attention_heads"], resolved="kv_heads"),
+        Key("intermediate_size", "intermediate_size", resolved="mlp_size"),
+        Key("norm_eps", "rms_norm_eps", default=1e-6),
+        Key("tie_embeddings", "tie_word_embeddings", default=False),
+    ],
+    only={"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,)},
+    written={
+        "max_position_embeddings": "max_seq_len",  # not read back: rotary positions have no weights
+        "attention_dropout": "dropout",
+        "initializer_range": "initializer_range",
+    },
+    ours={"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False},
+)
+architectures = (GPT2.architecture, LLAMA.architecture)
 
 
-def huggingface_config(config: GPTConfig, vocab_size: int, special_ids: dict[str, int]) -> dict[str, Any]:
-    """config.json. Raises InputError that names the options which have no counterpart together."""
-    values = _llama_config(config) if _is_llama(config) else _gpt2_config(config)
+def huggingface_config(model: GPT, special_ids: Mapping[str, int]) -> Values:
+    if _is_llama(model.config):
+        theta = model.config.rope_theta
+        values = {
+            **LLAMA.export(model.config),
+            "rope_theta": theta,  # read by transformers before 5
+            "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        }
+    else:
+        values = GPT2.export(model.config)
     ids = {f"{name}_token_id": special_ids[name] for name in ("bos", "eos", "pad") if name in special_ids}
-    return {**values, "vocab_size": vocab_size, "tie_word_embeddings": config.tie_embeddings, "dtype": "float32", **ids}
+    return {**values, "vocab_size": model.vocab_size, "dtype": "float32", **ids}
 
 
-def weight_map(config: GPTConfig, vocab_size: int) -> list[WeightMap]:
-    blocks = _llama_block if _is_llama(config) else _gpt2_block
-    prefix = "model" if _is_llama(config) else "transformer"
-    table = "embed_tokens" if _is_llama(config) else "wte"
-    entries = [vocabulary("token_embedding.weight", f"{prefix}.{table}.weight", vocab_size)]
-    if not config.tie_embeddings:
-        entries.append(vocabulary("head.weight", "lm_head.weight", vocab_size))
-    if _is_llama(config):
+def from_huggingface_config(values: Values) -> Values:
+    readers = {"gpt2": _from_gpt2, "llama": _from_llama}
+    require_model_type(values, "gpt", readers)
+    return readers[values["model_type"]](values)
+
+
+def _from_gpt2(values: Values) -> Values:
+    return {**GPT2.restore(values), "num_kv_heads": values["n_head"]}
+
+
+def _from_llama(values: Values) -> Values:
+    """max_seq_len is left free: rotary positions have no weights."""
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    head_dim = values["hidden_size"] // values["num_attention_heads"]
+    derived = {"rope_type": rope.get("rope_type", "default"), "head_dim": values.get("head_dim") or head_dim}
+    require(derived, {"rope_type": ("default",), "head_dim": (head_dim,)})
+    theta = rope.get("rope_theta") or values.get("rope_theta") or 10000.0
+    return {**LLAMA.restore(values), "rope_theta": float(theta)}
+
+
+def weight_map(model: GPT) -> list[WeightMap]:
+    config, llama = model.config, _is_llama(model.config)
+    prefix, table = ("model", "embed_tokens") if llama else ("transformer", "wte")
+    entries = [vocabulary("token_embedding.weight", f"{prefix}.{table}.weight", model.vocab_size)]
+    if not config.tie_embeddings and "head" in model.head_names:
+        entries.append(vocabulary("head.weight", "lm_head.weight", model.vocab_size))
+    if llama:
         entries.append(WeightMap("final_norm.weight", "model.norm.weight"))
     else:
         entries.append(WeightMap("position_embedding.weight", "transformer.wpe.weight"))
-        entries += [WeightMap(f"final_norm.{part}", f"transformer.ln_f.{part}") for part in ("weight", "bias")]
-    return entries + [entry for i in range(config.num_layers) for entry in blocks(config, i)]
+        entries += with_parts("final_norm", "transformer.ln_f")
+    block = _llama_block if llama else _gpt2_block
+    return entries + [entry for i in range(config.num_layers) for entry in block(config, i)]
 
 
-def from_huggingface_config(values: dict[str, Any]) -> dict[str, Any]:
-    """Our model keys, as config.json states them. Raises InputError for what this model has no option for."""
-    readers = {"gpt2": _from_gpt2, "llama": _from_llama}
-    if values.get("model_type") not in readers:
-        raise InputError(
-            f"model_type {values.get('model_type')!r} is not one that model.name=gpt reads ({', '.join(readers)})"
-        )
-    return readers[values["model_type"]](values)
+def spellings(name: str) -> list[str]:
+    return with_and_without(name, "transformer", "model")
+
+
+def probe_inputs(model: GPT, rng: np.random.Generator) -> list[Inputs]:
+    return [{"input_ids": row} for row in probe_rows(model.config.max_seq_len, model.vocab_size, rng)]
+
+
+def probe_outputs(model: GPT, inputs: Inputs, values: Values) -> Inputs:
+    return {"logits": model.head.logits(model(inputs["input_ids"]))}
 
 
 def _is_llama(config: GPTConfig) -> bool:
     """Raises InputError where the options are neither GPT-2's nor Llama's."""
-    options = {key: getattr(config, key) for key in _GPT2}
-    if options == _LLAMA:
+    options = {key: getattr(config, key) for key in GPT2.ours}
+    if options == LLAMA.ours:
         return True
-    if options == _GPT2 and config.kv_heads == config.num_heads:
+    if options == GPT2.ours and config.kv_heads == config.num_heads:
         return False
-    told = ", ".join(f"model.{key}={value}" for key, value in {**options, "num_kv_heads": config.kv_heads}.items())
+    given = ", ".join(f"model.{key}={value}" for key, value in {**options, "num_kv_heads": config.kv_heads}.items())
     raise InputError(
-        f"{told}: no Hugging Face model has these options together. GPT-2 has {_told(_GPT2)} and "
-        f"num_kv_heads=num_heads, Llama {_told(_LLAMA)}"
+        f"{given}: no Hugging Face model has these options together. GPT-2 has {_listed(GPT2.ours)} and "
+        f"num_kv_heads=num_heads, Llama has {_listed(LLAMA.ours)}"
     )
 
 
-def _told(options: dict[str, Any]) -> str:
+def _listed(options: Mapping[str, object]) -> str:
     return ", ".join(f"{key}={value}" for key, value in options.items())
-
-
-def _gpt2_config(config: GPTConfig) -> dict[str, Any]:
-    rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "n_layer": config.num_layers,
-        "n_embd": config.hidden_size,
-        "n_head": config.num_heads,
-        "n_positions": config.max_seq_len,
-        "n_inner": config.mlp_size,
-        "layer_norm_epsilon": config.norm_eps,
-        "activation_function": "gelu_new",
-        "initializer_range": config.initializer_range,
-        **rates,
-    }
-
-
-def _llama_config(config: GPTConfig) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "num_hidden_layers": config.num_layers,
-        "hidden_size": config.hidden_size,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.kv_heads,
-        "intermediate_size": config.mlp_size,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.max_seq_len,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,  # read by transformers before 5
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "attention_bias": False,
-        "mlp_bias": False,
-        "attention_dropout": config.dropout,
-        "initializer_range": config.initializer_range,
-    }
-
-
-def _from_gpt2(values: dict[str, Any]) -> dict[str, Any]:
-    _require(
-        values,
-        {
-            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-            "scale_attn_weights": (True,),
-            "scale_attn_by_inverse_layer_idx": (False,),
-            "add_cross_attention": (False,),
-        },
-    )
-    return {
-        **_GPT2,
-        "num_layers": values["n_layer"],
-        "hidden_size": values["n_embd"],
-        "num_heads": values["n_head"],
-        "num_kv_heads": values["n_head"],
-        "max_seq_len": values["n_positions"],
-        "intermediate_size": values.get("n_inner") or 4 * values["n_embd"],
-        "norm_eps": values.get("layer_norm_epsilon", 1e-5),
-        "tie_embeddings": values.get("tie_word_embeddings", True),
-    }
-
-
-def _from_llama(values: dict[str, Any]) -> dict[str, Any]:
-    """Rotary positions have no weights: max_seq_len is free."""
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    _require(
-        {**values, "rope_type": rope.get("rope_type", "default")},
-        {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,), "rope_type": ("default",)},
-    )
-    heads, size = values["num_attention_heads"], values["hidden_size"]
-    _require({"head_dim": values.get("head_dim") or size // heads}, {"head_dim": (size // heads,)})
-    return {
-        **_LLAMA,
-        "num_layers": values["num_hidden_layers"],
-        "hidden_size": size,
-        "num_heads": heads,
-        "num_kv_heads": values.get("num_key_value_heads") or heads,
-        "intermediate_size": values["intermediate_size"],
-        "norm_eps": values.get("rms_norm_eps", 1e-6),
-        "rope_theta": float(rope.get("rope_theta", values.get("rope_theta", 10000.0))),
-        "tie_embeddings": values.get("tie_word_embeddings", False),
-    }
-
-
-def _require(values: dict[str, Any], allowed: dict[str, tuple[Any, ...]]) -> None:
-    for key, good in allowed.items():
-        if values.get(key, good[0]) not in good:
-            raise InputError(f"{key} is {values[key]!r}; this model has {' or '.join(map(repr, good))} only")
 
 
 def _gpt2_block(config: GPTConfig, i: int) -> list[WeightMap]:
@@ -162,12 +156,10 @@ def _gpt2_block(config: GPTConfig, i: int) -> list[WeightMap]:
         entries.append(transposed(f"{ours}.{a}.weight", f"{theirs}.{b}.weight"))
         entries.append(WeightMap(f"{ours}.{a}.bias", f"{theirs}.{b}.bias"))
     norms = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
-    return entries + [
-        WeightMap(f"{ours}.{a}.{part}", f"{theirs}.{b}.{part}") for a, b in norms.items() for part in ("weight", "bias")
-    ]
+    return entries + [e for a, b in norms.items() for e in with_parts(f"{ours}.{a}", f"{theirs}.{b}")]
 
 
-def _blocks_of(config: GPTConfig) -> Any:
+def _blocks_of(config: GPTConfig) -> Callable[[Tensor], Tensor]:
     """Rows [head, (q, k, v), head_dim] -> [(q, k, v), head, head_dim], then [in, out] as Conv1D has it."""
 
     def export(tensor: Tensor) -> Tensor:
@@ -177,7 +169,7 @@ def _blocks_of(config: GPTConfig) -> Any:
     return export
 
 
-def _heads_of(config: GPTConfig) -> Any:
+def _heads_of(config: GPTConfig) -> Callable[[Tensor], Tensor]:
     """The inverse of `_blocks_of`."""
 
     def restore(tensor: Tensor) -> Tensor:
@@ -188,7 +180,7 @@ def _heads_of(config: GPTConfig) -> Any:
 
 
 def _llama_block(config: GPTConfig, i: int) -> list[WeightMap]:
-    """Both rotate the halves of a head against each other: no row changes its place."""
+    """No row moves: both rotate the halves of a head against each other."""
     names = {
         "attention.query": "self_attn.q_proj",
         "attention.key": "self_attn.k_proj",

@@ -7,24 +7,18 @@ by options the modern decoder: rotary positions, RMSNorm, SwiGLU, grouped-query 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from pretraining.models.base import padded_vocabulary
+from pretraining.models.attention import Attention, document_mask, rotary_tables
+from pretraining.models.blocks import BlockStack, run_blocks
 from pretraining.models.gpt.config import GPTConfig
-from pretraining.models.layers import (
-    Attention,
-    Dropout,
-    FeedForward,
-    TokenHead,
-    document_mask,
-    initialize,
-    make_norm,
-    rotary_tables,
-)
+from pretraining.models.heads import TokenHead
+from pretraining.models.initialization import initialize
+from pretraining.models.layers import Dropout, FeedForward, make_norm
+from pretraining.models.transformer import TextModel
+from pretraining.models.vocabulary import padded_vocabulary
 from pretraining.parallel.layers import Layers
 
 
@@ -51,45 +45,38 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
-class GPT(nn.Module):
-    """tokens: int [batch, length] -> hidden states [batch, length, hidden]; `head` makes losses or logits of them."""
+class GPT(TextModel):
+    """Role.DECODER: tokens, int [batch, length] -> hidden states [batch, length, hidden]."""
+
+    head: TokenHead
 
     def __init__(self, config: GPTConfig, vocab_size: int, layers: Layers) -> None:
         super().__init__()
         self.config, self.vocab_size, self.layers = config, vocab_size, layers
         self.token_embedding = layers.embedding(padded_vocabulary(vocab_size), config.hidden_size)
-        if config.positions == "learned":
-            self.position_embedding = nn.Embedding(config.max_seq_len, config.hidden_size)
+        self.tie_embeddings = config.tie_embeddings
+        learned = config.positions == "learned"
+        self.position_embedding = nn.Embedding(config.max_seq_len, config.hidden_size) if learned else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layers) for _ in range(config.num_layers))
         self.final_norm = layers.mark_sequence_parallel(
             make_norm(config.norm, config.hidden_size, config.norm_eps, config.bias)
         )
-        table: Any = self.token_embedding.weight
-        untied = (padded_vocabulary(vocab_size), config.hidden_size)
-        self.head = TokenHead(layers, vocab_size, table if config.tie_embeddings else layers.parameter(untied, 0))
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
-        """positions: [batch, length], within the document (None: 0, 1, ...).
-
-        documents: [batch, length], which packed document a token belongs to: no attention crosses their borders
-        (None: one document a row).
-        """
+        """As models.base.Decoder says."""
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         x, rotary = self.token_embedding(tokens), None
-        if self.config.positions == "learned":
+        if self.position_embedding is not None:
             x = x + self.position_embedding(positions)
         else:
             head_dim = self.config.hidden_size // self.config.num_heads
             rotary = rotary_tables(positions, head_dim, self.config.rope_theta)
         x = self.layers.scatter_to_sequence_region(self.dropout(x))
         mask = None if documents is None else document_mask(documents, causal=True)
-        for block in self.blocks:
-            if self.config.activation_checkpointing and self.training:
-                x = checkpoint(block, x, mask, rotary, use_reentrant=False)
-            else:
-                x = block(x, mask, rotary)
+        checkpointing = self.config.activation_checkpointing and self.training
+        x = run_blocks(self.blocks, x, mask, rotary, checkpointing=checkpointing)
         return self.layers.gather_from_sequence_region(self.final_norm(x))
 
     def flops_per_token(self, length: int) -> float:
@@ -102,11 +89,8 @@ class GPT(nn.Module):
         weights = config.num_layers * (attention + mlp) + self.vocab_size * config.hidden_size
         return 6.0 * weights + 12.0 * config.num_layers * config.hidden_size * length
 
-    def published_parameters(self) -> int:
-        """Parameters without the padded rows of the vocabulary."""
-        padding = padded_vocabulary(self.vocab_size) - self.vocab_size
-        tables = 1 if self.config.tie_embeddings else 2
-        return sum(p.numel() for p in self.parameters()) - padding * self.config.hidden_size * tables
+    def block_stacks(self) -> list[BlockStack]:
+        return [BlockStack(self.blocks, (self.token_embedding, self.position_embedding), (self.final_norm,))]
 
     def initialize(self, seed: int) -> None:
         """Normal with standard deviation 0.02, layers that write to the residual stream divided by sqrt(2 x layers)

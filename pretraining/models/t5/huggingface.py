@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
-from data_pipeline.common.errors import InputError
-from pretraining.hub.weight_map import WeightMap, transposed, vocabulary
+import numpy as np
+
+from pretraining.models.huggingface_map import ConfigMap, Inputs, Key, Values, probe_rows, require_model_type
 from pretraining.models.t5.config import T5Config
+from pretraining.models.t5.model import T5
+from pretraining.models.weight_map import WeightMap, transposed, vocabulary
 
-_ACTIVATIONS = {"relu": "relu", "gated_gelu": "gated-gelu"}
+CONDITIONAL_GENERATION = ConfigMap(
+    architecture="T5ForConditionalGeneration",
+    model_type="t5",
+    keys=[
+        Key("num_layers", "num_layers"),
+        Key("hidden_size", "d_model"),
+        Key("num_heads", "num_heads"),
+        Key("num_decoder_layers", "num_decoder_layers", lambda values: values["num_layers"], resolved="decoder_layers"),
+        Key("head_dim", "d_kv", resolved="attention_head_dim"),
+        Key("intermediate_size", "d_ff", resolved="mlp_size"),
+        Key("activation", "feed_forward_proj", "relu", spelled={"relu": "relu", "gated_gelu": "gated-gelu"}),
+        Key("relative_attention_num_buckets", "relative_attention_num_buckets", default=32),
+        Key("relative_attention_max_distance", "relative_attention_max_distance", default=128),
+        Key("norm_eps", "layer_norm_epsilon", default=1e-6),
+    ],
+    written={
+        "n_positions": "max_seq_len",  # not read back: relative positions leave it free
+        "dropout_rate": "dropout",
+        "tie_word_embeddings": "tie_embeddings",
+    },
+)
+architectures = (CONDITIONAL_GENERATION.architecture,)
 
 
-def huggingface_config(config: T5Config, vocab_size: int, special_ids: dict[str, int]) -> dict[str, Any]:
-    """config.json. transformers scales the logits where tie_word_embeddings is not false, and leaves the head untied
-    where the weights hold one."""
+def huggingface_config(model: T5, special_ids: Mapping[str, int]) -> Values:
+    """transformers scales the logits unless tie_word_embeddings is false, and leaves the head untied where the weights
+    hold one."""
     return {
-        "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
+        **CONDITIONAL_GENERATION.export(model.config),
         "is_encoder_decoder": True,
-        "vocab_size": vocab_size,
-        "d_model": config.hidden_size,
-        "d_kv": config.attention_head_dim,
-        "d_ff": config.mlp_size,
-        "num_layers": config.num_layers,
-        "num_decoder_layers": config.decoder_layers,
-        "num_heads": config.num_heads,
-        "relative_attention_num_buckets": config.relative_attention_num_buckets,
-        "relative_attention_max_distance": config.relative_attention_max_distance,
-        "dropout_rate": config.dropout,
-        "layer_norm_epsilon": config.norm_eps,
-        "feed_forward_proj": _ACTIVATIONS[config.activation],
-        "n_positions": config.max_seq_len,
-        "tie_word_embeddings": config.tie_embeddings,
+        "vocab_size": model.vocab_size,
         "pad_token_id": special_ids["pad"],
         "eos_token_id": special_ids["eos"],
         "decoder_start_token_id": special_ids["pad"],
@@ -39,37 +49,18 @@ def huggingface_config(config: T5Config, vocab_size: int, special_ids: dict[str,
     }
 
 
-def from_huggingface_config(values: dict[str, Any]) -> dict[str, Any]:
-    """Our model keys, as config.json states them; relative positions make max_seq_len free. Raises InputError for
-    what this model has no option for."""
-    activations = {theirs: ours for ours, theirs in _ACTIVATIONS.items()}
-    activation = values.get("feed_forward_proj", "relu")
-    if values.get("model_type") != "t5" or activation not in activations:
-        raise InputError(
-            f"model_type {values.get('model_type')!r} with feed_forward_proj {activation!r} is not one "
-            f"that model.name=t5 reads (t5 with {' or '.join(activations)})"
-        )
+def from_huggingface_config(values: Values) -> Values:
+    require_model_type(values, "t5", ("t5",))
     # transformers 5 always writes tie_word_embeddings=true, and scale_decoder_outputs=false where it was false
     tied = values.get("scale_decoder_outputs", values.get("tie_word_embeddings", True))
-    return {
-        "num_layers": values["num_layers"],
-        "hidden_size": values["d_model"],
-        "num_heads": values["num_heads"],
-        "num_decoder_layers": values.get("num_decoder_layers") or values["num_layers"],
-        "head_dim": values["d_kv"],
-        "intermediate_size": values["d_ff"],
-        "activation": activations[activation],
-        "tie_embeddings": tied,
-        "relative_attention_num_buckets": values.get("relative_attention_num_buckets", 32),
-        "relative_attention_max_distance": values.get("relative_attention_max_distance", 128),
-        "norm_eps": values.get("layer_norm_epsilon", 1e-6),
-    }
+    return {**CONDITIONAL_GENERATION.restore(values), "tie_embeddings": tied}
 
 
-def weight_map(config: T5Config, vocab_size: int) -> list[WeightMap]:
-    entries = [vocabulary("token_embedding.weight", "shared.weight", vocab_size)]
-    if not config.tie_embeddings:
-        entries.append(vocabulary("head.weight", "lm_head.weight", vocab_size))
+def weight_map(model: T5) -> list[WeightMap]:
+    config = model.config
+    entries = [vocabulary("token_embedding.weight", "shared.weight", model.vocab_size)]
+    if not config.tie_embeddings and "head" in model.head_names:
+        entries.append(vocabulary("head.weight", "lm_head.weight", model.vocab_size))
     for stack, layers in (("encoder", config.num_layers), ("decoder", config.decoder_layers)):
         theirs = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         entries.append(transposed(f"{stack}.relative_bias.table", theirs))
@@ -77,6 +68,22 @@ def weight_map(config: T5Config, vocab_size: int) -> list[WeightMap]:
         for i in range(layers):
             entries += _block(config, stack, i)
     return entries
+
+
+def spellings(name: str) -> list[str]:
+    """The base model's folder has the same names."""
+    return [name]
+
+
+def probe_inputs(model: T5, rng: np.random.Generator) -> list[Inputs]:
+    length, size = model.config.max_seq_len, model.vocab_size
+    targets = probe_rows(max(8, length // 4), size, rng)
+    inputs = probe_rows(length, size, rng)
+    return [{"input_ids": a, "decoder_input_ids": b} for a, b in zip(inputs, targets, strict=True)]
+
+
+def probe_outputs(model: T5, inputs: Inputs, values: Values) -> Inputs:
+    return {"logits": model.head.logits(model(inputs["input_ids"], inputs["decoder_input_ids"]))}
 
 
 def _block(config: T5Config, stack: str, i: int) -> list[WeightMap]:

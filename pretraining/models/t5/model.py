@@ -8,15 +8,18 @@ released_checkpoints.md). Scores are not scaled: the queries' initialization mak
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from pretraining.models.base import padded_vocabulary
-from pretraining.models.layers import Attention, Dropout, FeedForward, TokenHead, document_mask, initialize, make_norm
+from pretraining.models.attention import Attention, document_mask
+from pretraining.models.blocks import BlockStack, run_blocks
+from pretraining.models.heads import TokenHead
+from pretraining.models.initialization import initialize
+from pretraining.models.layers import Dropout, FeedForward, make_norm
 from pretraining.models.t5.config import T5Config
+from pretraining.models.transformer import TextModel
+from pretraining.models.vocabulary import padded_vocabulary
 from pretraining.parallel.layers import Layers
 
 TARGET_SHARE = 114 / 512  # tokens that the decoder sees for each of the encoder: section 3.1.4's span corruption
@@ -103,11 +106,8 @@ class Stack(nn.Module):
         """x: [batch, length, hidden]; documents: [batch, length]. context_mask: as in Attention."""
         bias = self._masked_bias(x, documents)
         x = self.layers.scatter_to_sequence_region(self.dropout(x))
-        for block in self.blocks:
-            if self.config.activation_checkpointing and self.training:
-                x = checkpoint(block, x, bias, context, context_mask, use_reentrant=False)
-            else:
-                x = block(x, bias, context, context_mask)
+        checkpointing = self.config.activation_checkpointing and self.training
+        x = run_blocks(self.blocks, x, bias, context, context_mask, checkpointing=checkpointing)
         return self.final_dropout(self.final_norm(x))
 
     def _masked_bias(self, x: Tensor, documents: Tensor | None) -> Tensor:
@@ -120,9 +120,11 @@ class Stack(nn.Module):
         return bias.masked_fill(~document_mask(documents, causal=self.causal), float("-inf"))
 
 
-class T5(nn.Module):
-    """inputs, targets (shifted right): int [batch, length] -> the decoder's hidden states [batch, targets, hidden];
-    `head` makes losses or logits of them."""
+class T5(TextModel):
+    """Role.ENCODER_DECODER: inputs and targets (shifted right), int [batch, length] -> the decoder's hidden states
+    [batch, targets, hidden]."""
+
+    head: TokenHead
 
     def __init__(self, config: T5Config, vocab_size: int, layers: Layers) -> None:
         super().__init__()
@@ -130,9 +132,7 @@ class T5(nn.Module):
         self.token_embedding = layers.embedding(padded_vocabulary(vocab_size), config.hidden_size)
         self.encoder = Stack(config, layers, config.num_layers, cross=False)
         self.decoder = Stack(config, layers, config.decoder_layers, cross=True)
-        table: Any = self.token_embedding.weight
-        untied = (padded_vocabulary(vocab_size), config.hidden_size)
-        self.head = TokenHead(layers, vocab_size, table if config.tie_embeddings else layers.parameter(untied, 0))
+        self.tie_embeddings = config.tie_embeddings
 
     def forward(
         self,
@@ -141,8 +141,7 @@ class T5(nn.Module):
         input_documents: Tensor | None = None,
         target_documents: Tensor | None = None,
     ) -> Tensor:
-        """*_documents: [batch, length], which packed document a token belongs to, -1 for padding: a token looks at its
-        own document alone, in the encoder, in the decoder and across (None: one document a row, no padding)."""
+        """As models.base.EncoderDecoder says."""
         context = self.encoder(self.token_embedding(inputs), input_documents)
         mask = None
         if input_documents is not None and target_documents is not None:
@@ -167,11 +166,17 @@ class T5(nn.Module):
         decoder += 6 * self.vocab_size * config.hidden_size
         return (encoder + TARGET_SHARE * decoder) / (1 + TARGET_SHARE)
 
-    def published_parameters(self) -> int:
-        """Parameters without the padded rows of the vocabulary."""
-        padding = padded_vocabulary(self.vocab_size) - self.vocab_size
-        tables = 1 if self.config.tie_embeddings else 2
-        return sum(p.numel() for p in self.parameters()) - padding * self.config.hidden_size * tables
+    def block_stacks(self) -> list[BlockStack]:
+        """The encoder's and the decoder's; both read the embedding."""
+        return [
+            BlockStack(stack.blocks, (self.token_embedding, stack.relative_bias), (stack.final_norm,))
+            for stack in (self.encoder, self.decoder)
+        ]
+
+    def decays(self, name: str) -> bool:
+        """The relative biases don't, although they have two dimensions."""
+        biases = [stack.relative_bias.table for stack in (self.encoder, self.decoder)]
+        return super().decays(name) and not any(self.get_parameter(name) is bias for bias in biases)
 
     def initialize(self, seed: int) -> None:
         """Normal, of standard deviation 1 for the embedding, (hidden x head_dim) ** -0.5 for queries and fan_in ** -0.5
@@ -216,7 +221,7 @@ def _attention(config: T5Config, layers: Layers) -> Attention:
 
 
 def _cross_mask(targets: Tensor, inputs: Tensor) -> Tensor:
-    """[batch, targets], [batch, inputs] -> bool [batch, 1, targets, inputs]. A target's padding looks everywhere: a
-    row that allows nothing has no softmax."""
+    """[batch, targets], [batch, inputs] -> bool [batch, 1, targets, inputs]."""
+    # A target's padding may attend everywhere: a row that allows nothing has no softmax.
     mine = targets[:, :, None]
     return ((mine == inputs[:, None, :]) | (mine < 0))[:, None]

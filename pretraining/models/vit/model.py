@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from data_pipeline.common.errors import InputError
-from pretraining.hub.weight_map import WeightMap
-from pretraining.models.layers import Attention, Dropout, FeedForward, initialize
+from pretraining.models.attention import Attention
+from pretraining.models.blocks import BlockStack, run_blocks
+from pretraining.models.initialization import initialize
+from pretraining.models.layers import Dropout, FeedForward
+from pretraining.models.transformer import TransformerModel
 from pretraining.models.vision import VisionConfig
 from pretraining.models.vit.config import ViTConfig
 from pretraining.parallel.layers import Layers
-from pretraining.patches import patchify
+from pretraining.patches import patchify, take_patches
 
 
 class DropPath(nn.Module):
@@ -93,12 +93,13 @@ class Encoder(nn.Module):
             first = (self.class_token + self.position_embedding[0]).expand(len(x), 1, -1)
             x = torch.cat([first.to(x.dtype), x], dim=1)
         x = self.layers.scatter_to_sequence_region(self.dropout(x))
-        for block in self.blocks:
-            if self.config.activation_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+        checkpointing = self.config.activation_checkpointing and self.training
+        x = run_blocks(self.blocks, x, checkpointing=checkpointing)
         return self.layers.gather_from_sequence_region(self.final_norm(x))
+
+    def block_stack(self) -> BlockStack:
+        positions = self.position_embedding if isinstance(self.position_embedding, nn.Parameter) else None
+        return BlockStack(self.blocks, (self.patch_embedding, self.class_token, positions), (self.final_norm,))
 
     def flops(self, length: int) -> float:
         """Forward and backward of one image of which `length` tokens are encoded."""
@@ -106,15 +107,15 @@ class Encoder(nn.Module):
         return embedding + blocks_flops(len(self.blocks), self.config.hidden_size, self.config.mlp_size, length)
 
 
-class ViT(nn.Module):
-    """images: [batch, 3, image_size, image_size], normalized -> features [batch, hidden]; `head` makes logits
-    [batch, classes] of them."""
+class ViT(TransformerModel):
+    """Role.IMAGE_ENCODER: images, [batch, 3, image_size, image_size], normalized -> features [batch, hidden]."""
+
+    head: nn.Linear
 
     def __init__(self, config: ViTConfig, num_classes: int, layers: Layers) -> None:
         super().__init__()
         self.config, self.num_classes, self.layers = config, num_classes, layers
         self.encoder = Encoder(config, layers, class_token=config.pooling == "cls")
-        self.head = nn.utils.skip_init(nn.Linear, config.hidden_size, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.encoder(images)
@@ -125,8 +126,8 @@ class ViT(nn.Module):
         length = self.config.grid.patches + (self.config.pooling == "cls")
         return self.encoder.flops(length) + 6.0 * self.config.hidden_size * self.num_classes
 
-    def published_parameters(self) -> int:
-        return sum(p.numel() for p in self.parameters())
+    def block_stacks(self) -> list[BlockStack]:
+        return [self.encoder.block_stack()]
 
     def initialize(self, seed: int) -> None:
         """As google-research/vision_transformer, vit_jax/models_vit.py: Xavier uniform, the patch embedding truncated
@@ -151,11 +152,6 @@ def fill(name: str, tensor: Tensor, generator: torch.Generator) -> None:
         nn.init.xavier_uniform_(tensor, generator=generator)
 
 
-def take_patches(x: Tensor, indices: Tensor) -> Tensor:
-    """x: [batch, patches, features]; indices: int [batch, n] -> [batch, n, features]."""
-    return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
-
-
 def sinusoidal_positions(side: int, hidden: int, class_token: bool) -> Tensor:
     """fp32 [(class token +) side x side, hidden]: half of the features tell the column, half the row; the class
     token's are 0 (facebookresearch/mae, util/pos_embed.py)."""
@@ -172,100 +168,3 @@ def blocks_flops(num_layers: int, hidden: int, mlp_size: int, length: int) -> fl
     12 x layers x hidden x length (Chowdhery et al. 2022, "PaLM", appendix B)."""
     weights = num_layers * (4 * hidden * hidden + 2 * hidden * mlp_size)
     return length * (6.0 * weights + 12.0 * num_layers * hidden * length)
-
-
-def huggingface_config(config: ViTConfig, num_classes: int, special_ids: dict[str, int]) -> dict[str, Any]:
-    """config.json of ViTForImageClassification. Raises InputError where it has no such model."""
-    if config.pooling == "mean":
-        raise InputError(
-            "model.pooling=mean has no counterpart in transformers' ViTForImageClassification, which "
-            "reads the class token; model.pooling=cls has"
-        )
-    return {
-        "architectures": ["ViTForImageClassification"],
-        "model_type": "vit",
-        "image_size": config.image_size,
-        "patch_size": config.patch_size,
-        "num_channels": 3,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.mlp_size,
-        "hidden_act": "gelu",
-        "layer_norm_eps": config.norm_eps,
-        "qkv_bias": True,
-        "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": config.dropout,
-        "id2label": {str(i): f"LABEL_{i}" for i in range(num_classes)},
-        "label2id": {f"LABEL_{i}": i for i in range(num_classes)},
-    }
-
-
-def from_huggingface_config(values: dict[str, Any]) -> dict[str, Any]:
-    """Our model keys of a ViTForImageClassification's config.json, which leaves out two unnamed classes. Raises
-    InputError for what ours has not."""
-    wanted = {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3}
-    for key, value in wanted.items():
-        if values.get(key, value) != value:
-            raise InputError(f"{key}={values[key]!r} is not offered, {value!r} is")
-    keys = {
-        "num_layers": "num_hidden_layers",
-        "hidden_size": "hidden_size",
-        "num_heads": "num_attention_heads",
-        "intermediate_size": "intermediate_size",
-        "image_size": "image_size",
-        "patch_size": "patch_size",
-        "norm_eps": "layer_norm_eps",
-    }
-    classes = len(values.get("id2label") or range(values.get("num_labels", 2)))
-    return {
-        "name": "vit",
-        "pooling": "cls",
-        "positions": "learned",
-        "num_classes": classes,
-        **{ours: values[theirs] for ours, theirs in keys.items()},
-    }
-
-
-def weight_map(config: ViTConfig, num_classes: int) -> list[WeightMap]:
-    """Names as in the published safetensors files."""
-    return encoder_map(config) + both("head", "classifier")
-
-
-def encoder_map(config: VisionConfig) -> list[WeightMap]:
-    """The encoder with a class token, as `vit.*`. Sinusoidal positions are a buffer of ours, a tensor of theirs."""
-    embeddings, size = "vit.embeddings", config.patch_size
-    found = [
-        WeightMap("encoder.class_token", f"{embeddings}.cls_token", lambda t: t[None, None], lambda t: t[0, 0]),
-        WeightMap("encoder.position_embedding", f"{embeddings}.position_embeddings", lambda t: t[None], lambda t: t[0]),
-        WeightMap(
-            "encoder.patch_embedding.weight",
-            f"{embeddings}.patch_embeddings.projection.weight",
-            lambda t: t.unflatten(1, (3, size, size)),
-            lambda t: t.flatten(1),
-        ),
-        WeightMap("encoder.patch_embedding.bias", f"{embeddings}.patch_embeddings.projection.bias"),
-        *both("encoder.final_norm", "vit.layernorm"),
-    ]
-    for i in range(config.num_layers):
-        found += block_map(f"encoder.blocks.{i}", f"vit.encoder.layer.{i}")
-    return found
-
-
-def block_map(ours: str, theirs: str) -> list[WeightMap]:
-    names = {
-        "attention_norm": "layernorm_before",
-        "attention.query": "attention.attention.query",
-        "attention.key": "attention.attention.key",
-        "attention.value": "attention.attention.value",
-        "attention.output": "attention.output.dense",
-        "mlp_norm": "layernorm_after",
-        "mlp.up": "intermediate.dense",
-        "mlp.down": "output.dense",
-    }
-    return [entry for mine, other in names.items() for entry in both(f"{ours}.{mine}", f"{theirs}.{other}")]
-
-
-def both(ours: str, theirs: str) -> list[WeightMap]:
-    """Weight and bias."""
-    return [WeightMap(f"{ours}.{part}", f"{theirs}.{part}") for part in ("weight", "bias")]

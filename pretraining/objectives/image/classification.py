@@ -10,18 +10,21 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from data_pipeline.common.fields import Fraction, NonNegative, NonNegativeFloat, configclass
+from data_pipeline.common.fields import Fraction, NonNegative, NonNegativeFloat, configclass, unused_with
 from data_pipeline.loader import Sample
 from data_pipeline.shards.images import EncodedImage
 from data_pipeline.stream.packing import Single
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.image.augmentation import Pixels, cutmix, mixup, pixels, rand_augment
 from pretraining.objectives.image.views import SHOWN_IMAGES, ImageViewsConfig, picture_grid
-from pretraining.objectives.models import ImageEncoder
+from pretraining.objectives.models import ImageEncoderWithHead
 from pretraining.objectives.samples import on_device_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from pretraining.models.base import ImageEncoder
+    from pretraining.parallel.layers import Layers
 
 
 @configclass
@@ -40,17 +43,16 @@ class ImageClassificationConfig(ImageViewsConfig):
     mixup: NonNegativeFloat = 0.0
     cutmix: NonNegativeFloat = 0.0
     rand_augment_ops: NonNegative = 0
-    rand_augment_magnitude: Annotated[float, Field(ge=0.0, le=10.0)] = 10.0
+    rand_augment_magnitude: Annotated[float, Field(ge=0.0, le=10.0), unused_with("rand_augment_ops", 0)] = 10.0
 
     def huggingface_config(self, classes: tuple[str, ...]) -> dict[str, Any]:
-        """What config.json says about the objective."""
         return {
             "id2label": {str(i): name for i, name in enumerate(classes)},
             "label2id": {name: i for i, name in enumerate(classes)},
         }
 
 
-class ImageClassification(Objective[EncodedImage, ImageEncoder]):
+class ImageClassification(Objective[EncodedImage, ImageEncoderWithHead]):
     """A sample: image uint8 [3, image_size, image_size]; labels int64 [2], its own and its partner's; weight fp32 [],
     that of its own label."""
 
@@ -96,7 +98,12 @@ class ImageClassification(Objective[EncodedImage, ImageEncoder]):
     def size(self, sample: Sample) -> int:
         return 1
 
-    def loss(self, model: ImageEncoder, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def heads(self, model: ImageEncoder, layers: Layers) -> dict[str, nn.Module]:
+        from pretraining.models.heads import class_head
+
+        return {"head": class_head(model)}
+
+    def loss(self, model: ImageEncoderWithHead, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         import torch.nn.functional as F
 
         logits = model.head(model(self.config.normalize(batch["images"]))).float()
@@ -109,7 +116,7 @@ class ImageClassification(Objective[EncodedImage, ImageEncoder]):
         hits = (logits.argmax(-1) == batch["labels"][:, 0]).float()
         return {"image_classification": losses.sum(), "accuracy": hits.sum()}
 
-    def flops_per_unit(self, model: ImageEncoder) -> float:
+    def flops_per_unit(self, model: ImageEncoderWithHead) -> float:
         return model.flops_per_image()
 
     def describe(self, sample: Sample) -> str:
@@ -120,7 +127,7 @@ class ImageClassification(Objective[EncodedImage, ImageEncoder]):
     def picture(self, sample: Sample) -> Image.Image:
         return picture_grid([[sample["image"]]], [self.describe(sample)])
 
-    def demonstrate(self, model: ImageEncoder, demonstration: Demonstration) -> str:
+    def demonstrate(self, model: ImageEncoderWithHead, demonstration: Demonstration) -> str:
         """The labels that the model gives to validation images, as text and as run_dir/predictions.png."""
         import torch
 

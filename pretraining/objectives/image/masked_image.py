@@ -15,15 +15,17 @@ from data_pipeline.common.fields import configclass
 from data_pipeline.loader import Sample
 from data_pipeline.shards.images import EncodedImage
 from data_pipeline.stream.packing import Single
+from pretraining.models.base import MaskedImageAutoencoder
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.image.augmentation import Pixels, pixels
 from pretraining.objectives.image.views import SHOWN_IMAGES, ImageViewsConfig, picture_grid
-from pretraining.objectives.models import MaskedImageAutoencoder
 from pretraining.objectives.samples import on_device_of
 from pretraining.patches import patchify, unpatchify
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from pretraining.parallel.layers import Layers
 
 VARIANCE_FLOOR = 1e-6  # facebookresearch/mae, models_mae.py
 
@@ -42,7 +44,6 @@ class MaskedImageConfig(ImageViewsConfig):
     norm_pix_loss: bool = True
 
     def huggingface_config(self, classes: tuple[str, ...]) -> dict[str, Any]:
-        """What config.json says about the objective."""
         return {"mask_ratio": self.mask_ratio, "norm_pix_loss": self.norm_pix_loss}
 
 
@@ -89,6 +90,10 @@ class MaskedImage(Objective[EncodedImage, MaskedImageAutoencoder]):
 
     def size(self, sample: Sample) -> int:
         return 1
+
+    def heads(self, model: MaskedImageAutoencoder, layers: Layers) -> dict[str, nn.Module]:
+        """None: the autoencoder's decoder gives the pixels."""
+        return {}
 
     def loss(self, model: MaskedImageAutoencoder, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """-> {"masked_image": sum over the masked patches of the mean squared error of their pixels}."""

@@ -15,19 +15,22 @@ import numpy as np
 from pydantic import Field
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import Positive, configclass
+from data_pipeline.common.fields import Positive, configclass, used_with
 from data_pipeline.loader import Sample
 from pretraining.labels import IGNORED
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.inspect import decode_with_specials
-from pretraining.objectives.models import EncoderDecoder
+from pretraining.objectives.models import EncoderDecoderWithHead
 from pretraining.objectives.padding import pad_to
 from pretraining.objectives.samples import on_device_of
 from pretraining.objectives.sequence.budget_packing import SHORTEST_SEGMENT, BudgetPacking
 from pretraining.objectives.sequence.noise import Denoiser, Prefix, Spans, solve_lengths
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from pretraining.models.base import TokenModel
+    from pretraining.parallel.layers import Layers
 
 UL2_MODES = 3  # the last sentinels stand for UL2's mode tokens [R], [X] and [S]
 SHOWN_SAMPLES = 3  # that a demonstration writes out
@@ -48,8 +51,8 @@ class SpanCorruptionConfig:
 
     name: Literal["span_corruption"]
     mode: Literal["span", "prefix_lm", "ul2"] = "span"
-    noise_density: Annotated[float, Field(gt=0.0, le=0.9)] = 0.15
-    mean_span_length: Annotated[float, Field(ge=1.0)] = 3.0
+    noise_density: Annotated[float, Field(gt=0.0, le=0.9), used_with("mode", "span")] = 0.15
+    mean_span_length: Annotated[float, Field(ge=1.0), used_with("mode", "span")] = 3.0
     targets_length: Positive | None = None
 
 
@@ -84,7 +87,7 @@ def mixture(config: SpanCorruptionConfig) -> list[ModeDenoiser]:
     ]
 
 
-class SpanCorruption(Objective[np.ndarray, EncoderDecoder]):
+class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
     """A sample, each int64: inputs and input_documents [read], decoder_inputs, labels and target_documents [written].
 
     decoder_inputs are the labels shifted right within each document, beginning with pad (T5's start token).
@@ -145,10 +148,15 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoder]):
     def target_length(self) -> int:
         return self.targets_length
 
-    def loss(self, model: EncoderDecoder, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
+        from pretraining.models.heads import token_head
+
+        return {"head": token_head(model, layers)}
+
+    def loss(self, model: EncoderDecoderWithHead, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"span_corruption": model.head(_hidden(model, batch), batch["labels"])}
 
-    def flops_per_unit(self, model: EncoderDecoder) -> float:
+    def flops_per_unit(self, model: EncoderDecoderWithHead) -> float:
         return model.flops_per_token(self.inputs_length)
 
     def describe(self, sample: Sample) -> str:
@@ -160,7 +168,7 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoder]):
                 lines.append(f"{'targets' if name == 'labels' else name}: {text}")
         return "\n".join(lines)
 
-    def demonstrate(self, model: EncoderDecoder, demonstration: Demonstration) -> str:
+    def demonstrate(self, model: EncoderDecoderWithHead, demonstration: Demonstration) -> str:
         """Validation text with spans taken out, what stood there, and what the model writes for them."""
         samples = demonstration.samples
         shown = [self._filled(model, sample) for sample in samples[:SHOWN_SAMPLES]]
@@ -171,7 +179,7 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoder]):
         )
         return "\n\n".join([*shown, score])
 
-    def _filled(self, model: EncoderDecoder, sample: Sample) -> str:
+    def _filled(self, model: EncoderDecoderWithHead, sample: Sample) -> str:
         """The first document of a sample."""
         inputs, labels = (
             sample[name][sample[documents] == 0].tolist()
@@ -182,7 +190,7 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoder]):
         lines = [f"  {name}: {text!r}, written {guess.get(name, '')!r}" for name, text in truth.items()]
         return "\n".join([f"inputs: {self._text(inputs)}", *lines])
 
-    def _right(self, model: EncoderDecoder, samples: Sequence[Sample]) -> np.ndarray:
+    def _right(self, model: EncoderDecoderWithHead, samples: Sequence[Sample]) -> np.ndarray:
         """-> bool [tokens of all spans], whether the likeliest token after the true ones is the true one."""
         import torch
 
@@ -237,13 +245,13 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoder]):
             )
 
 
-def _hidden(model: EncoderDecoder, batch: Mapping[str, Tensor]) -> Tensor:
+def _hidden(model: EncoderDecoderWithHead, batch: Mapping[str, Tensor]) -> Tensor:
     """-> [batch, written, features]."""
     return model(batch["inputs"], batch["decoder_inputs"], batch["input_documents"], batch["target_documents"])
 
 
 def greedy(
-    model: EncoderDecoder, inputs: list[int], start: int, stop: int, length: int, sentinels: set[int]
+    model: EncoderDecoderWithHead, inputs: list[int], start: int, stop: int, length: int, sentinels: set[int]
 ) -> list[int]:
     """The likeliest token at each step, up to `stop`, which is left out, or `length` tokens. No span is empty: neither
     another sentinel nor the end may follow one of the `sentinels`."""

@@ -13,11 +13,14 @@ from data_pipeline.stream.packing import Concatenation
 from pretraining.labels import IGNORED
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.inspect import decode_with_specials
-from pretraining.objectives.models import Decoder
+from pretraining.objectives.models import DecoderWithHead
 from pretraining.objectives.padding import pad_to
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from pretraining.models.base import TokenModel
+    from pretraining.parallel.layers import Layers
 
 SHOWN_PREDICTIONS = 8  # of each document in a description
 
@@ -35,7 +38,7 @@ class CausalLMConfig:
     fim_rate: Probability = 0.0
 
 
-class CausalLM(Objective[np.ndarray, Decoder]):
+class CausalLM(Objective[np.ndarray, DecoderWithHead]):
     """A sample: tokens, labels, positions, documents, each int64 [length]; labels are IGNORED at a document's end.
     With cross_document_attention it has no documents."""
 
@@ -81,11 +84,16 @@ class CausalLM(Objective[np.ndarray, Decoder]):
     def size(self, sample: Sample) -> int:
         return len(sample["tokens"])
 
-    def loss(self, model: Decoder, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
+        from pretraining.models.heads import token_head
+
+        return {"head": token_head(model, layers)}
+
+    def loss(self, model: DecoderWithHead, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         hidden = model(batch["tokens"], batch["positions"], batch.get("documents"))
         return {"causal_lm": model.head(hidden, batch["labels"])}
 
-    def flops_per_unit(self, model: Decoder) -> float:
+    def flops_per_unit(self, model: DecoderWithHead) -> float:
         return model.flops_per_token(self.length)
 
     def describe(self, sample: Sample) -> str:
@@ -104,7 +112,7 @@ class CausalLM(Objective[np.ndarray, Decoder]):
             )
         return "\n".join(parts)
 
-    def demonstrate(self, model: Decoder, demonstration: Demonstration) -> str:
+    def demonstrate(self, model: DecoderWithHead, demonstration: Demonstration) -> str:
         """Text that the model writes by itself."""
         return self.tokenizer.decode(generate(model, [self.bos], self.length, self.eos, demonstration.seed))
 
@@ -137,7 +145,13 @@ def fill_middle(tokens: np.ndarray, ids: tuple[int, int, int], rng: np.random.Ge
 
 
 def generate(
-    model: Decoder, prompt: list[int], length: int, stop: int, seed: int, temperature: float = 0.8, top_k: int = 50
+    model: DecoderWithHead,
+    prompt: list[int],
+    length: int,
+    stop: int,
+    seed: int,
+    temperature: float = 0.8,
+    top_k: int = 50,
 ) -> list[int]:
     """-> `prompt` and a sampled continuation, up to `length` tokens or the token `stop`, which is left out (Fan et al.
     2018, "Hierarchical Neural Story Generation": top-k sampling)."""

@@ -9,21 +9,24 @@ import numpy as np
 from pydantic import Field
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import NonNegativeFloat, configclass
+from data_pipeline.common.fields import NonNegativeFloat, configclass, unused_with
 from data_pipeline.loader import Sample
 from data_pipeline.shards.text import TokenizedDocument
 from data_pipeline.stream.packing import Concatenation, Packing, SentenceSpans
 from pretraining.labels import IGNORED
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.inspect import decode_with_specials
-from pretraining.objectives.models import TokenEncoder
+from pretraining.objectives.models import TokenEncoderWithHeads
 from pretraining.objectives.padding import pad_to
 from pretraining.objectives.samples import on_device_of
 from pretraining.objectives.text.masking import choose, find_words, replace
 from pretraining.objectives.text.sentence_pairs import IN_ORDER, Pair, next_sentence, sentence_order
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from pretraining.models.base import TokenModel
+    from pretraining.parallel.layers import Layers
 
 LONGEST_NGRAM = {"token": 1, "whole_word": 1, "ngram": 3}
 SHORTEST_SEQUENCE = 8
@@ -48,10 +51,10 @@ class MaskedLMConfig:
     mask_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     pairing: Literal["next_sentence", "sentence_order", "none"] = "next_sentence"
     masked_lm_weight: NonNegativeFloat = 1.0
-    pair_weight: NonNegativeFloat = 1.0
+    pair_weight: Annotated[NonNegativeFloat, unused_with("pairing", "none")] = 1.0
 
 
-class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoder]):
+class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoderWithHeads]):
     """A sample: tokens, segments, positions, documents, int64 [length]; masked_positions and labels, int64
     [predictions]; and pair_label, int64 [], where there are pairs: 0 in order, 1 not, IGNORED where there is no second
     segment.
@@ -110,18 +113,25 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoder]):
     def size(self, sample: Sample) -> int:
         return len(sample["tokens"])
 
-    def loss(self, model: TokenEncoder, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
+        """Without pairs there is no pooler and no pair head."""
+        from pretraining.models.heads import MaskedTokenHead, PairHead
+
+        heads: dict[str, nn.Module] = {"head": MaskedTokenHead(model, layers)}
+        return heads if self.config.pairing == "none" else {**heads, "pair_head": PairHead(model)}
+
+    def loss(self, model: TokenEncoderWithHeads, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         import torch.nn.functional as F
 
         hidden = model(batch["tokens"], batch["segments"], batch["positions"], batch["documents"])
         masked = model.head(hidden, batch["masked_positions"], batch["labels"])
+        if self.config.pairing == "none":
+            return {"masked_lm": masked}
         pairs = model.pair_head(hidden).float()
-        if self.config.pairing == "none":  # a gradient of zero: engines want one for every parameter
-            return {"masked_lm": masked + 0.0 * pairs.sum()}
         pair_loss = F.cross_entropy(pairs, batch["pair_labels"], ignore_index=IGNORED, reduction="sum")
         return {"masked_lm": masked, self.config.pairing: pair_loss}
 
-    def flops_per_unit(self, model: TokenEncoder) -> float:
+    def flops_per_unit(self, model: TokenEncoderWithHeads) -> float:
         return model.flops_per_token(self.length)
 
     def describe(self, sample: Sample) -> str:
@@ -136,7 +146,7 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoder]):
             lines.append(f"  {position:4d}  {self._text([label])!r}  <- {seen}")
         return "\n".join(lines)
 
-    def demonstrate(self, model: TokenEncoder, demonstration: Demonstration) -> str:
+    def demonstrate(self, model: TokenEncoderWithHeads, demonstration: Demonstration) -> str:
         """Validation text with masks, the three likeliest fillings of each, and how many of them are right."""
         samples = demonstration.samples
         batch = self.collate(samples)
@@ -211,7 +221,7 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoder]):
         return decode_with_specials(self.tokenizer, ids)
 
 
-def best_fillings(model: TokenEncoder, batch: Sample, count: int) -> np.ndarray:
+def best_fillings(model: TokenEncoderWithHeads, batch: Sample, count: int) -> np.ndarray:
     """-> the `count` likeliest ids at each of the masked positions, best first, int [samples, predictions, count]."""
     import torch
 

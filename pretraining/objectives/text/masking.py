@@ -65,11 +65,11 @@ def ngram_lengths(longest: Array, rng: np.random.Generator) -> Array:
     return 1 + np.searchsorted(weights, drawn, side="right")
 
 
-def replace(tokens: Array, positions: Array, mask: int, ordinary: Array, rng: np.random.Generator) -> Array:
-    """tokens: int [length] -> a copy in which each of `positions` becomes `mask` (80%) or one of the `ordinary` ids
+def replace(tokens: Array, positions: Array, mask: int, text_ids: Array, rng: np.random.Generator) -> Array:
+    """tokens: int [length] -> a copy in which each of `positions` becomes `mask` (80%) or one of `text_ids`
     (10%), or stays (10%)."""
     kind = rng.random(len(positions))
-    randoms = rng.choice(ordinary, len(positions))
+    randoms = rng.choice(text_ids, len(positions))
     corrupted = tokens.copy()
     as_random = kind < MASK_SHARE + RANDOM_SHARE
     corrupted[positions[as_random]] = randoms[as_random]

@@ -1,0 +1,109 @@
+"""BERT's Hugging Face counterparts: BertForPreTraining with a pair head, BertForMaskedLM without one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from data_pipeline.common.errors import InputError
+from pretraining.models.bert.model import BERT, SEGMENTS
+from pretraining.models.huggingface_map import ConfigMap, Inputs, Key, Values, probe_rows, require_model_type
+from pretraining.models.weight_map import WeightMap, vocabulary, with_and_without, with_parts
+
+PRETRAINING = ConfigMap(
+    architecture="BertForPreTraining",
+    model_type="bert",
+    keys=[
+        Key("num_layers", "num_hidden_layers"),
+        Key("hidden_size", "hidden_size"),
+        Key("num_heads", "num_attention_heads"),
+        Key("intermediate_size", "intermediate_size", resolved="mlp_size"),
+        Key("max_seq_len", "max_position_embeddings"),
+        Key("norm_eps", "layer_norm_eps", default=1e-12),
+    ],
+    only={"hidden_act": ("gelu",), "type_vocab_size": (SEGMENTS,), "tie_word_embeddings": (True,)},
+    checked={"is_decoder": (False,), "position_embedding_type": ("absolute",)},
+    written={
+        "hidden_dropout_prob": "dropout",
+        "attention_probs_dropout_prob": "dropout",
+        "initializer_range": "initializer_range",
+    },
+    ours={"name": "bert", "norm_position": "post"},
+)
+MASKED_LM = replace(PRETRAINING, architecture="BertForMaskedLM")
+architectures = (PRETRAINING.architecture, MASKED_LM.architecture)
+
+BLOCK = {
+    "attention.query": "attention.self.query",
+    "attention.key": "attention.self.key",
+    "attention.value": "attention.self.value",
+    "attention.output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "mlp.up": "intermediate.dense",
+    "mlp.down": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+}
+
+
+def huggingface_config(model: BERT, special_ids: Mapping[str, int]) -> Values:
+    if model.config.norm_position != "post":
+        raise InputError("model.norm_position=pre is not supported by Hugging Face's BERT, only post")
+    counterpart = PRETRAINING if "pair_head" in model.head_names else MASKED_LM
+    return {
+        **counterpart.export(model.config),
+        "vocab_size": model.vocab_size,
+        "pad_token_id": special_ids["pad"],
+    }
+
+
+def from_huggingface_config(values: Values) -> Values:
+    require_model_type(values, "bert", ("bert",))
+    return {**PRETRAINING.restore(values), "vocab_size": values["vocab_size"]}
+
+
+def weight_map(model: BERT) -> list[WeightMap]:
+    entries = [
+        vocabulary("token_embedding.weight", "bert.embeddings.word_embeddings.weight", model.vocab_size),
+        WeightMap("position_embedding.weight", "bert.embeddings.position_embeddings.weight"),
+        WeightMap("segment_embedding.weight", "bert.embeddings.token_type_embeddings.weight"),
+        *with_parts("embedding_norm", "bert.embeddings.LayerNorm"),
+    ]
+    for i in range(model.config.num_layers):
+        for ours, theirs in BLOCK.items():
+            entries += with_parts(f"blocks.{i}.{ours}", f"bert.encoder.layer.{i}.{theirs}")
+    if "head" in model.head_names:
+        entries.append(vocabulary("head.decoder.bias", "cls.predictions.bias", model.vocab_size))
+        entries += with_parts("head.transform", "cls.predictions.transform.dense")
+        entries += with_parts("head.norm", "cls.predictions.transform.LayerNorm")
+    if "pair_head" in model.head_names:
+        entries += with_parts("pair_head.pooler", "bert.pooler.dense")
+        entries += with_parts("pair_head.classifier", "cls.seq_relationship")
+    return entries
+
+
+def spellings(name: str) -> list[str]:
+    """The oldest folders call the weight and bias of a norm gamma and beta."""
+    names = with_and_without(name, "bert")
+    old = [n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta") for n in names]
+    return [*names, *old]
+
+
+def probe_inputs(model: BERT, rng: np.random.Generator) -> list[Inputs]:
+    """Two segments in every row."""
+    rows = probe_rows(model.config.max_seq_len, model.vocab_size, rng)
+    return [
+        {"input_ids": row, "token_type_ids": (torch.arange(row.shape[1]) > row.shape[1] // 2).long()[None]}
+        for row in rows
+    ]
+
+
+def probe_outputs(model: BERT, inputs: Inputs, values: Values) -> Inputs:
+    tokens = inputs["input_ids"]
+    hidden = model(tokens, inputs["token_type_ids"])
+    logits = model.head.logits(hidden, torch.arange(tokens.shape[1]).expand_as(tokens))
+    if "pair_head" not in model.head_names:
+        return {"logits": logits}
+    return {"prediction_logits": logits, "seq_relationship_logits": model.pair_head(hidden)}

@@ -1,0 +1,61 @@
+"""What the configs of all families share; free of torch, so that a config error is reported at once."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY
+
+from data_pipeline.common.fields import Fraction, Positive, PositiveFloat, configclass
+
+
+@configclass
+class TransformerConfig:
+    """The shape of a stack of blocks, and how it is run.
+
+    num_layers: blocks of a stack.
+    hidden_size: features of a token or a patch between the blocks.
+    num_heads: attention heads of a block.
+    intermediate_size: features within a block's feed-forward; null means 4 x hidden_size.
+    norm_eps: added to the variance in every norm.
+    dropout: rate after embeddings, attention and feed-forward, and of attention's weights.
+    activation_checkpointing: compute each block again in the backward pass instead of keeping its activations.
+    init_from: a Hugging Face folder whose weights a new run starts from.
+    """
+
+    name: str
+    num_layers: Positive
+    hidden_size: Positive
+    num_heads: Positive
+    _: KW_ONLY
+    intermediate_size: Positive | None = None
+    norm_eps: PositiveFloat = 1e-6
+    dropout: Fraction = 0.0
+    activation_checkpointing: bool = False
+    init_from: str | None = None
+
+    @property
+    def mlp_size(self) -> int:
+        """intermediate_size, with null resolved."""
+        return self.intermediate_size or 4 * self.hidden_size
+
+    def problems(self) -> list[str]:
+        """Contradictions between keys, each reported with its values."""
+        if self.hidden_size % self.num_heads == 0:
+            return []
+        return [f"model.hidden_size={self.hidden_size} is not divisible by model.num_heads={self.num_heads}"]
+
+    def split_over_ranks(self) -> dict[str, int]:
+        """What tensor parallelism divides: each must be divisible by the number of ranks."""
+        return {"model.num_heads": self.num_heads, "model.intermediate_size": self.mlp_size}
+
+
+@configclass
+class TextConfig(TransformerConfig):
+    """A model of token ids.
+
+    max_seq_len: the most tokens that the model reads at once.
+    vocab_size: null takes that of the prepared data; a number must agree with it.
+    """
+
+    max_seq_len: Positive
+    _: KW_ONLY
+    vocab_size: Positive | None = None

@@ -1,0 +1,47 @@
+"""What the families' modules share of the contract in models/base.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from pretraining.models.blocks import BlockStack, depths_by_name
+from pretraining.models.heads import TokenHead
+from pretraining.models.vocabulary import padded_vocabulary
+from pretraining.parallel.layers import Layers
+
+
+class TransformerModel(nn.Module):
+    """A family says by `block_stacks` where its parameters lie; depths follow from that, whatever their names."""
+
+    layers: Layers
+    head_names: tuple[str, ...] = ()
+
+    def block_stacks(self) -> Sequence[BlockStack]:
+        raise NotImplementedError
+
+    def parameter_depths(self) -> dict[str, int]:
+        return depths_by_name(self, self.block_stacks(), [self.get_submodule(name) for name in self.head_names])
+
+    def decays(self, name: str) -> bool:
+        """Biases, norms and single tokens have one dimension."""
+        return self.get_parameter(name).ndim > 1
+
+    def published_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+
+class TextModel(TransformerModel):
+    """A family whose tokens enter through `token_embedding`."""
+
+    vocab_size: int
+    tie_embeddings: bool = True
+    token_embedding: nn.Module
+
+    def published_parameters(self) -> int:
+        """Without the padded entries of the embedding and of the heads that project to the vocabulary."""
+        heads = [module for module in self.modules() if isinstance(module, TokenHead)]
+        tables = {self.token_embedding.get_parameter("weight"), *(p for head in heads for p in head.parameters())}
+        padding = padded_vocabulary(self.vocab_size) - self.vocab_size
+        return super().published_parameters() - sum(padding * table[0].numel() for table in tables)
