@@ -3,10 +3,10 @@
 import pytest
 import torch
 import transformers
-from omegaconf import OmegaConf
 from torch import nn
 
-from data_pipeline.common.compose import conf_dir
+from data_pipeline.common.compose import composed
+from pretraining.config import RunConfig
 from pretraining.models.shapes import MetaLayers
 from pretraining.models.t5 import huggingface as t5_huggingface
 from pretraining.models.t5.config import T5Config
@@ -133,7 +133,7 @@ def test_loss_at_the_beginning_is_that_of_guessing():
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_parameters_of_the_presets_are_the_published_ones(preset):
-    values = OmegaConf.to_container(OmegaConf.load(conf_dir() / "model" / f"{preset}.yaml"))
+    values = composed("pretrain", [f"model={preset}"], RunConfig).values["model"]
     config = T5Config(**values)
     with torch.device("meta"):
         model = build(config, 32128, MetaLayers())
