@@ -181,7 +181,7 @@ HAS_NO_EFFECT = [
 @pytest.mark.parametrize("mode, override", HAS_NO_EFFECT, ids=str)
 def test_a_key_without_effect_is_refused_with_the_reason(mode, override):
     said = problems("data.path=x", *mode, override)
-    assert override.split("=")[0] + " has no effect with " in said and mode[-1].split("=")[0].split(".")[0] in said
+    assert override.split("=")[0] + " has no effect with " in said
     load_config(["data.path=x", *mode])
 
 
