@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from data_pipeline.common.command import run_command
 from data_pipeline.common.compose import compose_config, conf_dir
@@ -18,6 +18,8 @@ from data_pipeline.common.fields import configclass
 from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.models.registry import huggingface_family
+from pretraining.objectives.base import SampleSpec
+from pretraining.objectives.registry import build_objective
 from pretraining.run.checkpoint import open_checkpoint
 from pretraining.run.run_dir import load_plain_model, read_run_config
 
@@ -71,6 +73,18 @@ def export(config: ExportConfig) -> dict[str, Any]:
     return report
 
 
+class ImageObjectiveConfig(Protocol):
+    """What an objective on images says of itself in the exported files."""
+
+    def huggingface_config(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """Keys of config.json: the classes' names, the share of masked patches, ..."""
+        ...
+
+    def huggingface_processor(self, size: int) -> dict[str, Any]:
+        """preprocessor_config.json, for images of size x size pixels."""
+        ...
+
+
 class Source:
     """What is read and checked before anything is written: run config, checkpoint, tokenizer.
 
@@ -90,8 +104,12 @@ class Source:
         self.tokenizer = Tokenizer.load(data / "tokenizer") if manifest.kind == "text" else None
         self.classes = manifest.classes
         self.outputs = self.tokenizer.total_size if self.tokenizer else len(self.classes)
-        objective_config: Any = self.run.objective
-        self.objective = objective_config.build(self.tokenizer or self.classes, self.run.sample_shape)
+        self.objective_config: ImageObjectiveConfig | Any = self.run.objective
+        if self.tokenizer is None:
+            spec = SampleSpec(grid=self.run.sample_shape, classes=tuple(self.classes))
+        else:
+            spec = SampleSpec(seq_len=self.run.seq_len, tokenizer=self.tokenizer)
+        self.objective = build_objective(self.run.objective, spec)
 
     def huggingface_config(self) -> dict[str, Any]:
         """config.json. Raises InputError where transformers has no such model."""
@@ -99,7 +117,7 @@ class Source:
 
         model = shapes_of(self.run.model, self.outputs, self.objective)
         values = self.family.huggingface_config(model, self.special_ids)
-        return values if self.tokenizer else {**values, **self.objective.config.huggingface_config(self.classes)}
+        return values if self.tokenizer else {**values, **self.objective_config.huggingface_config(tuple(self.classes))}
 
     @property
     def special_ids(self) -> dict[str, int]:
@@ -209,7 +227,7 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> dic
 def _write_processor(folder: Path, source: Source) -> None:
     """How transformers turns an image into what an evaluation sees."""
     size = source.run.sample_shape.image_size
-    _write_json(folder / "preprocessor_config.json", source.objective.config.huggingface_processor(size))
+    _write_json(folder / "preprocessor_config.json", source.objective_config.huggingface_processor(size))
 
 
 class _WithoutSpecials:
