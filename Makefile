@@ -15,10 +15,10 @@ TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib')
 
 quickstart: setup $(OUT)/data/manifest.json
 	$(BIN)/pretrain experiment=quickstart_$(FAMILY) data.path=$(OUT)/data run_dir=$(OUT)/run
-	$(BIN)/python -m pretraining.commands.show run_dir=$(OUT)/run
+	$(BIN)/pretrain-show run_dir=$(OUT)/run
 ifeq ($(FAMILY),vit)
 	$(BIN)/pretrain experiment=quickstart_mae data.path=$(OUT)/data run_dir=$(OUT)/mae
-	$(BIN)/python -m pretraining.commands.show run_dir=$(OUT)/mae
+	$(BIN)/pretrain-show run_dir=$(OUT)/mae
 endif
 
 ifneq ($(filter $(FAMILY),vit mae),)

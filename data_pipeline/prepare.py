@@ -11,12 +11,20 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import pydantic
+from pydantic import Field
 
 from data_pipeline.common.command import run_command
-from data_pipeline.common.compose import compose_config, groups_help
+from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
-from data_pipeline.common.fields import Fraction, NonNegative, Positive, configclass, to_dict
+from data_pipeline.common.fields import (
+    Fraction,
+    NonNegative,
+    PickedBy,
+    Positive,
+    configclass,
+    to_dict,
+    unused_with,
+)
 from data_pipeline.sources.images import ImagesConfig
 from data_pipeline.sources.text import CorpusConfig, TextSource
 from data_pipeline.tokenizers.tokenizer import Tokenizer, TokenizerConfig
@@ -26,32 +34,41 @@ if TYPE_CHECKING:
     from data_pipeline.sources.scan import Scan, Scanner
 
 _CHECK_BYTES = 1_000_000  # of text, on which a ready tokenizer is tried
-_HELP = """pretrain-data: turns raw text into a tokenizer, shards and a manifest, and images into shards and a manifest.
+_ABOUT = """pretrain-data: turns raw text into a tokenizer, shards and a manifest; images into shards and a manifest.
 
 Example:
   pretrain-data corpus.inputs=[books,'notes/*.md'] output=data/books tokenizer.vocab_size=8192
   pretrain-data corpus=images corpus.inputs=[photos] output=data/photos
-
 """
 
 
 @configclass
 class PrepareConfig:
-    """Everything that `pretrain-data` takes; a document goes to validation by its hash under `seed`."""
+    """Everything that `pretrain-data` takes.
 
-    corpus: Annotated[CorpusConfig | ImagesConfig, pydantic.Field(discriminator="kind")]
-    tokenizer: TokenizerConfig
+    corpus: what is read.
+    output: the folder to write; one that is not finished is continued.
+    tokenizer: how text becomes tokens.
+    valid_fraction: share of the documents or images that go to validation, by hash; at least one does.
+    num_workers: processes that tokenize or decode; what is written does not depend on it.
+    seed: of the hash that decides what goes to validation.
+    block_tokens: tokens of a block, the unit that training shuffles.
+    shard_bytes: size of a shard, about.
+    """
+
+    corpus: Annotated[CorpusConfig | ImagesConfig, PickedBy("data_pipeline.sources.corpora:CORPORA", key="kind")]
     output: str
-    valid_fraction: Fraction
-    num_workers: NonNegative
-    seed: NonNegative
-    block_tokens: Positive
-    shard_bytes: Positive
+    tokenizer: Annotated[TokenizerConfig, unused_with("corpus.kind", "images")] = Field(default_factory=TokenizerConfig)
+    valid_fraction: Fraction = 0.01
+    num_workers: NonNegative = 2
+    seed: NonNegative = 1
+    block_tokens: Annotated[Positive, unused_with("corpus.kind", "images")] = 65536
+    shard_bytes: Positive = 67108864
 
 
 def main() -> int:
     """The console script; -> exit code."""
-    return run_command(_command, lambda: _HELP + groups_help("prepare"))
+    return run_command(_command, _ABOUT, "prepare", PrepareConfig)
 
 
 def prepare(config: PrepareConfig) -> None:

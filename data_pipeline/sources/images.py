@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pydantic import Field
+
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import NonNegative, configclass
 
@@ -22,17 +24,20 @@ _TOLD_FAULTS = 10
 class ImagesConfig:
     """Which images are read.
 
-    `inputs` are folders with one subfolder per class, or lists (.csv and .tsv with a header line, .jsonl) whose
-    fields `file_field` and `label_field` name an image, relative to the list, and its label. `exclude` are patterns
-    (fnmatch, `*` spans folders) on absolute paths. Up to `max_bad_images` images may be broken; they are left out.
+    inputs: folders with one subfolder per class, or lists (.csv and .tsv with a header line, .jsonl) of files and
+        labels, as in [photos/train] or [labels.csv].
+    exclude: patterns on absolute paths, as in ['*/thumbs/*']; * spans folders.
+    file_field: the field of a list that names the image, relative to the list.
+    label_field: the field of a list that holds the label.
+    max_bad_images: how many images, all together, may be broken; they are left out.
     """
 
     kind: Literal["images"]
     inputs: list[str]
-    exclude: list[str]
-    file_field: str
-    label_field: str
-    max_bad_images: NonNegative
+    exclude: list[str] = Field(default_factory=list)
+    file_field: str = "file"
+    label_field: str = "label"
+    max_bad_images: NonNegative = 10
 
 
 class LabeledFile(NamedTuple):

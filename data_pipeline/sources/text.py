@@ -28,18 +28,19 @@ _NAMED_LINES = 5
 class CorpusConfig:
     """Which text is read.
 
-    `inputs` are files, globs and folders; `exclude` are patterns (fnmatch, `*` spans folders) on absolute
-    paths. A document above `max_document_bytes` of UTF-8 is cut at line borders into documents of their own,
-    so that memory stays bounded. Up to `max_bad_lines` lines of the .jsonl files may be unreadable; they are
-    left out.
+    inputs: files, globs and folders, as in [book.txt,'notes/*.md',folder].
+    exclude: patterns on absolute paths, as in ['*/test/*']; * spans folders.
+    text_field: the field of .jsonl lines that holds the text.
+    max_document_bytes: a longer document is cut at line borders into several, so that memory stays bounded.
+    max_bad_lines: how many lines of the .jsonl files, all together, may be unreadable; they are left out.
     """
 
     kind: Literal["text"]
     inputs: list[str]
-    exclude: list[str]
-    text_field: str
-    max_document_bytes: Annotated[int, pydantic.Field(ge=16)]
-    max_bad_lines: NonNegative
+    exclude: list[str] = pydantic.Field(default_factory=list)
+    text_field: str = "text"
+    max_document_bytes: Annotated[int, pydantic.Field(ge=16)] = 262144
+    max_bad_lines: NonNegative = 0
 
 
 class RawDocument(NamedTuple):

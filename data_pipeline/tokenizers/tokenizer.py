@@ -7,13 +7,13 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import Positive, configclass
+from data_pipeline.common.fields import Positive, configclass, unused_with, used_with
 from data_pipeline.common.files import (
     Location,
     is_file,
@@ -35,12 +35,18 @@ _FORMAT = 1
 
 @configclass
 class TokenizerConfig:
-    """path: of an existing tokenizer; without it one is trained on a sample of at most `sample_bytes`."""
+    """A tokenizer is trained on a sample of the text, or an existing one is taken.
 
-    model_type: Literal["bpe", "unigram", "char"]
-    vocab_size: Positive
-    path: str | None
-    sample_bytes: Positive
+    model_type: the kind of SentencePiece model that is trained; char has one piece for each character.
+    vocab_size: pieces with pad, bos, eos and unk; for char the most there may be.
+    path: an existing SentencePiece .model, tokenizer.json, or tokenizer folder of prepared data; null trains one.
+    sample_bytes: the most text, in bytes, that it is trained on.
+    """
+
+    model_type: Annotated[Literal["bpe", "unigram", "char"], used_with("path", None)] = "bpe"
+    vocab_size: Annotated[Positive, used_with("path", None)] = 8192
+    path: str | None = None
+    sample_bytes: Annotated[Positive, unused_with("model_type", "char")] = 10_000_000
 
 
 class Backend(Protocol):

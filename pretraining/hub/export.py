@@ -9,18 +9,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.common.command import run_command
-from data_pipeline.common.compose import compose_config, conf_dir
+from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import EXIT_DONE, InputError
 from data_pipeline.common.fields import configclass
 from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.models.registry import huggingface_family
-from pretraining.objectives.base import SampleSpec
+from pretraining.objectives.image.views import ImageViewsConfig
 from pretraining.objectives.registry import build_objective
 from pretraining.run.checkpoint import open_checkpoint
+from pretraining.run.prepared import sample_spec
 from pretraining.run.run_dir import load_plain_model, read_run_config
 
 if TYPE_CHECKING:
@@ -37,18 +38,20 @@ Example:
 
 @configclass
 class ExportConfig:
-    """checkpoint: RUN/checkpoints/step_...
+    """What is exported, and whereto.
+
+    checkpoint: RUN/checkpoints/step_..., of a run whose RUN/config.yaml stands where it was written.
     output: the folder to write; it must not exist.
     data_path: where the run's prepared data is now; null means the run's data.path.
     """
 
     checkpoint: str
     output: str
-    data_path: str | None
+    data_path: str | None = None
 
 
 def main() -> int:
-    return run_command(_command, lambda: f"{EXAMPLE}\nKeys and defaults:\n{(conf_dir() / 'export.yaml').read_text()}")
+    return run_command(_command, EXAMPLE, "export", ExportConfig)
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
@@ -73,18 +76,6 @@ def export(config: ExportConfig) -> dict[str, Any]:
     return report
 
 
-class ImageObjectiveConfig(Protocol):
-    """What an objective on images says of itself in the exported files."""
-
-    def huggingface_config(self, classes: tuple[str, ...]) -> dict[str, Any]:
-        """Keys of config.json: the classes' names, the share of masked patches, ..."""
-        ...
-
-    def huggingface_processor(self, size: int) -> dict[str, Any]:
-        """preprocessor_config.json, for images of size x size pixels."""
-        ...
-
-
 class Source:
     """What is read and checked before anything is written: run config, checkpoint, tokenizer.
 
@@ -104,12 +95,7 @@ class Source:
         self.tokenizer = Tokenizer.load(data / "tokenizer") if manifest.kind == "text" else None
         self.classes = manifest.classes
         self.outputs = self.tokenizer.total_size if self.tokenizer else len(self.classes)
-        self.objective_config: ImageObjectiveConfig | Any = self.run.objective
-        if self.tokenizer is None:
-            spec = SampleSpec(grid=self.run.sample_shape, classes=tuple(self.classes))
-        else:
-            spec = SampleSpec(seq_len=self.run.seq_len, tokenizer=self.tokenizer)
-        self.objective = build_objective(self.run.objective, spec)
+        self.objective = build_objective(self.run.objective, sample_spec(self.run, self.tokenizer, self.classes))
 
     def huggingface_config(self) -> dict[str, Any]:
         """config.json. Raises InputError where transformers has no such model."""
@@ -117,7 +103,13 @@ class Source:
 
         model = shapes_of(self.run.model, self.outputs, self.objective)
         values = self.family.huggingface_config(model, self.special_ids)
-        return values if self.tokenizer else {**values, **self.objective_config.huggingface_config(tuple(self.classes))}
+        return values if self.tokenizer else {**values, **self.image_views.huggingface_config(tuple(self.classes))}
+
+    @property
+    def image_views(self) -> ImageViewsConfig:
+        """Of a run on images."""
+        assert isinstance(self.run.objective, ImageViewsConfig)
+        return self.run.objective
 
     @property
     def special_ids(self) -> dict[str, int]:
@@ -226,8 +218,8 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> dic
 
 def _write_processor(folder: Path, source: Source) -> None:
     """How transformers turns an image into what an evaluation sees."""
-    size = source.run.sample_shape.image_size
-    _write_json(folder / "preprocessor_config.json", source.objective_config.huggingface_processor(size))
+    size = source.run.grid.image_size
+    _write_json(folder / "preprocessor_config.json", source.image_views.huggingface_processor(size))
 
 
 class _WithoutSpecials:

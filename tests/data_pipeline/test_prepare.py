@@ -201,7 +201,7 @@ def test_ready_tokenizer_and_its_warning(
 ) -> None:
     import sentencepiece
 
-    arguments = [f"corpus.inputs=[{corpus}]", "num_workers=1", *SMALL]
+    arguments = [f"corpus.inputs=[{corpus}]", "num_workers=1", *SMALL[1:]]  # no vocab_size
     ready = prepared / "tokenizer/tokenizer.model"
     assert run(monkeypatch, *arguments, f"output={tmp_path / 'a'}", f"tokenizer.path={ready}") == 0
     assert "warning" not in capsys.readouterr().out
@@ -286,7 +286,7 @@ def test_bad_input_ends_with_2_and_one_message(
         given = overrides if name == "no keys" else [f"output={tmp_path / name.replace(' ', '')}", *overrides]
         assert run(monkeypatch, *given) == 2, name
         message = capsys.readouterr().err
-        assert message.startswith("error: ") and "Traceback" not in message, name
+        assert message.startswith("error:") and "Traceback" not in message, name
         assert [e for e in expected if e not in message] == [], f"{name}: {message}"
         assert not list(tmp_path.rglob("manifest.json")) and not list(tmp_path.rglob("*.tar")), name
 
@@ -301,4 +301,4 @@ def test_help_and_faults_import_nothing_heavy() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert shown.returncode == 0, shown.stderr
-    assert "pretrain-data corpus.inputs=" in shown.stdout and "vocab_size: 8192" in shown.stdout
+    assert "pretrain-data corpus.inputs=" in shown.stdout and "tokenizer.vocab_size=8192 (" in shown.stdout

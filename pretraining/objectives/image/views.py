@@ -62,6 +62,10 @@ class ImageViewsConfig:
         """-> uint8 [3, size, size]. Raises InputError where the image is broken."""
         return pixels(center_crop(decode_rgb(image), size, self.eval_crop))
 
+    def huggingface_config(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """What config.json says about the objective."""
+        return {}
+
     def huggingface_processor(self, size: int) -> dict[str, Any]:
         """preprocessor_config.json for what an evaluation sees. It is Bit's, as for DINOv2: ViT's own processor
         squeezes the whole image into a square instead of taking the middle."""
