@@ -179,7 +179,7 @@ HAS_NO_EFFECT = [
 @pytest.mark.parametrize("mode, override", HAS_NO_EFFECT, ids=str)
 def test_a_key_without_effect_is_refused_with_the_reason(mode, override):
     said = problems("data.path=x", *mode, override)
-    assert override.split("=")[0] + " has no effect with " in said and ": it is used " in said
+    assert override.split("=")[0] + " has no effect with " in said
     load_config(["data.path=x", *mode])
 
 
@@ -204,7 +204,6 @@ def test_a_key_of_another_choice_names_the_choices_that_have_it(member, override
     [
         (["experiment=vit_s16_imagenet", "objective.rand_augment_ops=0"], "objective.rand_augment_magnitude", 10.0),
         (["experiment=quickstart_t5", "objective.mode=ul2"], "objective.mean_span_length", 3.0),
-        (["experiment=quickstart_gpt", "train.eval_every=0"], "train.eval_batches", 4),
     ],
 )
 def test_what_a_recipe_says_gives_way_to_a_mode_that_has_no_use_for_it(overrides, key, default):
