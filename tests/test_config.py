@@ -84,7 +84,7 @@ def test_ranks_take_part_in_the_check(monkeypatch):
         monkeypatch.setenv(name, value)
     assert "3 data-parallel ranks" in faults("data.path=x")
     monkeypatch.delenv("MASTER_ADDR")
-    assert "MASTER_ADDR not set" in faults("data.path=x")
+    assert "MASTER_ADDR is not set" in faults("data.path=x")
 
 
 def test_exit_code_2_before_torch_is_imported():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.common.fields import to_dict
 from data_pipeline.shards.images import ImageReader
 from data_pipeline.shards.manifest import check_files, load_manifest
 from data_pipeline.shards.text import ShardReader
@@ -36,7 +37,7 @@ class Prepared:
         self.spec = self._sample_spec(config)
         self.outputs = self.tokenizer.total_size if self.tokenizer else len(self.manifest.classes)
         key = PREDICTED[self.manifest.kind]
-        wanted = getattr(config.model, key, None)  # a masked autoencoder has no classes
+        wanted = to_dict(config.model).get(key)  # a masked autoencoder has no such key
         if wanted not in (None, self.outputs):
             raise InputError(f"model.{key}={wanted}, data.path={config.data.path} was prepared with {self.outputs}")
 
