@@ -56,7 +56,7 @@ class PrepareConfig:
     shard_bytes: size of a shard, about.
     """
 
-    corpus: Annotated[CorpusConfig | ImagesConfig, PickedBy("data_pipeline.sources.corpora:CORPORA", key="kind")]
+    corpus: Annotated[CorpusConfig | ImagesConfig, PickedBy("data_pipeline.sources.registry:CORPORA", key="kind")]
     output: str
     tokenizer: Annotated[TokenizerConfig, unused_with("corpus.kind", "images")] = Field(default_factory=TokenizerConfig)
     valid_fraction: Fraction = 0.01

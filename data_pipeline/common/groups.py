@@ -90,7 +90,7 @@ def _unique(folders: Sequence[Path]) -> Iterator[Path]:
             yield name
 
 
-def _refuse_resolvers(values: Any) -> None:
+def _refuse_resolvers(values: object) -> None:
     """Raises InputError where a value interpolates something that is not a key of the config: an environment variable
     may be a secret, and config.yaml and trackers show every value."""
     for path, text in _texts("", values):
@@ -98,7 +98,7 @@ def _refuse_resolvers(values: Any) -> None:
             raise InputError(f"{path}: {text!r} is not supported: it could bring secrets into config.yaml")
 
 
-def _texts(path: str, value: Any) -> Iterator[tuple[str, str]]:
+def _texts(path: str, value: object) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):
