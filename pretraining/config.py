@@ -15,7 +15,6 @@ from data_pipeline.common.fields import (
     Positive,
     configclass,
     to_dict,
-    unused_with,
 )
 from pretraining.engines.config import EngineConfig
 from pretraining.models.config import TextConfig, TransformerConfig
@@ -75,7 +74,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     log_every: Positive = 10
     eval_every: NonNegative = 200
-    eval_batches: Annotated[Positive, unused_with("eval_every", 0)] = 4
+    eval_batches: Positive = 4
     checkpoint_every: NonNegative = 200
     keep_last: Positive = 3
     keep_every: NonNegative = 0
@@ -96,9 +95,9 @@ class TrackingConfig:
     """
 
     wandb: Literal["online", "offline", "disabled"] = "offline"
-    project: Annotated[str, unused_with("wandb", "disabled")] = "pretraining"
-    run_name: Annotated[str | None, unused_with("wandb", "disabled")] = None
-    tags: Annotated[list[str], unused_with("wandb", "disabled")] = Field(default_factory=list)
+    project: str = "pretraining"
+    run_name: str | None = None
+    tags: list[str] = Field(default_factory=list)
 
 
 @configclass

@@ -136,7 +136,7 @@ def without_effect(schema: type, values: Mapping[str, Any]) -> dict[str, str]:
             continue
         beside = f"{key.path.rpartition('.')[0]}.{key.condition.key}".lstrip(".")
         if not key.condition.holds(get(every, beside)):
-            needs = "" if key.condition.negated else f", {dataclasses.replace(key.condition, key=beside)}"
+            needs = "" if key.condition.negated else f": it is used {dataclasses.replace(key.condition, key=beside)}"
             found[key.path] = f"has no effect with {beside}={spelled(get(every, beside))}{needs}"
     return found
 
