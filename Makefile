@@ -11,7 +11,8 @@ VOCABULARY := $(if $(filter gpt,$(FAMILY)),512,384)
 OUT ?= quickstart/$(FAMILY)
 TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
 
-.PHONY: quickstart test check golden parity any-checkpoint gpu-check bench setup
+.PHONY: quickstart test check golden parity any-checkpoint gpu-check setup \
+	bench bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-optimizers bench-tokenizer-memory
 
 quickstart: setup $(OUT)/data/manifest.json
 	$(BIN)/pretrain experiment=quickstart_$(FAMILY) data.path=$(OUT)/data run_dir=$(OUT)/run
@@ -53,10 +54,14 @@ any-checkpoint: setup
 gpu-check: setup
 	$(BIN)/python -m tests.distributed.gpu_check
 
-bench: setup
-	$(BIN)/python -m benchmarks.trainer
-	$(BIN)/python -m benchmarks.checkpoint
-	$(BIN)/python -m benchmarks.loss_memory
+# All that need no peers; each is a target of its own, as is bench-optimizers, which times peers that PYTHONPATH names
+bench: bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-tokenizer-memory
+
+bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-optimizers: bench-%: setup
+	$(BIN)/python -m benchmarks.$(subst -,_,$*)
+
+bench-tokenizer-memory: setup
+	$(BIN)/python -m benchmarks.tokenizer_memory bpe 8192 8 $(TEXT)
 
 setup: $(VENV)/installed
 

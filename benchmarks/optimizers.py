@@ -1,12 +1,12 @@
 """Step time and memory of each optimizer on GPT-2 small's parameters, beside other libraries', in one run.
 
-    python benchmarks/optimizers.py [--device cpu|cuda] [--rounds 7] [--layers 12] [--peers FOLDER]
+    python -m benchmarks.optimizers [--device cpu|cuda] [--rounds 7] [--layers 12]        (or make bench-optimizers)
 
 Time: the optimizers take turns, one step each. Our step always holds the gradients' norm, clipping and the check that
 it is finite; another library's is shown alone and with torch's clip_grad_norm_, which does the first two of these.
 Memory, each in a process of its own: what the state takes, and how far the peak of three steps lies above parameters
-and gradients. --peers: a folder with pytorch_optimizer, torch_optimizer and pytorch_ranger, as made by
-`pip install --no-deps --target FOLDER`; what is not installed is left out, and the table says so.
+and gradients. The peers pytorch_optimizer, torch_optimizer and pytorch_ranger are found where PYTHONPATH names a folder
+of them, as made by `pip install --no-deps --target FOLDER`; what is not installed is left out, and the table says so.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from typing import Any
 
 import torch
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pretraining.optim.base import Optimizer, ParameterShard, Settings
 from pretraining.optim.config import AdafactorConfig, AdamWConfig, LambConfig
@@ -194,15 +192,14 @@ def measure_all_memory(names: list[str], arguments: argparse.Namespace) -> dict[
     for name in names:
         command = [
             sys.executable,
-            __file__,
+            "-m",
+            "benchmarks.optimizers",
             "--memory-of",
             name,
             "--device",
             arguments.device,
             "--layers",
             str(arguments.layers),
-            "--peers",
-            arguments.peers,
         ]
         found[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return found
@@ -224,10 +221,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--peers", default="")
     parser.add_argument("--memory-of", choices=list(MAKERS))
     arguments = parser.parse_args()
-    sys.path += [arguments.peers] if arguments.peers else []
     if arguments.memory_of:
         print(json.dumps(measure_memory(arguments.memory_of, arguments.layers, arguments.device)))
         return

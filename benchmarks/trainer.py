@@ -1,6 +1,6 @@
 """What the trainer costs beside a bare loop: same model, same batches; forward, backward, optimizer, no data loading.
 
-    python -m benchmarks.trainer        (or make bench)
+    python -m benchmarks.trainer        (or make bench-trainer)
 
 Step by step in turn, each step of both on the same batch and the same number of threads, one core being left to the
 loader's worker: so the machine's noise meets both alike.
@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from pretraining.feeds import gather_steps
+from pretraining.trainer import Trainer
 
 STEPS, WARM_UP = 200, 10
 MODEL = [
@@ -37,7 +40,7 @@ def main() -> None:
         trainer = _trainer(Path(folder))
         ours, theirs = zip(*_times(trainer), strict=True)
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
-    tokens = trainer.tokens / trainer.step
+    tokens = trainer.units / trainer.step
     print(
         f"trainer {tokens / statistics.median(ours):,.0f} tokens/s, "
         f"bare loop {tokens / statistics.median(theirs):,.0f} tokens/s; "
@@ -47,7 +50,7 @@ def main() -> None:
     )
 
 
-def _trainer(folder: Path) -> Any:
+def _trainer(folder: Path) -> Trainer:
     """A whole trainer on prepared text, as `pretrain` builds it."""
     from data_pipeline.common.compose import compose_config
     from data_pipeline.prepare import PrepareConfig, prepare
@@ -74,36 +77,26 @@ def _trainer(folder: Path) -> Any:
     return build(config, read_inputs(config), start_world(Launch()), folder / "run", StopRequest())
 
 
-def _times(trainer: Any) -> Iterator[tuple[float, float]]:
+def _times(trainer: Trainer) -> Iterator[tuple[float, float]]:
     """-> seconds of each step, by the trainer and bare; which of them goes first alternates."""
-    batches: list[Any] = []
-    steps = _kept(trainer._steps(trainer.feed(trainer.position)), batches)
-    bare, pending = _bare_step(trainer.engine.module.model), None
-    next(steps)
+    feeds = trainer.feeds
+    steps = gather_steps(
+        feeds.training(trainer.position), feeds.share.micro_batches, trainer.reported, trainer.world, trainer.stop
+    )
+    bare = _bare_step(trainer.engine.module.model)
+    batch = next(steps).micro_batches[0].arrays
     for number in range(WARM_UP + STEPS):
         if number % 2:
-            theirs = _seconds(lambda: bare(batches[-1]))
+            theirs = _seconds(bare, batch)
         began = time.perf_counter()
-        pending = _train(trainer, steps, pending, began)
+        data = next(steps)
+        trainer.train_step(data, began)
         ours = time.perf_counter() - began
+        batch = data.micro_batches[0].arrays
         if not number % 2:
-            theirs = _seconds(lambda: bare(batches[-1]))
+            theirs = _seconds(bare, batch)
         if number >= WARM_UP:
             yield ours, theirs
-
-
-def _kept(steps: Iterator[Any], batches: list[Any]) -> Iterator[Any]:
-    for data in steps:
-        batches.append(data.micro_batches[0].arrays)
-        yield data
-
-
-def _train(trainer: Any, steps: Iterator[Any], pending: Any, began: float) -> Any:
-    """The body of Trainer.fit."""
-    data = next(steps)
-    numbers, lr = trainer._train_step(data)
-    trainer._report(pending)
-    return trainer._pending(data, numbers, lr, time.perf_counter() - began)
 
 
 def _bare_step(model: Any) -> Any:
@@ -119,9 +112,9 @@ def _bare_step(model: Any) -> Any:
     return step
 
 
-def _seconds(function: Callable[[], None]) -> float:
+def _seconds(step: Callable[[dict[str, torch.Tensor]], None], batch: dict[str, torch.Tensor]) -> float:
     began = time.perf_counter()
-    function()
+    step(batch)
     return time.perf_counter() - began
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from data_pipeline.common.errors import InputError
 from data_pipeline.loader import Fault, MicroBatch, RankSlice, load
 from data_pipeline.stream.sequence_source import SequenceSource
 from pretraining.objectives.base import Objective
@@ -113,5 +112,5 @@ def gather_steps(
         batches = [item for item, _ in items if isinstance(item, MicroBatch)]
         totals = StepTotals.reduce(world, names, batches, bool(faults), stop.reason is not None)
         if totals.faulty:
-            raise_on_all_ranks(world, InputError(faults[0]) if faults else None)
+            raise_on_all_ranks(world, faults[0] if faults else None)
         yield StepData(batches, items[-1][1], totals)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pydantic
+from pydantic_core import ErrorDetails
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.groups import Groups, conf_dir
@@ -65,7 +66,7 @@ def raise_problems(found: Sequence[str]) -> None:
         raise InputError(found[0] if len(found) == 1 else "\n" + "\n".join(f"- {problem}" for problem in found))
 
 
-def read_config(values: Any, schema: type[T]) -> T:
+def read_config(values: object, schema: type[T]) -> T:
     """Plain values, of a run's config.yaml for example, as an instance of `schema`. Raises InputError."""
     if not isinstance(values, dict):
         raise InputError("it does not hold keys and values")
@@ -236,16 +237,17 @@ def validate(values: Values, schema: type[T]) -> tuple[T | None, dict[str, str]]
         return None, dict(_describe(e, given, schema) for e in error.errors())
 
 
-def _without_missing(values: Any) -> Any:
+def _without_missing(values: object) -> Any:
     """`values` without the keys that still are ???: pydantic then says that they are required."""
     if not isinstance(values, dict):
         return values
     return {key: _without_missing(value) for key, value in values.items() if value != REQUIRED}
 
 
-def _describe(error: Any, values: Any, schema: type) -> tuple[str, str]:
+def _describe(error: ErrorDetails, values: Values, schema: type) -> tuple[str, str]:
     """A pydantic error as (key, message); its location also names the branch taken in a union: left out."""
-    path, node = [], values
+    path: list[str] = []
+    node: Any = values
     for part in error["loc"]:
         missing = error["type"] == "missing" and part == error["loc"][-1]
         if isinstance(node, dict) and isinstance(part, str) and (part in node or missing):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Any, Protocol, TypeVar, dataclass_transform
+from typing import Annotated, Any, Protocol, TypeVar, cast, dataclass_transform
 
 import pydantic
 from pydantic_core import CoreSchema, core_schema
@@ -15,6 +15,7 @@ from pydantic_core import CoreSchema, core_schema
 from data_pipeline.common.registry import load
 
 T = TypeVar("T")
+Scalar = str | int | float | bool | None
 Positive = Annotated[int, pydantic.Field(gt=0)]
 NonNegative = Annotated[int, pydantic.Field(ge=0)]
 Fraction = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
@@ -60,14 +61,14 @@ class PickedBy:
             raise ValueError(f"{self.key}={name} is unknown; there are {', '.join(sorted(entries))}")
         return load(entries[name].config)
 
-    def _validate(self, values: Any) -> Any:
+    def _validate(self, values: object) -> Any:
         if dataclasses.is_dataclass(values):
             return values
         if not isinstance(values, dict):
             raise ValueError(f"Input should be keys and values, {self.key} among them")
         return pydantic.TypeAdapter(self.pick(values)).validate_json(json.dumps(values))
 
-    def __get_pydantic_core_schema__(self, *_: Any) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, source: type, handler: pydantic.GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self._validate)
 
 
@@ -77,10 +78,10 @@ class Condition:
     of `values` - or, with `negated`, has none of them."""
 
     key: str
-    values: tuple[Any, ...]
+    values: tuple[Scalar, ...]
     negated: bool = False
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         return (value in self.values) != self.negated
 
     def __str__(self) -> str:
@@ -88,20 +89,20 @@ class Condition:
         return f"not with {choices}" if self.negated else f"only with {choices}"
 
 
-def used_with(key: str, *values: Any) -> Condition:
+def used_with(key: str, *values: Scalar) -> Condition:
     return Condition(key, values)
 
 
-def unused_with(key: str, *values: Any) -> Condition:
+def unused_with(key: str, *values: Scalar) -> Condition:
     return Condition(key, values, negated=True)
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: object) -> dict[str, Any]:
     """A config dataclass as plain values, as they are written to config.yaml; subclasses with all of their fields."""
-    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(cast(Any, config))}
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """A field's value as JSON has it."""
     if dataclasses.is_dataclass(value):
         return to_dict(value)
@@ -112,6 +113,6 @@ def plain(value: Any) -> Any:
     return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def spelled(value: Any) -> str:
+def spelled(value: object) -> str:
     """A value as it is typed on a command line: null, true, [0.9, 0.95], text without quotes."""
     return value if isinstance(value, str) else json.dumps(plain(value))

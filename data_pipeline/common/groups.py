@@ -54,7 +54,9 @@ class Groups:
             _refuse_resolvers(OmegaConf.to_container(config, resolve=False))
             return OmegaConf.to_container(config, resolve=True), members  # type: ignore[return-value]
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            raise InputError(f"the configuration cannot be composed: {error}") from error
+            local = any(f"@{recipe}." in str(error) for recipe in self.recipes)
+            hint = "\nis '# @package _global_' the first line of the file?" if local else ""
+            raise InputError(f"the configuration cannot be composed: {error}{hint}") from error
 
     def members_alone(self, members: dict[str, str]) -> Values:
         """What these members say without recipes and additional groups."""
@@ -90,7 +92,7 @@ def _unique(folders: Sequence[Path]) -> Iterator[Path]:
             yield name
 
 
-def _refuse_resolvers(values: Any) -> None:
+def _refuse_resolvers(values: object) -> None:
     """Raises InputError where a value interpolates something that is not a key of the config: an environment variable
     may be a secret, and config.yaml and trackers show every value."""
     for path, text in _texts("", values):
@@ -98,7 +100,7 @@ def _refuse_resolvers(values: Any) -> None:
             raise InputError(f"{path}: {text!r} is not supported: it could bring secrets into config.yaml")
 
 
-def _texts(path: str, value: Any) -> Iterator[tuple[str, str]]:
+def _texts(path: str, value: object) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):

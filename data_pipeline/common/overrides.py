@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.common.schema import Values
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override as HydraOverride
 
 CONFIG_DIR = "--config-dir="
 
@@ -51,7 +54,7 @@ def parse(text: str, problems: list[str]) -> Override | None:
     return Override(text, override.key_or_group, None if deletes else override.value(), deletes, adds)
 
 
-def _refusal(text: str, override: Any) -> str | None:
+def _refusal(text: str, override: HydraOverride) -> str | None:
     if "${" in text:
         return "interpolations are not supported: they could bring secrets into config.yaml"
     if "@" in text.split("=")[0]:
@@ -81,7 +84,7 @@ def applied(values: Values, overrides: Iterable[Override]) -> Values:
     return result
 
 
-def _merged(old: Any, new: Any) -> Any:
+def _merged(old: object, new: object) -> object:
     if not isinstance(old, dict) or not isinstance(new, dict):
         return new
     return {**old, **{str(key): _merged(old.get(str(key)), value) for key, value in new.items()}}

@@ -88,7 +88,7 @@ def pydantic_fields(schema: type) -> dict[str, pydantic.fields.FieldInfo]:
     return fields
 
 
-def section_class(field: pydantic.fields.FieldInfo, given: Any) -> type | None:
+def section_class(field: pydantic.fields.FieldInfo, given: object) -> type | None:
     """The config class of a field's values; None where it has none, or the one it picks is not known."""
     picked = picker(field)
     if picked is not None:
@@ -141,7 +141,7 @@ def without_effect(schema: type, values: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def has(values: Any, path: str) -> bool:
+def has(values: object, path: str) -> bool:
     for part in path.split("."):
         if not isinstance(values, Mapping) or part not in values:
             return False
@@ -149,7 +149,7 @@ def has(values: Any, path: str) -> bool:
     return True
 
 
-def get(values: Any, path: str) -> Any:
+def get(values: object, path: str) -> Any:
     """None where there is no such key."""
     for part in path.split("."):
         values = values.get(part) if isinstance(values, Mapping) else None
@@ -181,7 +181,7 @@ def summary(owner: type) -> str:
     return "" if _LINE.match(first) else first
 
 
-def describe_type(kind: Any, metadata: Sequence[Any] = ()) -> str:
+def describe_type(kind: object, metadata: Sequence[Any] = ()) -> str:
     """A field's type in words: "integer, at least 1", "adamw|lamb", "list of text, or null"."""
     origin, parameters = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
@@ -197,7 +197,8 @@ def describe_type(kind: Any, metadata: Sequence[Any] = ()) -> str:
         return f"[{', '.join(describe_type(p) for p in parameters)}]"
     if kind is bool:
         return "true|false"
-    return {int: "integer", float: "number", str: "text"}.get(kind, "keys and values") + _bounds(metadata)
+    words = {int: "integer", float: "number", str: "text"}
+    return next((word for known, word in words.items() if kind is known), "keys and values") + _bounds(metadata)
 
 
 def _bounds(metadata: Sequence[Any]) -> str:

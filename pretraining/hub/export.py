@@ -79,7 +79,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 class Source:
     """What is read and checked before anything is written: run config, checkpoint, tokenizer.
 
-    outputs: the size of the vocabulary or the number of classes. objective: of which the model has its heads.
+    outputs: the size of the vocabulary or the number of classes. objective: the run's, whose heads the model has.
     """
 
     def __init__(self, config: ExportConfig) -> None:
@@ -135,7 +135,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 def _command(overrides: list[str]) -> int:
     config = compose_config("export", overrides, ExportConfig)
     report = export(config)
-    print(f"largest difference of the outputs: {report['max_abs_difference']:.2e} (at most {report['tolerance']:.0e})")
+    print(f"largest difference of the outputs: {report['max_abs_difference']:.2e} (bound: {report['tolerance']:.0e})")
     print(f"Hugging Face folder: {config.output}")
     return EXIT_DONE
 

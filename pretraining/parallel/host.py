@@ -41,17 +41,20 @@ def run_on_all_ranks(world: World, work: Callable[[], None]) -> None:
     try:
         work()
     except InputError as error:
-        failure = error
+        failure = str(error)
     raise_on_all_ranks(world, failure)
 
 
-def raise_on_all_ranks(world: World, failure: InputError | None) -> None:
-    """Raises this rank's failure or, where it has none, the first one of the others; a collective of all ranks."""
-    if failure is None and world.mesh.host_group is None:
-        return
-    failures = _gather_texts(world, None if failure is None else str(failure))
+def raise_on_all_ranks(world: World, failure: str | None) -> None:
+    """Raises an InputError with this rank's message or, where it has none, with the first one of the others. A
+    collective of all ranks.
+
+    Messages, not exceptions: a frame that holds the exception that passes through it is a circle of references, and
+    keeps loaders and their workers alive.
+    """
+    failures = _gather_texts(world, failure)
     if failure is not None:
-        raise failure
+        raise InputError(failure)
     for rank, message in enumerate(failures):
         if message is not None:
             raise InputError(f"rank {rank}: {message}")

@@ -14,8 +14,6 @@ from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.config import RunConfig
 from pretraining.objectives.base import SampleSpec
 
-PREDICTED = {"text": "vocab_size", "images": "num_classes"}  # the model's key for the size of its output
-
 
 def sample_spec(config: RunConfig, tokenizer: Tokenizer | None, classes: Sequence[str]) -> SampleSpec:
     """What the samples of a run must fit. tokenizer: None for images; classes: empty for text."""
@@ -43,10 +41,9 @@ class Prepared:
         self.tokenizer = self._load_tokenizer()
         self.spec = sample_spec(config, self.tokenizer, self.manifest.classes)
         self.outputs = self.tokenizer.total_size if self.tokenizer else len(self.manifest.classes)
-        key = PREDICTED[self.manifest.kind]
-        wanted = getattr(config.model, key, None)  # a masked autoencoder has no classes
-        if wanted not in (None, self.outputs):
-            raise InputError(f"model.{key}={wanted}, data.path={config.data.path} was prepared with {self.outputs}")
+        for key, stated in config.model.stated_outputs().items():
+            if stated != self.outputs:
+                raise InputError(f"{key}={stated}, but data.path={config.data.path} was prepared with {self.outputs}")
 
     def _load_tokenizer(self) -> Tokenizer | None:
         described = self.manifest.tokenizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -20,6 +21,7 @@ def end_process(code: int) -> NoReturn:
     exception") after a perfect run: so it is not wound up. Nor are loader workers waited for, which an exception
     can leave behind and which ignore SIGTERM.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's DataLoader raises in this thread when a worker dies
     for child in multiprocessing.active_children():
         child.kill()
     if "torch.distributed" in sys.modules and code != EXIT_FAILED:  # else other ranks may wait in a collective

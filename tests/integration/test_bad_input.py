@@ -70,7 +70,7 @@ def test_all_ranks_end_with_2_where_one_meets_damage(data, tmp_path):
     ranks = start_ranks(2, *TINY, f"data.path={data}", f"run_dir={tmp_path / 'run'}", "data.num_workers=1")
     said = [rank.communicate(timeout=200)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [EXIT_INPUT_ERROR] * 2, said
-    assert any("sha256" in text for text in said) and not any("Traceback" in text for text in said)
+    assert any("sha256" in text for text in said) and not any("Traceback" in text for text in said), said
 
 
 def test_another_vocabulary_than_the_models(run, tmp_path):

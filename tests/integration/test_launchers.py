@@ -113,12 +113,12 @@ def test_an_exception_ends_the_process_though_workers_ignore_sigterm(corpus, tmp
 
 FAILING = """
 from pretraining import train, trainer
-whole = trainer.Trainer._train_step
-def fail(self, data):
+whole = trainer.Trainer.train_step
+def fail(self, data, began):
     if self.step == 2:
         raise RuntimeError("out of memory")
-    return whole(self, data)
-trainer.Trainer._train_step = fail
+    return whole(self, data, began)
+trainer.Trainer.train_step = fail
 if __name__ == "__main__":
     train.console()
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from pretraining.models.heads import attach_heads
 from pretraining.models.huggingface_map import HuggingFaceFamily
 from pretraining.models.registry import FAMILIES, Family, build_model, huggingface_family
 from pretraining.models.roles import Role
+from pretraining.objectives.base import SampleSpec
 from pretraining.objectives.text.causal_lm import CausalLM, CausalLMConfig
 from pretraining.objectives.text.masked_lm import MaskedLM, MaskedLMConfig
 from pretraining.optim.groups import settings_by_name
@@ -73,7 +75,7 @@ def test_a_family_from_outside_is_one_entry(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(FAMILIES, "toy", Family("toy_config:ToyConfig", "toy_model:Toy", frozenset({Role.DECODER})))
     config = load(FAMILIES["toy"].config)("toy", 2, 16, 2, 8)
-    layers, objective = PlainLayers(), CausalLM(CausalLMConfig("causal_lm"), TOKENIZER, 8)
+    layers, objective = PlainLayers(), CausalLM(CausalLMConfig("causal_lm"), SampleSpec(seq_len=8, tokenizer=TOKENIZER))
     model: Any = attach_heads(build_model(config, 40, layers), objective, layers)
     model.initialize(1)
     batch = {"tokens": torch.arange(8)[None], "labels": torch.arange(8)[None], "positions": torch.arange(8)[None]}
@@ -100,8 +102,8 @@ def test_an_entry_is_complete(name: str) -> None:
 
 @pytest.mark.parametrize("pairing", ["next_sentence", "sentence_order", "none"])
 def test_bert_has_the_heads_that_its_objective_trains_and_no_others(pairing: Any) -> None:
-    tokenizer: Any = SimpleNamespace(**{n: i for i, n in enumerate(("pad", "cls", "sep", "mask"))}, ordinary=[False])
-    objective = MaskedLM(MaskedLMConfig("masked_lm", pairing=pairing), tokenizer, 16)
+    tokenizer: Any = SimpleNamespace(pad=0, cls=1, sep=2, mask=3, is_text=np.ones(40, bool))
+    objective = MaskedLM(MaskedLMConfig("masked_lm", pairing=pairing), SampleSpec(seq_len=16, tokenizer=tokenizer))
     layers = PlainLayers()
     model: Any = attach_heads(build_model(BertConfig("bert", 1, 16, 2, 16), 40, layers), objective, layers)
     model.initialize(1)
