@@ -60,7 +60,7 @@ class AdafactorConfig:
 
     eps: added to squared gradients, and the least scale of a parameter (epsilon 1 and 2 of algorithm 6).
     relative_step: lr is an upper bound of 1 / sqrt(step). The paper's is 1e-2, which makes the schedule of T5
-    (Raffel et al. 2020, section 3.1.2) and goes with scheduler=constant. Without it the scheduler has the word.
+    (Raffel et al. 2020, section 3.1.2) and goes with scheduler=constant. Otherwise the scheduler sets the rate.
     warmup_init: 1e-6 x step is an upper bound as well (Vaswani-like warm-up of section 9).
     scale_parameter: steps are relative to the root mean square of the parameter (section 8).
     """
