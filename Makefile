@@ -16,10 +16,10 @@ TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib')
 
 quickstart: setup $(OUT)/data/manifest.json
 	$(BIN)/pretrain experiment=quickstart_$(FAMILY) data.path=$(OUT)/data run_dir=$(OUT)/run
-	$(BIN)/python -m pretraining.commands.show run_dir=$(OUT)/run
+	$(BIN)/pretrain-show run_dir=$(OUT)/run
 ifeq ($(FAMILY),vit)
 	$(BIN)/pretrain experiment=quickstart_mae data.path=$(OUT)/data run_dir=$(OUT)/mae
-	$(BIN)/python -m pretraining.commands.show run_dir=$(OUT)/mae
+	$(BIN)/pretrain-show run_dir=$(OUT)/mae
 endif
 
 ifneq ($(filter $(FAMILY),vit mae),)
@@ -36,6 +36,7 @@ endif
 test: setup check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=5
 
+# Lint, format and types
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 
 from data_pipeline.common.compose import compose_config
-from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import NonNegative, NonNegativeFloat, Positive, configclass, to_dict
+from data_pipeline.common.fields import (
+    NonNegative,
+    NonNegativeFloat,
+    PickedBy,
+    Positive,
+    configclass,
+    to_dict,
+)
 from pretraining.engines.config import EngineConfig
-from pretraining.models.registry import FAMILIES, ModelConfig
+from pretraining.models.config import TextConfig, TransformerConfig
+from pretraining.models.registry import FAMILIES
 from pretraining.models.vision import VisionConfig
-from pretraining.objectives import ObjectiveConfig
-from pretraining.objectives.registry import objectives_for
+from pretraining.objectives.registry import OBJECTIVES, objectives_for
+from pretraining.objectives.registry import NamedConfig as ObjectiveConfig
 from pretraining.optim.config import OptimizerConfig
 from pretraining.optim.schedules import ScheduleConfig
-from pretraining.parallel.launch import read_launch
+from pretraining.patches import PatchGrid
+from pretraining.synonyms import SYNONYMS
 
 
 @configclass
 class DataConfig:
-    """path: the folder that pretrain-data wrote. seq_len: tokens of a sequence (null: model.max_seq_len).
-    window_blocks: blocks whose documents are shuffled and packed together."""
+    """Which prepared data is read, and how.
 
-    name: Literal["shards"]
-    path: str | None
+    name: shards, which pretrain-data wrote.
+    path: the folder that pretrain-data wrote; required.
+    seq_len: tokens of a sequence; null means model.max_seq_len. For text only.
+    num_workers: processes of each rank that make samples; 0 makes them in the training process.
+    window_blocks: blocks of the data whose documents are shuffled and packed together.
+    """
+
+    name: Literal["shards"] = "shards"
+    path: str | None = None
     seq_len: Positive | None = None
     num_workers: NonNegative = 2
     window_blocks: Positive = 64
@@ -34,127 +48,170 @@ class DataConfig:
 
 @configclass
 class TrainConfig:
-    """global_batch_size: sequences of one optimizer step over all ranks. eval_batches: global batches of one
-    evaluation. *_every counts steps; eval_every=0 and checkpoint_every=0 switch it off, save the checkpoint at the
-    end. keep_last and keep_every: the newest checkpoints, and those of every n-th step, are kept (0: none). freeze:
-    patterns of names of parameters that stay as they are."""
+    """How long and in which steps a model is trained. What ends in _every counts steps.
 
-    steps: Positive
-    global_batch_size: Positive
-    micro_batch_size: Positive
-    grad_clip: NonNegativeFloat
-    precision: Literal["fp32", "bf16", "fp16"]
-    log_every: Positive
-    eval_every: NonNegative
-    eval_batches: Positive
-    checkpoint_every: NonNegative
-    keep_last: Positive
-    keep_every: NonNegative
-    seed: NonNegative
-    resume: str
-    deterministic: bool
-    freeze: list[str]
+    steps: optimizer steps of the whole run.
+    global_batch_size: sequences, or images, of one optimizer step over all ranks.
+    micro_batch_size: of these, how many a rank computes at once; gradients are accumulated over the others.
+    grad_clip: largest norm of the gradient; 0 does not clip.
+    precision: what is computed in; weights, optimizer state and reductions stay fp32.
+    log_every: a line of metrics after so many steps.
+    eval_every: an evaluation after so many steps, before the first and after the last; 0 for none.
+    eval_batches: global batches of the validation data in one evaluation.
+    checkpoint_every: a checkpoint after so many steps; 0 saves only the one at the end.
+    keep_last: how many of the newest checkpoints are kept.
+    keep_every: the checkpoint of every n-th step is kept as well; 0 for none.
+    seed: decides order of the data, corruption, initial weights and dropout.
+    resume: auto continues run_dir where it stands, never begins anew, a path starts from that checkpoint.
+    deterministic: use only deterministic kernels, for bitwise equal runs on GPUs.
+    freeze: patterns of names of parameters that are not trained, as in ['*embedding*'].
+    """
+
+    steps: Positive = 1000
+    global_batch_size: Positive = 64
+    micro_batch_size: Positive = 8
+    grad_clip: NonNegativeFloat = 1.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    log_every: Positive = 10
+    eval_every: NonNegative = 200
+    eval_batches: Positive = 4
+    checkpoint_every: NonNegative = 200
+    keep_last: Positive = 3
+    keep_every: NonNegative = 0
+    seed: NonNegative = 1
+    resume: str = "auto"
+    deterministic: bool = False
+    freeze: list[str] = Field(default_factory=list)
 
 
 @configclass
 class TrackingConfig:
-    wandb: Literal["online", "offline", "disabled"]
-    project: str
+    """What Weights & Biases is told; metrics.jsonl and loss.png are written in any case.
+
+    wandb: offline writes run_dir/wandb, which `wandb sync` uploads later.
+    project: the project of the run.
+    run_name: the run's name; null takes that of run_dir.
+    tags: the run's tags.
+    """
+
+    wandb: Literal["online", "offline", "disabled"] = "offline"
+    project: str = "pretraining"
     run_name: str | None = None
     tags: list[str] = Field(default_factory=list)
 
 
 @configclass
 class RunConfig:
-    """Everything that decides a run. run_dir: null makes a new folder below runs/. inspect: shows so many training
-    examples and ends."""
+    """Everything that decides a run.
 
-    model: ModelConfig
-    objective: ObjectiveConfig
-    data: DataConfig
-    optimizer: OptimizerConfig
-    scheduler: ScheduleConfig
+    model: the shape of the model.
+    objective: what it learns, and how samples are made for it.
+    data: the prepared data.
+    optimizer: how gradients become updates.
+    scheduler: the learning rate over the steps, relative to optimizer.lr.
+    engine: how tensors and work are laid out over ranks.
+    train: steps, batches, precision, evaluation, checkpoints.
+    tracking: Weights & Biases.
+    run_dir: the run's folder, continued if it holds a run; null makes a new one below runs/.
+    inspect: print so many training samples as the model sees them, and end.
+    modules: Python modules to import first; they may add families, objectives and optimizers to the tables.
+    """
+
+    model: Annotated[TransformerConfig, PickedBy("pretraining.models.registry:FAMILIES")]
+    objective: Annotated[ObjectiveConfig, PickedBy("pretraining.objectives.registry:OBJECTIVES")]
+    optimizer: Annotated[OptimizerConfig, PickedBy("pretraining.optim.registry:OPTIMIZERS")]
+    scheduler: Annotated[ScheduleConfig, PickedBy("pretraining.optim.schedules:SCHEDULES")]
     engine: EngineConfig
-    train: TrainConfig
-    tracking: TrackingConfig
+    data: DataConfig = Field(default_factory=DataConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     run_dir: str | None = None
     inspect: NonNegative = 0
+    modules: list[str] = Field(default_factory=list)
 
     @property
     def data_kind(self) -> Literal["text", "images"]:
-        """What the model reads."""
-        return "images" if isinstance(self.model, VisionConfig) else "text"
+        """What samples are made of."""
+        return OBJECTIVES[self.objective.name].data
 
     @property
-    def sample_shape(self) -> Any:
-        """What an objective's samples must fit: tokens of a sequence, or the PatchGrid of an image."""
-        if isinstance(self.model, VisionConfig):
-            return self.model.grid
-        return self.seq_len
+    def grid(self) -> PatchGrid:
+        """The patches of an image."""
+        assert self.data_kind == "images", "text has no patches"
+        return cast(VisionConfig, self.model).grid
 
     @property
     def seq_len(self) -> int:
         """Tokens of a text sequence."""
-        assert not isinstance(self.model, VisionConfig), "an image has no sequence length"
-        return self.data.seq_len or self.model.max_seq_len
+        assert self.data_kind == "text", "an image has no sequence length"
+        return self.data.seq_len or cast(TextConfig, self.model).max_seq_len
 
-    def faults(self) -> list[str]:
-        """Contradictions between keys, each told with its values."""
-        faults = self.model.problems() + self.engine.faults()
-        if self.objective.name not in (fitting := objectives_for(FAMILIES[self.model.name].roles)):
-            faults.append(
-                f"objective={self.objective.name} does not fit model.name={self.model.name}: "
-                f"objective={' or '.join(fitting)} does"
-            )
+    def problems(self, ranks: int) -> list[str]:
+        """Contradictions between keys for a run on so many ranks, each reported with its values."""
+        problems = self.model.problems() + self.engine.problems()
+        unfit = self._fit_problems()
         if self.data.path is None:
-            faults.append("data.path is missing: the folder that pretrain-data wrote")
-        return faults + self._sample_faults() + self._layout_faults() + self._batch_faults()
+            problems.append("data.path is missing: the folder that pretrain-data wrote")
+        problems += unfit or self._sample_problems()
+        return problems + self._layout_problems(check_length=not unfit) + self._batch_problems(ranks)
 
-    def _sample_faults(self) -> list[str]:
-        faults, length = [], self.data.seq_len
-        if isinstance(self.model, VisionConfig):
-            if length is not None:
-                faults.append(f"data.seq_len={length} is for text; images are sized by model.image_size")
-        elif length is not None and length > self.model.max_seq_len:
-            faults.append(f"data.seq_len={length} is longer than model.max_seq_len={self.model.max_seq_len}")
-        return faults
+    def _fit_problems(self) -> list[str]:
+        role = OBJECTIVES[self.objective.name].role
+        fitting = objectives_for(FAMILIES[self.model.name].roles)
+        if self.objective.name in fitting:
+            return []
+        objectives = " or ".join(f"objective={name}" for name in fitting)
+        models = " or ".join(f"model.name={name}" for name, family in FAMILIES.items() if role in family.roles)
+        return [
+            f"objective={self.objective.name} does not fit model.name={self.model.name}: "
+            f"{objectives or 'no objective'} fits; it is for {models or 'no family yet'}"
+        ]
 
-    def _layout_faults(self) -> list[str]:
+    def _sample_problems(self) -> list[str]:
+        length = self.data.seq_len
+        if length is None:
+            return []
+        if self.data_kind == "images":
+            return [f"data.seq_len={length} has no effect on images: model.image_size sets their size"]
+        longest = cast(TextConfig, self.model).max_seq_len
+        return [f"data.seq_len={length} is longer than model.max_seq_len={longest}"] if length > longest else []
+
+    def _layout_problems(self, check_length: bool) -> list[str]:
         parts = self.engine.tensor_parallel
-        faults = [
-            f"{key}={size} does not divide by engine.tensor_parallel={parts}"
+        problems = [
+            f"{key}={size} is not divisible by engine.tensor_parallel={parts}"
             for key, size in self.model.split_over_ranks().items()
             if size % parts
         ]
-        length = self.model.length if isinstance(self.model, VisionConfig) else self.seq_len
-        if self.engine.sequence_parallel and length % parts:
-            cure = "choose another data.seq_len" if self.data_kind == "text" else "a ViT with model.pooling=mean does"
-            faults.append(
-                f"engine.sequence_parallel=true: sequences of {length} tokens do not divide by "
-                f"engine.tensor_parallel={parts}; {cure}"
+        if not self.engine.sequence_parallel or not check_length:
+            return problems
+        images = self.data_kind == "images"
+        length = cast(VisionConfig, self.model).length if images else self.seq_len
+        if length % parts:
+            hint = "the ViT with model.pooling=mean has no class token" if images else "choose another data.seq_len"
+            problems.append(
+                f"engine.sequence_parallel=true: sequences of {length} tokens are not divisible by "
+                f"engine.tensor_parallel={parts}; {hint}"
             )
-        return faults
+        return problems
 
-    def _batch_faults(self) -> list[str]:
-        try:
-            ranks = read_launch().size
-        except InputError as error:
-            return [str(error)]
-        if ranks % self.engine.tensor_parallel:
-            return [f"{ranks} ranks do not divide by engine.tensor_parallel={self.engine.tensor_parallel}"]
-        data_ranks = self.engine.data_parallel(ranks)
-        train = self.train
+    def _batch_problems(self, ranks: int) -> list[str]:
+        parts = self.engine.tensor_parallel
+        if ranks % parts:
+            return [f"the number of ranks ({ranks}) is not divisible by engine.tensor_parallel={parts}"]
+        data_ranks, train = self.engine.data_parallel(ranks), self.train
         if train.global_batch_size % (train.micro_batch_size * data_ranks) == 0:
             return []
         return [
-            f"train.global_batch_size={train.global_batch_size} does not divide by train.micro_batch_size="
+            f"train.global_batch_size={train.global_batch_size} is not divisible by train.micro_batch_size="
             f"{train.micro_batch_size} x {data_ranks} data-parallel rank{'s' if data_ranks > 1 else ''}"
         ]
 
 
-def load_config(overrides: Sequence[str]) -> RunConfig:
-    """conf/pretrain.yaml with these Hydra overrides. Raises InputError that lists every fault."""
-    return compose_config("pretrain", overrides, RunConfig)
+def load_config(arguments: Sequence[str], ranks: int = 1) -> RunConfig:
+    """conf/pretrain.yaml with these Hydra overrides, for a run on so many ranks. Raises InputError that lists every
+    problem."""
+    return compose_config("pretrain", arguments, RunConfig, lambda config: config.problems(ranks), SYNONYMS)
 
 
 IDENTITY = {

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from data_pipeline.common.command import run_command
-from data_pipeline.common.compose import groups_help
 from data_pipeline.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE
 from pretraining.build import Inputs, build, make_stream, read_inputs
 from pretraining.config import RunConfig, load_config
@@ -20,6 +19,7 @@ from pretraining.run.metrics import METRICS, draw_losses, read_metrics
 from pretraining.run.process import end_process
 from pretraining.run.run_dir import default_run_dir, named_run_dir
 from pretraining.run.verdict import Verdict
+from pretraining.synonyms import SYNONYMS
 
 EXAMPLE = """pretrain: trains a model on data that pretrain-data prepared.
 
@@ -40,7 +40,7 @@ def console() -> NoReturn:
 
 
 def main() -> int:
-    return run_command(pretrain, lambda: EXAMPLE + "\n" + groups_help("pretrain"))
+    return run_command(pretrain, EXAMPLE, "pretrain", RunConfig, SYNONYMS)
 
 
 def pretrain(overrides: list[str]) -> int:
@@ -48,7 +48,7 @@ def pretrain(overrides: list[str]) -> int:
     stop = StopRequest().install()  # before torch is imported
     launch = read_launch()
     with Verdict(launch.rank, named_run_dir(overrides)) as verdict:
-        config = load_config(overrides)
+        config = load_config(overrides, launch.size)
         inputs = read_inputs(config)
         if config.inspect:
             print(examples(config, inputs))

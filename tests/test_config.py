@@ -1,17 +1,23 @@
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
+import yaml
 
+from data_pipeline.common.compose import composed, conf_dir
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import to_dict
-from pretraining.config import identity, load_config
-from tests.helpers import ROOT, pretrain_process, run_process
+from data_pipeline.common.fields import configclass, to_dict
+from pretraining.config import RunConfig, identity, load_config
+from pretraining.optim.registry import OPTIMIZERS
+from pretraining.run.run_dir import read_run_config, write_config
+from pretraining.synonyms import SYNONYMS
+from tests.helpers import ROOT, pretrain_process
 
 
-def faults(*overrides):
+def problems(*overrides, ranks=1):
     with pytest.raises(InputError) as error:
-        load_config(list(overrides))
+        load_config(list(overrides), ranks)
     return str(error.value)
 
 
@@ -20,10 +26,10 @@ def faults(*overrides):
     [
         ("train.stepz=3", "did you mean 'train.steps'"),
         ("lr=3", "did you mean 'optimizer.lr'"),
-        ("modle=gpt2_small", "did you mean 'model'"),
+        ("modle=gpt2_small", "did you mean 'model=gpt2_small'"),
         ("+typo=1", "unknown key 'typo'"),
         ("++train.typo=1", "unknown key 'train.typo'"),
-        ("~optimizer.lr", "optimizer.lr: Field required"),
+        ("~model.num_layers", "model.num_layers: Field required"),
         ("~train.stepz", "did you mean 'train.steps'"),
         ("train.steps=1,2", "sweep"),
         ("model=gpt2_smal", "did you mean 'gpt2_small'"),
@@ -33,28 +39,22 @@ def faults(*overrides):
         ("train.precision=fp8", "'fp32', 'bf16' or 'fp16'"),
         ("optimizer.betas=[0.9]", "optimizer.betas"),
         ("optimizer.lr=-1", "optimizer.lr"),
-        ("model.num_heads=7", "does not divide model.hidden_size=768"),
+        ("model.num_heads=7", "model.hidden_size=768 is not divisible by model.num_heads=7"),
         ("data.seq_len=2048", "longer than model.max_seq_len=1024"),
-        ("train.global_batch_size=63", "does not divide by train.micro_batch_size=8 x 1"),
+        ("train.global_batch_size=63", "is not divisible by train.micro_batch_size=8 x 1"),
         ("engine.zero_stage=2", "needs engine=deepspeed"),
         ("engine.tensor_parallel=2", "engine.tensor_parallel"),
         ("notanoverride", "not an override of the form key=value"),
     ],
 )
-def test_each_fault_is_told_with_what_would_be_right(override, told):
-    assert told in faults("data.path=x", override)
+def test_each_problem_is_reported_with_what_would_be_right(override, told):
+    assert told in problems("data.path=x", override)
 
 
-def test_all_faults_are_told_in_one_message():
-    said = faults("train.stepz=3", "model=gpt2_smal", "train.log_every=no", "model.num_heads=7", "+typo=1")
+def test_all_problems_are_reported_in_one_message():
+    said = problems("train.stepz=3", "model=gpt2_smal", "train.log_every=no", "model.num_heads=7", "+typo=1")
     for part in ("train.stepz", "gpt2_smal", "train.log_every", "num_heads=7", "typo", "data.path is missing"):
         assert part in said
-
-
-def test_a_key_that_an_experiment_sets_for_another_choice_of_a_group_can_be_removed():
-    changed = ["data.path=x", "experiment=quickstart_t5", "optimizer=adamw", "optimizer.betas=[0.9,0.98]"]
-    assert "~optimizer.relative_step removes it" in faults(*changed)
-    assert load_config([*changed, "~optimizer.relative_step"]).optimizer.name == "adamw"
 
 
 @pytest.mark.parametrize(
@@ -62,29 +62,28 @@ def test_a_key_that_an_experiment_sets_for_another_choice_of_a_group_can_be_remo
     [
         (
             ["model.num_heads=6", "model.hidden_size=96"],
-            "model.num_heads=6 does not divide by engine.tensor_parallel=4",
+            "model.num_heads=6 is not divisible by engine.tensor_parallel=4",
         ),
-        (["model.num_kv_heads=2"], "model.num_kv_heads=2 does not divide by engine.tensor_parallel=4"),
-        (["model.intermediate_size=54"], "model.intermediate_size=54 does not divide by"),
-        (["data.seq_len=30", "engine.sequence_parallel=true"], "sequences of 30 tokens do not divide by"),
+        (["model.num_kv_heads=2"], "model.num_kv_heads=2 is not divisible by engine.tensor_parallel=4"),
+        (["model.intermediate_size=54"], "model.intermediate_size=54 is not divisible by"),
+        (["data.seq_len=30", "engine.sequence_parallel=true"], "sequences of 30 tokens are not divisible by"),
         (
             ["model=vit_debug", "objective=image_classification", "engine.sequence_parallel=true"],
-            "a ViT with model.pooling=mean does",
+            "the ViT with model.pooling=mean has no class token",
         ),
     ],
 )
-def test_what_tensor_parallelism_cannot_divide_is_told(overrides, told, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("RANK", "0")
-    assert told in faults("data.path=x", "engine=megatron", "engine.tensor_parallel=4", *overrides)
+def test_what_tensor_parallelism_cannot_divide_is_reported(overrides, told):
+    assert told in problems("data.path=x", "engine=megatron", "engine.tensor_parallel=4", *overrides, ranks=4)
 
 
-def test_ranks_take_part_in_the_check(monkeypatch):
-    for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
-        monkeypatch.setenv(name, value)
-    assert "3 data-parallel ranks" in faults("data.path=x")
-    monkeypatch.delenv("MASTER_ADDR")
-    assert "MASTER_ADDR is not set" in faults("data.path=x")
+def test_ranks_are_asked_for_and_no_environment(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    config = load_config(["data.path=x"])
+    assert config.problems(ranks=8) == []
+    assert "3 data-parallel ranks" in config.problems(ranks=3)[0]
+    shared = load_config(["data.path=x", "engine=megatron", "engine.tensor_parallel=2"], ranks=16)
+    assert shared.problems(ranks=5) == ["the number of ranks (5) is not divisible by engine.tensor_parallel=2"]
 
 
 def test_exit_code_2_before_torch_is_imported():
@@ -95,13 +94,6 @@ def test_exit_code_2_before_torch_is_imported():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
     assert "train.steps" in done.stderr and "num_heads=7" in done.stderr and "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("module", ["pretraining.train", "data_pipeline.prepare"])
-def test_help_shows_groups_and_an_example(module):
-    done = run_process(sys.executable, "-X", "importtime", "-m", module, "--help")
-    assert done.returncode == 0 and "Groups:" in done.stdout and "xample" in done.stdout
-    assert " torch" not in done.stderr
 
 
 def test_the_deepspeed_launchers_flag_does_not_reach_hydra():
@@ -142,12 +134,171 @@ def test_identity_leaves_out_what_may_change():
     assert identity(load_config(["data.path=x"]), "other") != a
 
 
-def test_a_config_survives_writing_and_reading():
-    import json
+@pytest.mark.parametrize("overrides", [[], ["experiment=quickstart_t5"], ["scheduler=constant"]])
+def test_a_config_survives_writing_and_reading(overrides, tmp_path):
+    config = load_config(["data.path=x", *overrides])
+    write_config(config, tmp_path, {})
+    assert read_run_config(tmp_path) == config
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert written == to_dict(config)
+    assert written["train"]["eval_batches"] and written["optimizer"]["layer_decay"] == 1.0
 
-    import pydantic
 
-    from pretraining.config import RunConfig
+def test_a_broken_config_of_a_run_is_reported_by_key(tmp_path):
+    write_config(load_config(["data.path=x"]), tmp_path, {})
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("name: adamw", "name: sgd"))
+    with pytest.raises(InputError, match="optimizer: name=sgd is unknown; there are adafactor, adamw, lamb"):
+        read_run_config(tmp_path)
 
-    config = load_config(["data.path=x"])
-    assert pydantic.TypeAdapter(RunConfig).validate_json(json.dumps(to_dict(config))) == config
+
+@pytest.mark.parametrize(
+    "overrides, fitting",
+    [
+        (["model=bert_base"], "objective=masked_lm fits"),
+        (["model=vit_small"], "objective=image_classification fits"),
+        (["objective=span_corruption"], "it is for model.name=t5"),
+    ],
+)
+def test_what_would_fit_is_named(overrides, fitting):
+    assert fitting in problems("data.path=x", *overrides)
+
+
+HAS_NO_EFFECT = [
+    (["objective=masked_lm", "model=bert_debug", "objective.pairing=none"], "objective.pair_weight=5"),
+    (["objective=span_corruption", "model=t5_debug", "objective.mode=ul2"], "objective.noise_density=0.5"),
+    (["objective=span_corruption", "model=t5_debug", "objective.mode=prefix_lm"], "objective.mean_span_length=2"),
+    (["model=gpt2_small"], "model.rope_theta=5"),
+    (["model=llama_7b", "model.positions=learned"], "model.rope_theta=5"),
+    (["objective=image_classification", "model=vit_debug"], "objective.rand_augment_magnitude=3"),
+    (["optimizer=adafactor", "optimizer.relative_step=false"], "optimizer.warmup_init=false"),
+    (["optimizer=lamb", "optimizer.weight_decay=0.0"], "optimizer.decoupled_decay=true"),
+]
+
+
+@pytest.mark.parametrize("mode, override", HAS_NO_EFFECT, ids=str)
+def test_a_key_without_effect_is_refused_with_the_reason(mode, override):
+    said = problems("data.path=x", *mode, override)
+    assert override.split("=")[0] + " has no effect with " in said
+    load_config(["data.path=x", *mode])
+
+
+@pytest.mark.parametrize(
+    "member, override, having",
+    [
+        ("scheduler=constant", "scheduler.min_ratio=0.2", "warmup_cosine, warmup_linear"),
+        ("scheduler=inverse_sqrt", "scheduler.decay_fraction=0.2", "warmup_stable_decay has it"),
+        ("optimizer=adamw", "optimizer.relative_step=false", "adafactor has it"),
+        ("optimizer=adafactor", "optimizer.betas=[0.9,0.99]", "adamw, lamb have it"),
+        ("model=gpt2_small", "model.drop_path=0.1", "vit, mae have it"),
+    ],
+)
+def test_a_key_of_another_choice_names_the_choices_that_have_it(member, override, having):
+    group = member.split("=")[0]
+    said = problems("data.path=x", member, override)
+    assert f"{group}.name=" in said and "has no such key" in said and having in said
+
+
+@pytest.mark.parametrize(
+    "overrides, key, default",
+    [
+        (["experiment=vit_s16_imagenet", "objective.rand_augment_ops=0"], "objective.rand_augment_magnitude", 10.0),
+        (["experiment=quickstart_t5", "objective.mode=ul2"], "objective.mean_span_length", 3.0),
+    ],
+)
+def test_what_a_recipe_says_gives_way_to_a_mode_that_has_no_use_for_it(overrides, key, default):
+    section, name = key.split(".")
+    assert to_dict(load_config(["data.path=x", *overrides]))[section][name] == default
+
+
+@pytest.mark.parametrize(
+    "override, hint",
+    [
+        ("optimizer.learning_rate=1", "did you mean 'optimizer.lr'"),
+        ("train.lr=1", "did you mean 'optimizer.lr'"),
+        ("learning_rate=1", "did you mean 'optimizer.lr'"),
+        ("train.bf16=true", "did you mean 'train.precision=bf16'"),
+        ("train.fp16=true", "did you mean 'train.precision=fp16'"),
+        ("model.d_model=3", "did you mean 'model.hidden_size'"),
+        ("model.n_layer=3", "did you mean 'model.num_layers'"),
+        ("model.num_hidden_layers=3", "did you mean 'model.num_layers'"),
+        ("model.block_size=3", "did you mean 'model.max_seq_len'"),
+        ("train.gradient_accumulation_steps=4", "train.global_batch_size / (train.micro_batch_size x"),
+        ("train.accumulate_grad_batches=4", "train.global_batch_size / (train.micro_batch_size x"),
+        ("train.batch_size=4", "train.global_batch_size counts all ranks' sequences"),
+        ("train.max_steps=4", "did you mean 'train.steps'"),
+        ("train.epochs=4", "train.steps=N"),
+        ("engine.tensor-model-parallel-size=2", "did you mean 'engine.tensor_parallel'"),
+        ("engine.tensor_model_parallel_size=2", "did you mean 'engine.tensor_parallel'"),
+        ("optimizer.adam_beta2=0.9", "optimizer.betas=[beta1,beta2]"),
+        ("trainer.gradient_clip_val=1", "did you mean 'train.grad_clip'"),
+        ("trainer.devices=8", "torchrun --nproc-per-node N"),
+        ("scheduler.warmup_iters=8", "did you mean 'scheduler.warmup_steps'"),
+        ("output_dir=8", "did you mean 'run_dir'"),
+        ("hydra.run.dir=x", "did you mean 'run_dir'"),
+        ("hydra.verbose=true", "--config-dir DIR"),
+    ],
+)
+def test_other_tools_names_are_understood(override, hint):
+    assert hint in problems("data.path=x", override)
+
+
+def test_every_synonym_names_a_key_that_some_configuration_has():
+    models = ("model=t5_debug", "model=gpt_debug", "model=vit_debug", "model=bert_debug")
+    objectives = ("objective=masked_lm", "objective=image_classification", "objective=span_corruption")
+    found = [composed("pretrain", [m, *o], RunConfig) for m in models for o in ([objectives[0]], [objectives[1]])]
+    keys = {key for each in found for key in each.keys}
+    for name, target in SYNONYMS.items():
+        assert " " in target or target.partition("=")[0] in keys, name
+
+
+@configclass
+class ToyConfig:
+    """A toy optimizer.
+
+    lr: the learning rate.
+    """
+
+    name: Literal["toy"]
+    lr: float = 0.5
+    momentum: float = 0.9
+
+
+def test_a_table_is_extended_by_a_module_of_the_users(tmp_path, monkeypatch):
+    (tmp_path / "toy_module.py").write_text(
+        "from pretraining.optim.registry import OPTIMIZERS, OptimizerEntry\n"
+        "OPTIMIZERS['toy'] = OptimizerEntry('tests.test_config:ToyConfig', 'tests.test_config:Toy')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("pretraining.optim.registry.OPTIMIZERS", dict(OPTIMIZERS))
+    toy = ["data.path=x", "modules=[toy_module]", "~optimizer.lr", "optimizer.name=toy"]
+    config = load_config([*toy, "optimizer.momentum=0.5"])
+    assert to_dict(config)["optimizer"] == {"name": "toy", "lr": 0.5, "momentum": 0.5}
+    write_config(config, tmp_path, {})
+    assert read_run_config(tmp_path) == config
+    assert "did you mean 'optimizer.momentum'" in problems(*toy, "optimizer.momentun=0.5")
+    assert "nowhere cannot be imported" in problems("data.path=x", "modules=[nowhere]")
+    assert "optimizer: name=sgd is unknown" in problems("data.path=x", "optimizer.name=sgd")
+
+
+@pytest.mark.parametrize("group", ["model", "objective", "optimizer", "scheduler", "engine"])
+def test_every_member_of_a_group_has_only_keys_with_an_effect(group):
+    fitting = {"bert": "masked_lm", "t5": "span_corruption", "vit": "image_classification", "mae": "masked_image"}
+    for file in sorted((conf_dir() / group).glob("*.yaml")):
+        found = composed("pretrain", [f"{group}={file.stem}"], RunConfig)
+        assert found.problems == [], file
+        if group == "model":
+            name = found.values["model"]["name"]
+            load_config(["data.path=x", f"model={file.stem}", f"objective={fitting.get(name, 'causal_lm')}"])
+
+
+def test_yaml_files_repeat_no_default():
+    for group in ("model", "objective", "optimizer", "scheduler", "engine", "data", "tracking"):
+        for file in sorted((conf_dir() / group).glob("*.yaml")):
+            found = composed("pretrain", [f"{group}={file.stem}"], RunConfig)
+            own = yaml.safe_load(file.read_text())
+            base = next((d for d in own.pop("defaults", []) if d != "_self_"), None)
+            below = composed("pretrain", [f"{group}={base}"], RunConfig).whole[group] if base else {}
+            for name, value in own.items():
+                default = below[name] if base else found.keys[f"{group}.{name}"].default
+                assert value != default or (group, name) in {("data", "name"), ("tracking", "wandb")}, (file, name)

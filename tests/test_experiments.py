@@ -46,3 +46,23 @@ def test_an_experiment_runs_shrunken(name, corpus, digits, tmp_path):
         f"run_dir={tmp_path / 'run'}",
     )
     assert sorted(metrics(tmp_path / "run")) == [1, 2]
+
+
+OTHERS = [
+    *[f"optimizer={name}" for name in ("adamw", "lamb", "adafactor")],
+    *[f"scheduler={name}" for name in ("constant", "inverse_sqrt", "warmup_stable_decay")],
+    *[f"engine={name}" for name in ("torch", "megatron")],
+]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_another_member_of_a_group_needs_no_further_override(name):
+    """What is meant for one optimizer, schedule or engine lies in a member of that group."""
+    for other in OTHERS:
+        config = load_config([f"experiment={name}", other, "data.path=x"])
+        assert other.split("=")[1] in (config.optimizer.name, config.scheduler.name, config.engine.name)
+
+
+def test_a_recipes_settings_do_not_leak_into_another_optimizer():
+    config = load_config(["experiment=quickstart_t5", "optimizer=adamw", "data.path=x"])
+    assert config.optimizer == load_config(["data.path=x", "optimizer=adamw"]).optimizer

@@ -1,21 +1,78 @@
-"""How every command runs: overrides in, an exit code out."""
+"""How every command runs: options and overrides in, an exit code out."""
 
 from __future__ import annotations
 
+import os
+import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from data_pipeline.common.compose import NO_SYNONYMS, composed, raise_problems
 from data_pipeline.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT_ERROR, Failure, InputError
+from data_pipeline.common.options import Options, parse_options
+
+EXIT_CLOSED_PIPE = 141  # as a shell reports a process that SIGPIPE ended
 
 
-def run_command(function: Callable[[list[str]], int | None], help_text: Callable[[], str]) -> int:
-    """Runs `function(overrides)` as a command: `--help`; InputError and Failure as a message and an exit code."""
-    arguments = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]  # the deepspeed launcher's
-    if any(a in ("--help", "-h") for a in arguments):
-        print(help_text())
-        return EXIT_DONE
+def run_command(
+    function: Callable[[list[str]], int | None],
+    about: str,
+    config_name: str,
+    schema: type,
+    synonyms: Mapping[str, str] = NO_SYNONYMS,
+) -> int:
+    """Runs `function(arguments)` as a command -> exit code; InputError and Failure become a message.
+
+    about: what --help begins with. config_name, schema, synonyms: as compose_config takes them.
+    """
     try:
-        return function(arguments) or EXIT_DONE
+        code = _run(function, about, config_name, schema, synonyms)
+        sys.stdout.flush()
+        return code
     except (InputError, Failure) as error:
-        print(f"error: {error}", file=sys.stderr)
+        text = str(error)
+        print(f"error:{'' if text.startswith(os.linesep) else ' '}{text}", file=sys.stderr)
         return EXIT_INPUT_ERROR if isinstance(error, InputError) else EXIT_FAILED
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        # What is still buffered would fail again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CLOSED_PIPE
+
+
+def _run(
+    function: Callable[[list[str]], int | None], about: str, config_name: str, schema: type, synonyms: Mapping[str, str]
+) -> int:
+    from data_pipeline.common.completion import completions, run_completion
+
+    options = parse_options(sys.argv[1:])
+    if options.completion is not None:
+        run_completion(options.completion, lambda line: completions(config_name, schema, line))
+    elif options.show is not None:
+        print(_shown(options, about, config_name, schema, synonyms))
+    else:
+        return function(options.arguments) or EXIT_DONE
+    return EXIT_DONE
+
+
+def _shown(options: Options, about: str, config_name: str, schema: type, synonyms: Mapping[str, str]) -> str:
+    from data_pipeline.common import help
+
+    if options.show == "version":
+        return help.version_text()
+    found = composed(config_name, options.arguments, schema, synonyms)
+    raise_problems(found.problems)
+    if options.show == "cfg":
+        return help.config_text(found)
+    return help.help_text(about, found) if options.show == "help" else help.info_text(found)
+
+
+def _reader_has_left() -> bool:
+    """Whether standard output is a pipe that nobody reads any more, as behind `| head -1`."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError):
+        return False

@@ -1,189 +1,273 @@
-"""How every command reads its configuration: Hydra groups, composed into one typed dataclass.
+"""How every command reads its configuration: Hydra groups and overrides, checked against one typed dataclass.
 
-Every error of a command line is reported in one message, with the nearest valid key, before torch is imported.
+YAML files hold only what differs from the dataclass. Every problem of a command line is reported in one message, with
+the nearest valid key, before torch is imported.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
+from pydantic_core import ErrorDetails
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.common.groups import Groups, conf_dir
+from data_pipeline.common.overrides import Override, applied, parse, split_config_dirs
+from data_pipeline.common.schema import (
+    REQUIRED,
+    Key,
+    Values,
+    get,
+    has,
+    keys_of,
+    others_with,
+    pydantic_fields,
+    whole,
+    without_effect,
+)
 
+__all__ = ["compose_config", "composed", "conf_dir", "read_config"]
 T = TypeVar("T")
+NO_SYNONYMS: Mapping[str, str] = {}
 
 
-def conf_dir() -> Path:
-    """The folder conf/: inside the package in a wheel, beside it in a checkout."""
-    here = Path(__file__).resolve().parents[1]
-    return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
+def compose_config(
+    config_name: str,
+    arguments: Sequence[str],
+    schema: type[T],
+    problems: Callable[[T], list[str]] | None = None,
+    synonyms: Mapping[str, str] = NO_SYNONYMS,
+) -> T:
+    """`conf/<config_name>.yaml` with Hydra overrides (and --config-dir=DIR), as an instance of `schema`.
 
-
-def compose_config(config_name: str, overrides: Sequence[str], schema: type[T]) -> T:
-    """`conf/<config_name>.yaml` with the Hydra `overrides`, as an instance of `schema`.
-
-    Where `schema` has a method `faults() -> list[str]`, it is asked for contradictions across groups.
-    Raises InputError with every fault found.
+    problems: asked for contradictions between keys. synonyms: see _Hints. Raises InputError with every problem found.
     """
-    composer = _Composer(config_name)
-    faults, accepted = composer.check(overrides)
-    config, type_faults = _validate(composer.compose(accepted), schema)
-    if type_faults:  # go on without the faulty values, so that contradictions elsewhere are told as well
-        faults += [f"{key}: {message}" for key, message in type_faults]
-        faulty = [key for key, _ in type_faults]
-        accepted = [o for o in accepted if not _concerns(o.split("=", 1)[0], faulty, composer.group_names)]
-        config, _ = _validate(composer.compose(accepted), schema)
-    if config is not None and hasattr(config, "faults"):
-        faults += config.faults()
-    if faults:
-        raise InputError("\n".join(faults) if len(faults) == 1 else "\n".join(f"- {f}" for f in faults))
+    result = composed(config_name, arguments, schema, synonyms)
+    config, wrong = validate(result.values, schema)
+    found = result.problems + [f"{key}: {message}" if key else message for key, message in wrong.items()]
+    if wrong:  # go on without the faulty values, so that contradictions elsewhere are reported as well
+        config, _ = validate(result.without(list(wrong)), schema)
+    if config is not None and problems is not None:
+        found += problems(config)
+    raise_problems(found)
     assert config is not None
     return config
 
 
-def groups_help(config_name: str) -> str:
-    """The groups that `config_name` can choose from and its keys with their defaults, for `--help`."""
-    from omegaconf import OmegaConf
-
-    composer = _Composer(config_name)
-    used = [name for name in composer.groups if name in composer.group_names]
-    lines = [f"  {name}={'|'.join(composer.groups[name])}" for name in used]
-    groups = "Groups:\n" + "\n".join(lines) + "\n\n" if lines else ""
-    return groups + "Keys and defaults:\n" + OmegaConf.to_yaml(composer.compose([]))
+def raise_problems(found: Sequence[str]) -> None:
+    """InputError with all of them, where there are any; one stands by itself, more below one another."""
+    if found:
+        raise InputError(found[0] if len(found) == 1 else "\n" + "\n".join(f"- {problem}" for problem in found))
 
 
-class _Composer:
-    """The Hydra side: which groups and keys there are, and composing."""
-
-    def __init__(self, config_name: str) -> None:
-        self.config_name = config_name
-        folders = sorted(p for p in conf_dir().iterdir() if p.is_dir())
-        self.groups = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
-        self.group_names = self._groups_of_config()
-        self.keys: list[str] = []
-
-    def compose(self, overrides: Sequence[str]) -> Any:
-        from hydra import compose, initialize_config_dir
-
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose(self.config_name, list(overrides))
-
-    def check(self, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-        """-> (faults, the overrides without a fault). Group choices come first: they decide the keys."""
-        faults: list[str] = []
-        parsed = [_parse(o, faults) for o in overrides]
-        choices = [p for p in parsed if p is not None and p.key in self.group_names]
-        good = [p.text for p in choices if self._check_choice(p, faults)]
-        self.keys = _flat_keys(self.compose(good))
-        values = [p for p in parsed if p is not None and p.key not in self.group_names]
-        good += [p.text for p in values if self._check_key(p, faults)]
-        return faults, good
-
-    def _check_choice(self, override: _Override, faults: list[str]) -> bool:
-        options = self.groups[override.key]
-        if override.value in options:
-            return True
-        faults.append(
-            f"{override.key}={override.value}: no such choice{_nearest(str(override.value), options)}; "
-            f"there are {', '.join(options)}"
-        )
-        return False
-
-    def _check_key(self, override: _Override, faults: list[str]) -> bool:
-        if override.key in self.keys:
-            return True
-        names = [*self.keys, *self.group_names]
-        faults.append(f"unknown key '{override.key}'{_nearest(override.key, names)}")
-        return False
-
-    def _groups_of_config(self) -> list[str]:
-        from omegaconf import OmegaConf
-
-        values: Any = OmegaConf.load(conf_dir() / f"{self.config_name}.yaml")
-        defaults = values.get("defaults", [])
-        entries = [next(iter(d)) for d in defaults if not isinstance(d, str)]
-        return [str(e).replace("optional ", "").replace("override ", "").lstrip("/") for e in entries]
+def read_config(values: object, schema: type[T]) -> T:
+    """Plain values, of a run's config.yaml for example, as an instance of `schema`. Raises InputError."""
+    if not isinstance(values, dict):
+        raise InputError("it does not hold keys and values")
+    import_modules(values)
+    config, wrong = validate(values, schema)
+    raise_problems([f"{key}: {message}" for key, message in wrong.items()])
+    assert config is not None
+    return config
 
 
 @dataclass(frozen=True)
-class _Override:
-    text: str
-    key: str
-    value: Any
+class Composed:
+    """What a command line says. values: of YAML files and overrides, nested, without defaults. members: the one chosen
+    of each group. problems: those of single overrides; these are left out of values."""
+
+    schema: type
+    values: Values
+    problems: list[str]
+    groups: Groups
+    members: dict[str, str]
+    from_files: Values
+    overrides: list[Override]
+
+    @property
+    def whole(self) -> Values:
+        """With every default; REQUIRED where a value is still to be given."""
+        return whole(self.schema, self.values)
+
+    @property
+    def keys(self) -> dict[str, Key]:
+        return {key.path: key for key in keys_of(self.schema, self.values)}
+
+    def without(self, faulty: Sequence[str]) -> Values:
+        """The values without the overrides that concern these keys."""
+        return applied(self.from_files, [o for o in self.overrides if not _concerns(o.key, faulty)])
 
 
-def _parse(text: str, faults: list[str]) -> _Override | None:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
+def composed(
+    config_name: str, arguments: Sequence[str], schema: type, synonyms: Mapping[str, str] = NO_SYNONYMS
+) -> Composed:
+    """Raises InputError where the YAML files themselves cannot be composed."""
+    folders, texts = split_config_dirs(arguments)
+    groups, problems = Groups(config_name, folders), list[str]()
+    overrides = [o for o in (parse(text, problems) for text in texts) if o is not None]
+    choices = [o for o in overrides if o.key in groups.chosen or (o.adds and o.key in groups.members)]
+    good = [_choice(o, groups) for o in choices if _is_member(o, groups, problems)]
+    from_files, members = groups.compose(good)
+    settings = [o for o in overrides if o not in choices]
+    tentative = applied(from_files, settings)
+    import_modules(tentative)
+    hints = _Hints(schema, tentative, groups, synonyms)
+    accepted = [o for o in settings if _is_key(o, hints, from_files, problems)]
+    values = _effective(schema, groups, members, from_files, accepted, problems)
+    return Composed(schema, values, problems, groups, members, from_files, accepted)
 
+
+def _is_member(override: Override, groups: Groups, problems: list[str]) -> bool:
+    options = groups.members.get(override.key, [])
+    if override.value in options or (override.value is None and override.key in groups.recipes):
+        return True
+    problems.append(
+        f"{override.key}={override.value}: there is no such choice{_nearest(str(override.value), options)}; "
+        f"there are {', '.join(options)}"
+    )
+    return False
+
+
+def _choice(override: Override, groups: Groups) -> str:
+    """As Hydra takes it: + is for groups that the command does not choose from by itself."""
+    text = override.text.lstrip("+")
+    return text if override.key in groups.chosen else f"+{text}"
+
+
+def _is_key(override: Override, hints: _Hints, from_files: Values, problems: list[str]) -> bool:
+    if override.key in hints.keys or (override.deletes and has(from_files, override.key)):
+        return True
+    if hints.is_below_unknown(override.key):  # its section's name is what is wrong, and is reported
+        return True
+    problems.append(f"unknown key '{override.key}'{hints.hint(override)}")
+    return False
+
+
+def import_modules(values: Mapping[str, Any]) -> None:
+    """Imports the modules that the key `modules` names: they may add choices to the tables. Raises InputError."""
+    names = values.get("modules") or []
+    for name in names if isinstance(names, list) else []:
+        try:
+            importlib.import_module(str(name))
+        except ImportError as error:
+            raise InputError(f"modules: {name} cannot be imported: {error}") from error
+
+
+def _effective(
+    schema: type,
+    groups: Groups,
+    members: dict[str, str],
+    from_files: Values,
+    overrides: Sequence[Override],
+    problems: list[str],
+) -> Values:
+    """The values without the keys that have no effect beside the others. Keys that the command line gives, or that
+    had no effect in the files themselves either, are problems; what an override has switched off is left out."""
+    values = applied(from_files, overrides)
+    idle = without_effect(schema, values)
+    typed = [o.key for o in overrides if not o.deletes]
+    layers = [from_files, groups.members_alone(members)] if idle else []
+    for key, reason in idle.items():
+        given = [t for t in typed if t == key or t.startswith(f"{key}.")]
+        problems += [f"{t} {reason}" for t in given]
+        if not given and not any(has(layer, key) and key not in without_effect(schema, layer) for layer in layers):
+            problems.append(f"{key}, which a file of the configuration gives, {reason}; ~{key} removes it")
+    return applied(values, [Override(f"~{key}", key, None, deletes=True) for key in idle])
+
+
+class _Hints:
+    """Which keys there are, and what may be meant by one that is not.
+
+    synonyms: other tools' names of keys, as "section.name" or "name" -> a key or key=value of ours, or a sentence.
+    """
+
+    def __init__(self, schema: type, values: Values, groups: Groups, synonyms: Mapping[str, str]) -> None:
+        self.schema, self.values, self.groups, self.synonyms = schema, values, groups, synonyms
+        self.keys = {key.path: key for key in keys_of(schema, values)}
+
+    def is_below_unknown(self, key: str) -> bool:
+        """Whether the class of the key's section is not known, because the name that picks it is wrong."""
+        section = key.partition(".")[0]
+        found = others_with(self.schema, key)
+        return found is not None and self.keys[section].section is None
+
+    def hint(self, override: Override) -> str:
+        key = override.key
+        own = others_with(self.schema, key)
+        if own is not None and own[1]:
+            path, names = own
+            return f": {path}={get(self.values, path)} has no such key; {', '.join(names)} {_have(names)} it"
+        if key in self.groups.members:
+            return f" (did you mean '+{key}={override.value}'?)"
+        target = self._synonym(key)
+        if target is not None:
+            return f" (did you mean '{target}'?)" if " " not in target else f": {target}"
+        groups = [g for g in self.groups.chosen if "." not in key and override.value in self.groups.members.get(g, [])]
+        if groups:
+            return f" (did you mean '{groups[0]}={override.value}'?)"
+        settable = [path for path, entry in self.keys.items() if entry.section is None]
+        return _nearest(key, [*settable, *self.groups.chosen])
+
+    def _synonym(self, key: str) -> str | None:
+        """By the whole key, by its first part (hydra.*), or by its last; None where what it names is not there."""
+        first, last = key.split(".")[0], key.split(".")[-1].replace("-", "_")
+        for name in (key, f"{first}.*", last):
+            target = self.synonyms.get(name)
+            if target is not None and (" " in target or target.partition("=")[0] in {*self.keys, *self.groups.chosen}):
+                return target
+        return None
+
+
+def _have(names: Sequence[str]) -> str:
+    return "has" if len(names) == 1 else "have"
+
+
+def validate(values: Values, schema: type[T]) -> tuple[T | None, dict[str, str]]:
+    """-> (the instance or None, {key: what is wrong with it})."""
+    given = _without_missing(values)
     try:
-        override = OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        faults.append(f"{text!r} is not an override of the form key=value: {str(error).splitlines()[0]}")
-        return None
-    if "${" in text:
-        faults.append(f"{text!r}: interpolations are not offered: they could bring secrets into config.yaml")
-        return None
-    if "@" in text.split("=")[0]:
-        faults.append(f"{text!r}: a group's package cannot be changed")
-        return None
-    if override.is_sweep_override():
-        faults.append(f"{text!r}: a sweep is not offered; quote a value that has commas")
-        return None
-    if override.is_delete():
-        return _Override(f"~{override.key_or_group}", override.key_or_group, None)
-    return _Override(text.lstrip("+"), override.key_or_group, override.value())
-
-
-def _validate(config: Any, schema: type[T]) -> tuple[T | None, list[tuple[str, str]]]:
-    """-> (the instance or None, [(key, message)])."""
-    from omegaconf import OmegaConf
-
-    values = _without_missing(OmegaConf.to_container(config, resolve=True))
-    try:
-        return pydantic.TypeAdapter(schema).validate_json(json.dumps(values)), []
+        return pydantic.TypeAdapter(schema).validate_json(json.dumps(given)), {}
     except pydantic.ValidationError as error:
-        return None, [_describe(e, values) for e in error.errors()]
+        return None, dict(_describe(e, given, schema) for e in error.errors())
 
 
-def _without_missing(values: Any) -> Any:
+def _without_missing(values: object) -> Any:
     """`values` without the keys that still are ???: pydantic then says that they are required."""
     if not isinstance(values, dict):
         return values
-    return {key: _without_missing(value) for key, value in values.items() if value != "???"}
+    return {key: _without_missing(value) for key, value in values.items() if value != REQUIRED}
 
 
-def _describe(error: Any, values: Any) -> tuple[str, str]:
+def _describe(error: ErrorDetails, values: Values, schema: type) -> tuple[str, str]:
     """A pydantic error as (key, message); its location also names the branch taken in a union: left out."""
-    path, node = [], values
+    path: list[str] = []
+    node: Any = values
     for part in error["loc"]:
         missing = error["type"] == "missing" and part == error["loc"][-1]
         if isinstance(node, dict) and isinstance(part, str) and (part in node or missing):
             path.append(part)
             node = node.get(part)
-    message = error["msg"].removeprefix("Value error, ")
+    key, message = ".".join(path), error["msg"].removeprefix("Value error, ")
     if error["type"] == "unexpected_keyword_argument":
-        message = f"no such key in this choice; if an experiment sets it, ~{'.'.join(path)} removes it"
+        return key, _unexpected(key, values, schema)
     shown = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
-    return ".".join(path), message + shown
+    return key, message + shown
 
 
-def _flat_keys(config: Any, prefix: str = "") -> list[str]:
-    from omegaconf import DictConfig
-
-    keys = []
-    for key in config:
-        keys.append(f"{prefix}{key}")
-        child = config._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
-            keys += _flat_keys(child, f"{prefix}{key}.")
-    return keys
+def _unexpected(key: str, values: Values, schema: type) -> str:
+    """A key of a YAML file that the schema does not have; those of the command line were checked before."""
+    picked = others_with(schema, key)
+    if picked is not None:
+        return f"{picked[0]}={get(values, picked[0])} has no such key; if an experiment gives it, ~{key} removes it"
+    if "." not in key and key not in pydantic_fields(schema):
+        return "there is no such key; does the file that gives it begin with '# @package _global_'?"
+    return f"there is no such key; if an experiment gives it, ~{key} removes it"
 
 
 def _nearest(key: str, names: Sequence[str]) -> str:
@@ -196,7 +280,6 @@ def _nearest(key: str, names: Sequence[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
-def _concerns(key: str, faulty: Sequence[str], groups: Sequence[str]) -> bool:
-    """Whether an override of this key made one of the faulty ones. The choice of a group decides which keys there
-    are: it stays."""
-    return key not in groups and any(f == key or f.startswith(key + ".") or key.startswith(f + ".") for f in faulty)
+def _concerns(key: str, faulty: Sequence[str]) -> bool:
+    """Whether an override of this key made one of the faulty ones."""
+    return any(f == key or f.startswith(key + ".") or key.startswith(f + ".") for f in faulty)

@@ -6,11 +6,16 @@ import sys
 from pathlib import Path
 
 from data_pipeline.common.command import run_command
-from data_pipeline.common.compose import compose_config, groups_help
+from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import configclass
 
 VALIDATION_SAMPLES = 64
+ABOUT = """pretrain-show: shows what a trained model does.
+
+Example:
+  pretrain-show run_dir=runs/first
+"""
 
 
 @configclass
@@ -26,8 +31,7 @@ class ShowConfig:
 
 
 def main() -> int:
-    text = "pretrain-show run_dir=DIR: shows what a trained model does.\n\n"
-    return run_command(show, lambda: text + groups_help("show"))
+    return run_command(show, ABOUT, "show", ShowConfig)
 
 
 def show(overrides: list[str]) -> None:

@@ -9,9 +9,16 @@ from data_pipeline.common.fields import Positive, configclass
 
 @configclass
 class EngineConfig:
-    """torch: one process, or DDP. deepspeed: ZeRO stage 0 to 3, alone or times tensor_parallel. megatron: tensor and
-    sequence parallel, times data parallel. shard_optimizer (torch, megatron): each data-parallel rank keeps the
-    optimizer's state of some of the tensors."""
+    """Which engine carries a run, and how it lays out tensors and work.
+
+    name: torch is one process, or DDP; deepspeed is ZeRO; megatron is tensor and sequence parallelism, times data
+        parallelism.
+    zero_stage: what ZeRO shards: 1 the optimizer's state, 2 gradients too, 3 weights too. For engine=deepspeed.
+    tensor_parallel: ranks that share each layer. For engine=megatron and engine=deepspeed.
+    sequence_parallel: split activations between these ranks outside of their layers. For engine=megatron.
+    shard_optimizer: each data-parallel rank keeps the optimizer's state of some of the tensors. For engine=torch and
+        engine=megatron.
+    """
 
     name: Literal["torch", "deepspeed", "megatron"]
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -19,22 +26,22 @@ class EngineConfig:
     sequence_parallel: bool = False
     shard_optimizer: bool = False
 
-    def faults(self) -> list[str]:
-        faults = []
+    def problems(self) -> list[str]:
+        problems = []
         if self.zero_stage and self.name != "deepspeed":
-            faults.append(f"engine.zero_stage={self.zero_stage} needs engine=deepspeed, not engine={self.name}")
+            problems.append(f"engine.zero_stage={self.zero_stage} needs engine=deepspeed, not engine={self.name}")
         if self.tensor_parallel > 1 and self.name == "torch":
-            faults.append(f"engine.tensor_parallel={self.tensor_parallel} needs engine=megatron, or engine=deepspeed")
+            problems.append(f"engine.tensor_parallel={self.tensor_parallel} needs engine=megatron, or engine=deepspeed")
         if self.tensor_parallel not in PROVEN_TENSOR_PARALLEL[self.name]:
-            faults.append(
-                f"engine.tensor_parallel={self.tensor_parallel} is not proven with engine={self.name}; "
-                f"proven are {', '.join(map(str, PROVEN_TENSOR_PARALLEL[self.name]))}"
+            problems.append(
+                f"engine.tensor_parallel={self.tensor_parallel} is not supported with engine={self.name}; "
+                f"supported: {', '.join(map(str, PROVEN_TENSOR_PARALLEL[self.name]))}"
             )
         if self.sequence_parallel and (self.name != "megatron" or self.tensor_parallel == 1):
-            faults.append("engine.sequence_parallel=true needs engine=megatron and engine.tensor_parallel=2 or 4")
+            problems.append("engine.sequence_parallel=true needs engine=megatron and engine.tensor_parallel=2 or 4")
         if self.shard_optimizer and self.name == "deepspeed":
-            faults.append("engine.shard_optimizer=true: with engine=deepspeed that is engine.zero_stage=1")
-        return faults
+            problems.append("engine.shard_optimizer=true: with engine=deepspeed that is engine.zero_stage=1")
+        return problems
 
     def data_parallel(self, world_size: int) -> int:
         """Over how many ranks the global batch is dealt."""

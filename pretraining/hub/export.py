@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.common.command import run_command
-from data_pipeline.common.compose import compose_config, conf_dir
+from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import EXIT_DONE, InputError
 from data_pipeline.common.fields import configclass
 from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.models.registry import huggingface_family
+from pretraining.objectives.image.views import ImageViewsConfig
+from pretraining.objectives.registry import build_objective
 from pretraining.run.checkpoint import open_checkpoint
+from pretraining.run.prepared import sample_spec
 from pretraining.run.run_dir import load_plain_model, read_run_config
 
 if TYPE_CHECKING:
@@ -35,18 +38,20 @@ Example:
 
 @configclass
 class ExportConfig:
-    """checkpoint: RUN/checkpoints/step_...
+    """What is exported, and whereto.
+
+    checkpoint: RUN/checkpoints/step_..., of a run whose RUN/config.yaml stands where it was written.
     output: the folder to write; it must not exist.
     data_path: where the run's prepared data is now; null means the run's data.path.
     """
 
     checkpoint: str
     output: str
-    data_path: str | None
+    data_path: str | None = None
 
 
 def main() -> int:
-    return run_command(_command, lambda: f"{EXAMPLE}\nKeys and defaults:\n{(conf_dir() / 'export.yaml').read_text()}")
+    return run_command(_command, EXAMPLE, "export", ExportConfig)
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
@@ -74,7 +79,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 class Source:
     """What is read and checked before anything is written: run config, checkpoint, tokenizer.
 
-    outputs: the size of the vocabulary or the number of classes. objective: of which the model has its heads.
+    outputs: the size of the vocabulary or the number of classes. objective: the run's, whose heads the model has.
     """
 
     def __init__(self, config: ExportConfig) -> None:
@@ -90,8 +95,7 @@ class Source:
         self.tokenizer = Tokenizer.load(data / "tokenizer") if manifest.kind == "text" else None
         self.classes = manifest.classes
         self.outputs = self.tokenizer.total_size if self.tokenizer else len(self.classes)
-        objective_config: Any = self.run.objective
-        self.objective = objective_config.build(self.tokenizer or self.classes, self.run.sample_shape)
+        self.objective = build_objective(self.run.objective, sample_spec(self.run, self.tokenizer, self.classes))
 
     def huggingface_config(self) -> dict[str, Any]:
         """config.json. Raises InputError where transformers has no such model."""
@@ -99,7 +103,13 @@ class Source:
 
         model = shapes_of(self.run.model, self.outputs, self.objective)
         values = self.family.huggingface_config(model, self.special_ids)
-        return values if self.tokenizer else {**values, **self.objective.config.huggingface_config(self.classes)}
+        return values if self.tokenizer else {**values, **self.image_views.huggingface_config(tuple(self.classes))}
+
+    @property
+    def image_views(self) -> ImageViewsConfig:
+        """Of a run on images."""
+        assert isinstance(self.run.objective, ImageViewsConfig)
+        return self.run.objective
 
     @property
     def special_ids(self) -> dict[str, int]:
@@ -125,7 +135,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 def _command(overrides: list[str]) -> int:
     config = compose_config("export", overrides, ExportConfig)
     report = export(config)
-    print(f"largest difference of the outputs: {report['max_abs_difference']:.2e} (at most {report['tolerance']:.0e})")
+    print(f"largest difference of the outputs: {report['max_abs_difference']:.2e} (bound: {report['tolerance']:.0e})")
     print(f"Hugging Face folder: {config.output}")
     return EXIT_DONE
 
@@ -208,8 +218,8 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> dic
 
 def _write_processor(folder: Path, source: Source) -> None:
     """How transformers turns an image into what an evaluation sees."""
-    size = source.run.sample_shape.image_size
-    _write_json(folder / "preprocessor_config.json", source.objective.config.huggingface_processor(size))
+    size = source.run.grid.image_size
+    _write_json(folder / "preprocessor_config.json", source.image_views.huggingface_processor(size))
 
 
 class _WithoutSpecials:

@@ -24,7 +24,7 @@ from pretraining.parallel.fragments import Box
 from pretraining.parallel.layers import box_of
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-FIXED_TOLERANCE = 1e-5
+FIXED_TOLERANCE = 1e-5  # largest difference of a fixed position
 
 
 class HuggingFaceFolder:
@@ -130,7 +130,7 @@ class HuggingFaceFolder:
 
 
 def _stored_tensors(folder: Path) -> tuple[dict[str, tuple[Path, list[int]]], list[str]]:
-    """-> (each tensor's file and shape, problems of the files)."""
+    """-> (name -> the tensor's file and shape, problems of the files)."""
     found: dict[str, tuple[Path, list[int]]] = {}
     problems = []
     for file in _weight_files(folder):

@@ -47,6 +47,10 @@ class TransformerConfig:
         """What tensor parallelism divides: each must be divisible by the number of ranks."""
         return {"model.num_heads": self.num_heads, "model.intermediate_size": self.mlp_size}
 
+    def stated_outputs(self) -> dict[str, int]:
+        """The key that states how many tokens or classes are predicted, if one does: the prepared data must agree."""
+        return {}
+
 
 @configclass
 class TextConfig(TransformerConfig):
@@ -59,3 +63,6 @@ class TextConfig(TransformerConfig):
     max_seq_len: Positive
     _: KW_ONLY
     vocab_size: Positive | None = None
+
+    def stated_outputs(self) -> dict[str, int]:
+        return {} if self.vocab_size is None else {"model.vocab_size": self.vocab_size}

@@ -15,9 +15,10 @@ from pretraining.parallel.layers import Layers, box_of
 def initialize(
     model: nn.Module, layers: Layers, seed: int, rule: Callable[[str, Tensor, torch.Generator], None]
 ) -> None:
-    """Fills every parameter by `rule(name, whole tensor, generator)`.
+    """Fills every parameter by `rule(name, tensor, generator)`, which is given the whole tensor, even where a rank
+    keeps a part of it.
 
-    Each has a generator of its own, keyed by seed and name: weights depend neither on the order in which
+    Each parameter has a generator of its own, keyed by seed and name: weights depend neither on the order in which
     modules were built nor on how they are sharded.
     """
     with torch.no_grad():

@@ -66,7 +66,7 @@ class VocabularyLoss(torch.autograd.Function):
                 chunk_loss, grad = _chunk_loss(logits.float(), labels[part], rows)
                 loss += chunk_loss
                 _add_gradients(grads, grad, x, w, part)
-        if grads[0] is not None:
+        if grads[0] is not None:  # by this rank's rows alone so far
             rows.reduce(grads[0])
         ctx.save_for_backward(*grads)
         ctx.kinds = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
@@ -104,6 +104,7 @@ def _chunk_loss(logits: Tensor, labels: Tensor, rows: Rows) -> tuple[Tensor, Ten
     target = labels.clamp(min=0)[:, None] - rows.first
     here = (target >= 0) & (target < logits.shape[1])
     target = target.masked_fill(~here, 0)
+    # the largest logit over all ranks' rows is subtracted, so that exp cannot overflow
     largest = rows.reduce(logits.amax(-1, keepdim=True), maximum=True)
     chosen = rows.reduce((logits.gather(1, target) - largest).masked_fill(~here, 0.0))
     grad = logits.sub_(largest).exp_()

@@ -8,19 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.registry import load
-from pretraining.models.bert.config import BertConfig
 from pretraining.models.config import TransformerConfig
-from pretraining.models.gpt.config import GPTConfig
-from pretraining.models.mae.config import MAEConfig
 from pretraining.models.roles import Role
-from pretraining.models.t5.config import T5Config
-from pretraining.models.vit.config import ViTConfig
 
 if TYPE_CHECKING:
     from pretraining.models.base import Model
@@ -73,8 +66,6 @@ FAMILIES: dict[str, Family] = {
         huggingface="pretraining.models.mae.huggingface",
     ),
 }
-# What RunConfig.model is read as until configs are read by this table alone.
-ModelConfig = Annotated[GPTConfig | BertConfig | T5Config | ViTConfig | MAEConfig, Field(discriminator="name")]
 
 
 def build_model(config: TransformerConfig, outputs: int, layers: Layers) -> Model:

@@ -1,4 +1,4 @@
-"""A model that only tells its shapes, in next to no memory."""
+"""A model of shapes without values, in next to no memory."""
 
 from __future__ import annotations
 

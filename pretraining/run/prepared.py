@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import to_dict
 from data_pipeline.shards.images import ImageReader
 from data_pipeline.shards.manifest import check_files, load_manifest
-from data_pipeline.shards.text import ShardReader
+from data_pipeline.shards.text import TextReader
 from data_pipeline.stream.stream import Reader
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.config import RunConfig
 from pretraining.objectives.base import SampleSpec
 
-PREDICTED = {"text": "vocab_size", "images": "num_classes"}  # the model's key for the size of its output
+
+def sample_spec(config: RunConfig, tokenizer: Tokenizer | None, classes: Sequence[str]) -> SampleSpec:
+    """What the samples of a run must fit. tokenizer: None for images; classes: empty for text."""
+    if tokenizer is None:
+        return SampleSpec(grid=config.grid, classes=tuple(classes))
+    return SampleSpec(seq_len=config.seq_len, tokenizer=tokenizer)
 
 
 class Prepared:
@@ -34,17 +39,11 @@ class Prepared:
             )
         check_files(self.manifest)
         self.tokenizer = self._load_tokenizer()
-        self.spec = self._sample_spec(config)
+        self.spec = sample_spec(config, self.tokenizer, self.manifest.classes)
         self.outputs = self.tokenizer.total_size if self.tokenizer else len(self.manifest.classes)
-        key = PREDICTED[self.manifest.kind]
-        wanted = to_dict(config.model).get(key)  # a masked autoencoder has no such key
-        if wanted not in (None, self.outputs):
-            raise InputError(f"model.{key}={wanted}, data.path={config.data.path} was prepared with {self.outputs}")
-
-    def _sample_spec(self, config: RunConfig) -> SampleSpec:
-        if self.tokenizer is None:
-            return SampleSpec(grid=config.sample_shape, classes=tuple(self.manifest.classes))
-        return SampleSpec(seq_len=config.sample_shape, tokenizer=self.tokenizer)
+        for key, stated in config.model.stated_outputs().items():
+            if stated != self.outputs:
+                raise InputError(f"{key}={stated}, but data.path={config.data.path} was prepared with {self.outputs}")
 
     def _load_tokenizer(self) -> Tokenizer | None:
         described = self.manifest.tokenizer
@@ -59,4 +58,4 @@ class Prepared:
         return tokenizer
 
     def reader(self, split: str) -> Reader:
-        return (ShardReader if self.tokenizer else ImageReader)(self.manifest, split)
+        return (TextReader if self.tokenizer else ImageReader)(self.manifest, split)

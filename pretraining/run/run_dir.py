@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.common.compose import read_config
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
 from data_pipeline.common.fields import to_dict
 from data_pipeline.common.files import write_atomically
@@ -123,7 +124,6 @@ def write_config(config: RunConfig, run_dir: Path, run: Identity) -> None:
 
 def read_run_config(run_dir: Path) -> RunConfig:
     """run_dir/config.yaml as the RunConfig that it was. Raises InputError."""
-    import pydantic
     import yaml
     from omegaconf import OmegaConf
 
@@ -132,8 +132,8 @@ def read_run_config(run_dir: Path) -> RunConfig:
         raise InputError(f"{path} is missing: {run_dir} is not a folder that pretrain wrote")
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
-        return pydantic.TypeAdapter(RunConfig).validate_json(json.dumps(values))
-    except (pydantic.ValidationError, yaml.YAMLError) as error:
+        return read_config(values, RunConfig)
+    except (InputError, yaml.YAMLError) as error:
         raise InputError(f"{path} is not a config of this version: {error}") from error
 
 

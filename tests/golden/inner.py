@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from pretraining.config import load_config
+from pretraining.models.registry import build_model
+from pretraining.objectives.base import SampleSpec
+from pretraining.objectives.registry import build_objective
 from pretraining.parallel.layers import PlainLayers
 from pretraining.run import throughput
 
@@ -16,11 +20,11 @@ def flops_per_unit(overrides: Sequence[str], outputs: int) -> float:
     outputs: entries of the vocabulary, or classes."""
     config = load_config([*overrides, "data.path=none"])
     with torch.device("meta"):
-        model = config.model.build(outputs, PlainLayers())
+        model: Any = build_model(config.model, outputs, PlainLayers())
     if config.data_kind == "text":
-        return float(model.flops_per_token(config.sample_shape))
-    objective = config.objective.build(("class",) * outputs, config.sample_shape)
-    return float(objective.flops_per_image(model))
+        return float(model.flops_per_token(config.seq_len))
+    spec = SampleSpec(grid=config.grid, classes=("class",) * outputs)
+    return build_objective(config.objective, spec).flops_per_unit(model)
 
 
 def utilization(flops: float, seconds: float, ranks: int, device: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Runs whose numbers are pinned: `pretrain` in this process, on one CPU thread, told from outside by overrides."""
+"""Runs whose numbers are pinned: `pretrain` in this process, on one CPU thread, steered by overrides alone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ IMAGES = (
 
 @dataclass(frozen=True)
 class Data:
-    """The raw files and the prepared folders of one session, and where its runs go."""
+    """The raw files and the prepared folders of one test run, and where its runs go."""
 
     sources: Path
     text: Path

@@ -202,7 +202,7 @@ def test_help_explains_the_keys(monkeypatch, capsys):
     assert "Example:" in told and "Groups:" not in told
     explained = {"checkpoint": "RUN/checkpoints/step_", "output": "must not exist", "data_path": "is now"}
     for key, meaning in explained.items():
-        assert re.search(rf"^{key}: .*#.*{meaning}", told, re.MULTILINE)
+        assert re.search(rf"^  {key}[=(].*: .*{meaning}", told, re.MULTILINE)
 
 
 def test_transformers_does_not_warn_of_the_texts_that_prove_a_tokenizer(train, tmp_path, caplog, monkeypatch):

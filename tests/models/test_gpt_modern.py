@@ -3,10 +3,9 @@
 import pytest
 import torch
 import transformers
-from omegaconf import OmegaConf
 
-from data_pipeline.common.compose import conf_dir
 from data_pipeline.common.errors import InputError
+from pretraining.config import load_config
 from pretraining.models.gpt import huggingface as gpt_huggingface
 from pretraining.models.gpt.config import GPTConfig
 from pretraining.models.shapes import MetaLayers
@@ -60,8 +59,7 @@ def test_a_combination_without_a_counterpart_is_refused_by_name(keys):
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_parameters_of_the_presets_are_the_published_ones(preset):
-    values = OmegaConf.to_container(OmegaConf.load(conf_dir() / "model" / f"{preset}.yaml"))
-    config = GPTConfig(**values)
+    config = load_config([f"model={preset}", "data.path=x"]).model
     with torch.device("meta"):
         model = build(config, 32000, MetaLayers())
         reference = counterpart(model)

@@ -3,10 +3,9 @@
 import pytest
 import torch
 import transformers
-from omegaconf import OmegaConf
 from torch import nn
 
-from data_pipeline.common.compose import conf_dir
+from pretraining.config import load_config
 from pretraining.models.shapes import MetaLayers
 from pretraining.models.t5 import huggingface as t5_huggingface
 from pretraining.models.t5.config import T5Config
@@ -133,8 +132,7 @@ def test_loss_at_the_beginning_is_that_of_guessing():
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_parameters_of_the_presets_are_the_published_ones(preset):
-    values = OmegaConf.to_container(OmegaConf.load(conf_dir() / "model" / f"{preset}.yaml"))
-    config = T5Config(**values)
+    config = load_config([f"model={preset}", "objective=span_corruption", "data.path=x"]).model
     with torch.device("meta"):
         model = build(config, 32128, MetaLayers())
         theirs_config = t5_huggingface.huggingface_config(model, {"pad": 0, "eos": 1})

@@ -21,7 +21,7 @@ from data_pipeline.stream.stream import Position, Stream
 from pretraining.config import load_config
 from pretraining.labels import IGNORED
 from pretraining.models.heads import attach_heads
-from pretraining.models.registry import build_model
+from pretraining.models.registry import FAMILIES, build_model
 from pretraining.models.roles import Role
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.registry import OBJECTIVES, ObjectiveEntry, build_objective, objectives_for
@@ -103,6 +103,7 @@ def test_the_table_names_what_there_is(name: str) -> None:
     config = load(entry.config)
     assert config(name=name).name == name and config.__module__ == entry.objective.split(":")[0]
     assert list(inspect.signature(load(entry.objective)).parameters)[:2] == ["config", "spec"]
+    assert any(entry.role in family.roles for family in FAMILIES.values())
     assert objectives_for({entry.role}) == [name] and objectives_for(set(Role)) == list(OBJECTIVES)
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-import pytest
-
 from pretraining.run.metrics import EvaluationLine, TrainingLine
-from tests.helpers import ROOT
 
 
 def training_line(unit: str = "tokens", **changes: object) -> TrainingLine:
@@ -41,10 +38,3 @@ def test_what_is_not_finite_is_null() -> None:
 def test_the_unit_names_two_keys() -> None:
     line = training_line("images").as_json()
     assert (line["images"], line["images_per_second"]) == (700, 480.0) and "tokens" not in line
-
-
-@pytest.mark.parametrize("unit", ["tokens", "images"])
-def test_every_key_is_explained_to_users(unit: str) -> None:
-    text = (ROOT / "docs" / "users.md").read_text()
-    keys = training_line(unit, skipped=True, loss_scale=2.0).as_json() | EvaluationLine(1, 1.0, {}).as_json()
-    assert [key for key in keys if f"`{key}`" not in text] == []

@@ -68,7 +68,7 @@ class BERT(TextModel):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
     ) -> Tensor:
-        """As models.base.TokenEncoder says."""
+        """See models.base.TokenEncoder."""
         segments = torch.zeros_like(tokens) if segments is None else segments
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
@@ -81,7 +81,7 @@ class BERT(TextModel):
 
     def flops_per_token(self, length: int) -> float:
         """Forward and backward of one token: 6 per weight used, and attention's 12 x layers x hidden x length
-        (Chowdhery et al. 2022, "PaLM", appendix B). The head counts for the masked share of the tokens."""
+        (Chowdhery et al. 2022, "PaLM", appendix B). Only the masked share of the tokens passes the head."""
         config = self.config
         size = config.hidden_size
         blocks = config.num_layers * (4 * size * size + 2 * size * config.mlp_size)
@@ -93,8 +93,8 @@ class BERT(TextModel):
         return [BlockStack(self.blocks, (*tables, self.embedding_norm), (self.final_norm,))]
 
     def initialize(self, seed: int) -> None:
-        """Normal with standard deviation 0.02, cut at two of them, biases 0 (modeling.py, create_initializer: TF's
-        truncated_normal). Padded vocabulary rows are 0."""
+        """Normal with standard deviation initializer_range, truncated at two of them, biases 0 (modeling.py,
+        create_initializer). Padded vocabulary rows are 0."""
         initialize(self, self.layers, seed, self._fill)
 
     def _fill(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
-from typing import Literal
+from typing import Annotated, Literal
 
-from data_pipeline.common.fields import Positive, PositiveFloat, configclass
+from data_pipeline.common.fields import Positive, PositiveFloat, configclass, used_with
 from pretraining.models.config import TextConfig
 
 
@@ -28,7 +28,7 @@ class GPTConfig(TextConfig):
     _: KW_ONLY
     num_kv_heads: Positive | None = None
     positions: Literal["learned", "rotary"] = "learned"
-    rope_theta: PositiveFloat = 10000.0
+    rope_theta: Annotated[PositiveFloat, used_with("positions", "rotary")] = 10000.0
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_eps: PositiveFloat = 1e-5
     activation: Literal["gelu_tanh", "swiglu"] = "gelu_tanh"

@@ -64,7 +64,7 @@ class GPT(TextModel):
         )
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
-        """As models.base.Decoder says."""
+        """See models.base.Decoder."""
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         x, rotary = self.token_embedding(tokens), None
@@ -93,8 +93,9 @@ class GPT(TextModel):
         return [BlockStack(self.blocks, (self.token_embedding, self.position_embedding), (self.final_norm,))]
 
     def initialize(self, seed: int) -> None:
-        """Normal with standard deviation 0.02, layers that write to the residual stream divided by sqrt(2 x layers)
-        (GPT-2, section 2.3; openai/gpt-2, src/model.py: std 0.02, positions 0.01). Padded vocabulary rows are 0."""
+        """Normal with standard deviation initializer_range, half of it for positions; layers that write to the residual
+        stream have it divided by sqrt(2 x layers) (GPT-2, section 2.3; openai/gpt-2, src/model.py: 0.02 and 0.01).
+        Padded vocabulary rows are 0."""
         initialize(self, self.layers, seed, self._fill)
 
     def _fill(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:

@@ -16,7 +16,7 @@ from pretraining.parallel.layers import Layers
 
 
 class Decoder(nn.Module):
-    """Encoded visible patches -> the pixels of every patch. Mask tokens stand where patches were left out."""
+    """Encoded visible patches -> the pixels of every patch. Mask tokens take the places of the others."""
 
     position_embedding: Tensor
 
@@ -49,7 +49,7 @@ class Decoder(nn.Module):
 class MAE(TransformerModel):
     """Role.MASKED_IMAGE_AUTOENCODER: images and the patches that are visible -> the pixels of every patch.
 
-    num_classes is there as in every image family and not used: no label takes part.
+    num_classes: not used, since no label takes part; every family's class takes its number of outputs.
     """
 
     def __init__(self, config: MAEConfig, num_classes: int, layers: Layers) -> None:
@@ -59,7 +59,7 @@ class MAE(TransformerModel):
         self.decoder = Decoder(config, layers)
 
     def forward(self, images: Tensor, visible: Tensor) -> Tensor:
-        """As models.base.MaskedImageAutoencoder says."""
+        """See models.base.MaskedImageAutoencoder."""
         return self.decoder(self.encoder(images, visible), visible)
 
     def flops_per_image(self, kept: int) -> float:

@@ -2,7 +2,7 @@
 
 As published (Raffel et al. 2019, "Exploring the Limits of Transfer Learning", section 2.1), v1.0 with ReLU and a tied
 head, v1.1 with gated GELU and an untied one (google-research/text-to-text-transfer-transformer,
-released_checkpoints.md). Scores are not scaled: the queries' initialization makes up for it.
+released_checkpoints.md). Scores are not scaled: the initialization of the queries makes up for it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ TARGET_SHARE = 114 / 512  # tokens that the decoder sees for each of the encoder
 
 
 def relative_bucket(distance: Tensor, *, bidirectional: bool, buckets: int, max_distance: int) -> Tensor:
-    """distance: int, key's position less query's -> the bucket of each (section 2.1; Mesh TensorFlow,
+    """distance: int, the key's position minus the query's -> the bucket of each (section 2.1; Mesh TensorFlow,
     transformer_layers.py, _relative_position_bucket).
 
-    Half of a direction's buckets are for single distances, the others grow logarithmically up to max_distance.
+    Half of a direction's buckets hold one distance each, the others ranges that grow logarithmically to max_distance.
     """
     offset = torch.zeros_like(distance)
     if bidirectional:
@@ -47,7 +47,7 @@ def relative_bucket(distance: Tensor, *, bidirectional: bool, buckets: int, max_
 class RelativeBias(nn.Module):
     """What each head adds to its scores, by the distance between query and key.
 
-    table: [heads, buckets]; heads are sharded as everywhere else.
+    table: [heads, buckets]; under tensor parallelism each rank has its heads.
     """
 
     def __init__(self, config: T5Config, layers: Layers, bidirectional: bool) -> None:
@@ -68,7 +68,7 @@ class RelativeBias(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm; with `cross`, a decoder's."""
+    """Pre-norm. cross: with attention to an encoder's output, as a decoder's block has it."""
 
     def __init__(self, config: T5Config, layers: Layers, cross: bool) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """An encoder, or with `cross` a decoder. The bias of the scores is shared by its blocks."""
+    """An encoder, or with `cross` a decoder. All of its blocks share one relative bias."""
 
     def __init__(self, config: T5Config, layers: Layers, num_layers: int, cross: bool) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class Stack(nn.Module):
         return self.final_dropout(self.final_norm(x))
 
     def _masked_bias(self, x: Tensor, documents: Tensor | None) -> Tensor:
-        """-> [batch or 1, heads, length, length], -inf where attention is not allowed; no row is -inf throughout."""
+        """-> [batch or 1, heads, length, length], -inf where attention is not allowed; each row allows some key."""
         bias = self.relative_bias(x.shape[1], x.device)[None]
         if documents is None and not self.causal:
             return bias
@@ -141,7 +141,7 @@ class T5(TextModel):
         input_documents: Tensor | None = None,
         target_documents: Tensor | None = None,
     ) -> Tensor:
-        """As models.base.EncoderDecoder says."""
+        """See models.base.EncoderDecoder."""
         context = self.encoder(self.token_embedding(inputs), input_documents)
         mask = None
         if input_documents is not None and target_documents is not None:
@@ -153,8 +153,8 @@ class T5(TextModel):
 
     def flops_per_token(self, length: int) -> float:
         """Forward and backward of one token, averaged over those of the encoder and TARGET_SHARE as many of the
-        decoder: 6 per weight that it meets, 12 x width per key that it is compared with (Chowdhery et al. 2022,
-        "PaLM", appendix B). Keys and values of the cross-attention are made of the encoder's tokens."""
+        decoder: 6 per weight that it passes, 12 x width per key that it is compared with (Chowdhery et al. 2022,
+        "PaLM", appendix B). Keys and values of the cross-attention are computed from the encoder's tokens."""
         config = self.config
         width = config.num_heads * config.attention_head_dim
         projection = config.hidden_size * width
@@ -181,8 +181,8 @@ class T5(TextModel):
     def initialize(self, seed: int) -> None:
         """Normal, of standard deviation 1 for the embedding, (hidden x head_dim) ** -0.5 for queries and fan_in ** -0.5
         for everything else (Mesh TensorFlow, transformer_layers.py and attention.py; transformers, modeling_t5.py,
-        _init_weights). An untied head is such a dense layer too, as in Mesh TensorFlow (layers.py, dense);
-        transformers gives it 1, with which training begins at a loss of hundreds. Padded vocabulary rows are 0."""
+        _init_weights). An untied head is one more dense layer, as in Mesh TensorFlow (layers.py, dense); transformers
+        gives it 1, with which training starts at a loss of hundreds. Padded vocabulary rows are 0."""
         initialize(self, self.layers, seed, self._fill)
 
     def _fill(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:

@@ -23,6 +23,9 @@ class ViTConfig(VisionConfig):
     num_classes: Positive | None = None
     pooling: Literal["cls", "mean"] = "cls"
 
+    def stated_outputs(self) -> dict[str, int]:
+        return {} if self.num_classes is None else {"model.num_classes": self.num_classes}
+
     @property
     def length(self) -> int:
         return self.grid.patches + (self.pooling == "cls")

@@ -19,7 +19,7 @@ from pretraining.patches import patchify, take_patches
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch per sample at `rate`, the others divided by 1 - rate (Huang et al. 2016, section 3)."""
+    """Drops a sample's residual branch at `rate`, divides the others by 1 - rate (Huang et al. 2016, section 3)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm block; attention looks at every patch."""
+    """A pre-norm block; every patch attends to every other."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ def fill(name: str, tensor: Tensor, generator: torch.Generator) -> None:
 
 
 def sinusoidal_positions(side: int, hidden: int, class_token: bool) -> Tensor:
-    """fp32 [(class token +) side x side, hidden]: half of the features tell the column, half the row; the class
+    """fp32 [(class token +) side x side, hidden]: half of the features encode the column, half the row; the class
     token's are 0 (facebookresearch/mae, util/pos_embed.py)."""
     frequencies = 10000.0 ** (-torch.arange(hidden // 4, dtype=torch.float64) / (hidden // 4))
     angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from data_pipeline.common.fields import Fraction, NonNegative, NonNegativeFloat, configclass
+from data_pipeline.common.fields import Fraction, NonNegative, NonNegativeFloat, configclass, unused_with
 from data_pipeline.loader import Sample
 from data_pipeline.shards.images import EncodedImage
 from data_pipeline.stream.packing import Single
@@ -43,10 +43,9 @@ class ImageClassificationConfig(ImageViewsConfig):
     mixup: NonNegativeFloat = 0.0
     cutmix: NonNegativeFloat = 0.0
     rand_augment_ops: NonNegative = 0
-    rand_augment_magnitude: Annotated[float, Field(ge=0.0, le=10.0)] = 10.0
+    rand_augment_magnitude: Annotated[float, Field(ge=0.0, le=10.0), unused_with("rand_augment_ops", 0)] = 10.0
 
     def huggingface_config(self, classes: tuple[str, ...]) -> dict[str, Any]:
-        """What config.json says about the objective."""
         return {
             "id2label": {str(i): name for i, name in enumerate(classes)},
             "label2id": {name: i for i, name in enumerate(classes)},

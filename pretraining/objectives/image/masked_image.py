@@ -44,7 +44,6 @@ class MaskedImageConfig(ImageViewsConfig):
     norm_pix_loss: bool = True
 
     def huggingface_config(self, classes: tuple[str, ...]) -> dict[str, Any]:
-        """What config.json says about the objective."""
         return {"mask_ratio": self.mask_ratio, "norm_pix_loss": self.norm_pix_loss}
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import AfterValidator, Field
 
 from data_pipeline.common.fields import PositiveFloat, Probability, configclass
-from data_pipeline.shards.images import EncodedImage, decode_rgb
+from data_pipeline.shards.image_codec import EncodedImage, decode_rgb
 from pretraining.objectives.image.augmentation import Pixels, center_crop, pixels, random_flip, random_resized_crop
 
 if TYPE_CHECKING:
@@ -61,6 +61,10 @@ class ImageViewsConfig:
     def evaluation_view(self, image: EncodedImage, size: int) -> Pixels:
         """-> uint8 [3, size, size]. Raises InputError where the image is broken."""
         return pixels(center_crop(decode_rgb(image), size, self.eval_crop))
+
+    def huggingface_config(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """What config.json says about the objective."""
+        return {}
 
     def huggingface_processor(self, size: int) -> dict[str, Any]:
         """preprocessor_config.json for what an evaluation sees. It is Bit's, as for DINOv2: ViT's own processor

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import Positive, configclass
+from data_pipeline.common.fields import Positive, configclass, used_with
 from data_pipeline.loader import Sample
 from pretraining.labels import IGNORED
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
@@ -51,8 +51,8 @@ class SpanCorruptionConfig:
 
     name: Literal["span_corruption"]
     mode: Literal["span", "prefix_lm", "ul2"] = "span"
-    noise_density: Annotated[float, Field(gt=0.0, le=0.9)] = 0.15
-    mean_span_length: Annotated[float, Field(ge=1.0)] = 3.0
+    noise_density: Annotated[float, Field(gt=0.0, le=0.9), used_with("mode", "span")] = 0.15
+    mean_span_length: Annotated[float, Field(ge=1.0), used_with("mode", "span")] = 3.0
     targets_length: Positive | None = None
 
 

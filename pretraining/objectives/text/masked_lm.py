@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import NonNegativeFloat, configclass
+from data_pipeline.common.fields import NonNegativeFloat, configclass, unused_with
 from data_pipeline.loader import Sample
 from data_pipeline.shards.text import TokenizedDocument
 from data_pipeline.stream.packing import Concatenation, Packing, SentenceSpans
@@ -51,7 +51,7 @@ class MaskedLMConfig:
     mask_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     pairing: Literal["next_sentence", "sentence_order", "none"] = "next_sentence"
     masked_lm_weight: NonNegativeFloat = 1.0
-    pair_weight: NonNegativeFloat = 1.0
+    pair_weight: Annotated[NonNegativeFloat, unused_with("pairing", "none")] = 1.0
 
 
 class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoderWithHeads]):

@@ -1,0 +1,111 @@
+"""The Hydra side of a configuration: which groups and members there are, in which folders, and composing them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.common.errors import InputError
+from data_pipeline.common.schema import Values
+
+
+def conf_dir() -> Path:
+    """The folder conf/: inside the package in a wheel, beside it in a checkout."""
+    here = Path(__file__).resolve().parents[1]
+    return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
+
+
+class Groups:
+    """The members of every group in conf/ and in the folders of --config-dir; conf/<config_name>.yaml composed.
+
+    chosen: the groups that this command chooses from. recipes: those of them whose members set keys of other groups,
+    experiments for example.
+    """
+
+    def __init__(self, config_name: str, config_dirs: Sequence[str] = ()) -> None:
+        self.config_name = config_name
+        self.folders = [conf_dir(), *(_config_dir(d) for d in config_dirs)]
+        self.members: dict[str, list[str]] = {}
+        for file in _unique(self.folders):
+            if len(file.parts) > 1:
+                self.members.setdefault(file.parent.as_posix(), []).append(file.stem)
+        defaults = self._defaults()
+        self.chosen, self.recipes = list(defaults), [group for group, member in defaults.items() if member is None]
+
+    def compose(self, choices: Sequence[str]) -> tuple[Values, dict[str, str]]:
+        """-> (what the YAML files say with these choices, the member chosen of each group). Raises InputError."""
+        import yaml
+        from hydra import compose, initialize_config_dir
+        from hydra.errors import HydraException
+        from omegaconf import OmegaConf, open_dict
+        from omegaconf.errors import OmegaConfBaseException
+
+        searched = ",".join(f'"file://{folder}"' for folder in self.folders[1:])
+        try:
+            with initialize_config_dir(str(self.folders[0]), version_base="1.3"):
+                config = compose(
+                    self.config_name, [*choices, f"hydra.searchpath=[{searched}]"], return_hydra_config=True
+                )
+            members = {str(g): str(m) for g, m in config.hydra.runtime.choices.items() if g in self.members}
+            with open_dict(config):
+                del config["hydra"]
+            _refuse_resolvers(OmegaConf.to_container(config, resolve=False))
+            return OmegaConf.to_container(config, resolve=True), members  # type: ignore[return-value]
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+            local = any(f"@{recipe}." in str(error) for recipe in self.recipes)
+            hint = "\nis '# @package _global_' the first line of the file?" if local else ""
+            raise InputError(f"the configuration cannot be composed: {error}{hint}") from error
+
+    def members_alone(self, members: dict[str, str]) -> Values:
+        """What these members say without recipes and additional groups."""
+        own = [f"{group}={member}" for group, member in members.items() if group in self.chosen]
+        return self.compose([o for o in own if o.partition("=")[0] not in self.recipes])[0]
+
+    def _defaults(self) -> dict[str, str | None]:
+        """group -> its default member, in the order of conf/<config_name>.yaml."""
+        from omegaconf import OmegaConf
+
+        values: Any = OmegaConf.to_container(OmegaConf.load(self.folders[0] / f"{self.config_name}.yaml"))
+        entries = [entry for entry in (values or {}).get("defaults", []) if isinstance(entry, dict)]
+        return {str(group): member for entry in entries for group, member in entry.items()}
+
+
+def _config_dir(name: str) -> Path:
+    folder = Path(name).expanduser().resolve()
+    if not folder.is_dir():
+        raise InputError(f"--config-dir={name}: there is no such folder")
+    return folder
+
+
+def _unique(folders: Sequence[Path]) -> Iterator[Path]:
+    """Every YAML file, relative to its folder. Raises InputError where two have one name: Hydra would take the first
+    without a word."""
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        for file in sorted(folder.rglob("*.yaml")):
+            name = file.relative_to(folder)
+            if name in seen:
+                raise InputError(f"--config-dir={folder}: {name} is the name of a file in {seen[name]}; rename it")
+            seen[name] = folder
+            yield name
+
+
+def _refuse_resolvers(values: object) -> None:
+    """Raises InputError where a value interpolates something that is not a key of the config: an environment variable
+    may be a secret, and config.yaml and trackers show every value."""
+    for path, text in _texts("", values):
+        if re.search(r"\$\{[^}]*:", text):
+            raise InputError(f"{path}: {text!r} is not supported: it could bring secrets into config.yaml")
+
+
+def _texts(path: str, value: object) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            yield from _texts(f"{path}.{key}".lstrip("."), child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from _texts(path, child)

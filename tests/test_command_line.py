@@ -1,0 +1,273 @@
+"""What a user of Hydra types: options, own folders, help, completion, pipes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_pipeline.common.completion import completions
+from data_pipeline.common.compose import compose_config, composed, conf_dir
+from data_pipeline.common.errors import InputError
+from data_pipeline.common.fields import to_dict
+from data_pipeline.prepare import PrepareConfig
+from pretraining.commands.show import ShowConfig
+from pretraining.config import RunConfig, load_config
+from pretraining.hub.export import ExportConfig
+from tests.helpers import ROOT, command, run_process
+
+COMMANDS = {
+    "pretraining.train": ("pretrain", RunConfig),
+    "data_pipeline.prepare": ("prepare", PrepareConfig),
+    "pretraining.export": ("export", ExportConfig),
+    "pretraining.commands.show": ("show", ShowConfig),
+}
+
+
+@pytest.mark.parametrize("module", ["pretraining.train", "data_pipeline.prepare"])
+def test_help_comes_without_torch(module: str) -> None:
+    done = run_process(sys.executable, "-X", "importtime", "-m", module, "--help")
+    assert done.returncode == 0 and " torch" not in done.stderr
+    for part in ("Example:", "Options:", "Groups:", "Keys"):
+        assert part in done.stdout
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_has_a_line_for_every_key(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(module, "--help") == 0
+    shown = capsys.readouterr().out
+    for key in composed(*COMMANDS[module][:1], [], COMMANDS[module][1]).keys.values():
+        assert key.section is not None or f"  {key.path}" in shown
+
+
+def test_help_is_that_of_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("pretraining.train", "model=t5_3b", "--help", "optimizer.lr=0.5", "optimizer=lamb") == 0
+    shown = capsys.readouterr().out
+    assert "  model.head_dim=128 (integer above 0, or null): features of an attention head; null means" in shown
+    assert "  optimizer.lr=0.5 (number above 0): peak of the learning rate" in shown
+    assert "  optimizer.name=lamb (adamw|lamb|adafactor): " in shown
+    assert "  objective.fim_rate=0.0 (number at least 0 and at most 1): " in shown
+
+
+def _members(group: str) -> list[str]:
+    return [f"{group}={file.stem}" for file in sorted((conf_dir() / group).glob("*.yaml"))]
+
+
+def test_no_key_is_without_an_explanation() -> None:
+    cases = [
+        ("pretrain", [m], RunConfig) for g in ("model", "objective", "optimizer", "scheduler") for m in _members(g)
+    ]
+    cases += [("prepare", [m], PrepareConfig) for m in _members("corpus")]
+    cases += [(name, [], schema) for name, schema in COMMANDS.values()]
+    silent = {
+        f"{key.owner.__name__}.{key.name}" for c in cases for key in composed(*c).keys.values() if not key.meaning
+    }
+    assert silent == set()
+
+
+def test_cfg_job_prints_the_whole_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("pretraining.train", "--cfg", "job", "optimizer=lamb", "data.path=x") == 0
+    assert yaml.safe_load(capsys.readouterr().out) == to_dict(load_config(["optimizer=lamb", "data.path=x"]))
+    assert command("data_pipeline.prepare", "-c", "job") == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["output"] == printed["corpus"]["inputs"] == "???" and printed["tokenizer"]["vocab_size"] == 8192
+    assert command("pretraining.train", "--cfg", "job", "train.stepz=1") == 2
+    assert command("pretraining.train", "--cfg", "hydra") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-m", "optimizer=adamw,lamb"], "-m is not supported yet: start one command for each combination"),
+        (["--multirun"], "--multirun is not supported yet"),
+        (["--config-path", "x"], "--config-dir DIR"),
+        (["--config-dir"], "--config-dir needs a value"),
+        (["--config-dir", "nowhere"], "there is no such folder"),
+        (["--typo"], "unknown option '--typo'"),
+        (["-sc", "install=tcsh"], "bash, fish, zsh"),
+    ],
+)
+def test_options_that_are_not_supported_say_so(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("pretraining.train", *arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_several_problems_stand_below_the_word_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("pretraining.train", "train.stepz=1") == 2
+    assert capsys.readouterr().err.startswith("error:\n- unknown key 'train.stepz'")
+    assert command("pretraining.train", "train.stepz=1", "data.path=x") == 2
+    assert capsys.readouterr().err.startswith("error: unknown key 'train.stepz'")
+
+
+def test_info_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("pretraining.train", "--version") == 0
+    assert capsys.readouterr().out.startswith("pretraining ")
+    assert command("pretraining.train", "--info", "model=t5_base") == 0
+    shown = capsys.readouterr().out
+    assert "torch" in shown and str(conf_dir()) in shown and "model=t5_base" in shown
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A user's folder: a model, an experiment that takes it, a group of its own."""
+    files = {
+        "model/mine": "defaults: [gpt2_small, _self_]\nnum_layers: 3\n",
+        "experiment/mine": "# @package _global_\ndefaults:\n  - override /model: mine\ntrain: {steps: 7}\n",
+        "site/cluster": "# @package _global_\nengine: {shard_optimizer: true}\n",
+        "corpus/books": "defaults: [text, _self_]\ninputs: [books]\ntext_field: body\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text(text)
+    return tmp_path
+
+
+def test_own_groups_and_experiments_are_composed_like_ours(own: Path) -> None:
+    arguments = [f"--config-dir={own}", "data.path=x", "experiment=mine", "+site=cluster", "train.log_every=3"]
+    config = load_config(arguments)
+    assert (config.model.num_layers, config.model.hidden_size, config.train.steps) == (3, 768, 7)
+    assert config.engine.shard_optimizer and config.train.log_every == 3
+    prepare = compose_config("prepare", [f"--config-dir={own}", "corpus=books", "output=o"], PrepareConfig)
+    assert to_dict(prepare)["corpus"]["text_field"] == "body"
+
+
+def test_the_option_takes_its_folder_as_hydra_does(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in (["--config-dir", str(own)], ["-cd", str(own)], [f"--config-dir={own}"]):
+        assert command("pretraining.train", "experiment=mine", *option, "--cfg", "job") == 0
+        assert yaml.safe_load(capsys.readouterr().out)["train"]["steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("experiment/bad", "# @package _global_\ntrain: {stepz: 7}\n", "train.stepz: there is no such key"),
+        ("experiment/bad", "train: {steps: 7}\n", "does the file that gives it begin with '# @package _global_'?"),
+        (
+            "experiment/bad",
+            "# @package _global_\ntrain: {steps: many}\n",
+            "train.steps: Input should be a valid integer",
+        ),
+        ("experiment/bad", "# @package _global_\ntrain: {steps\n", "cannot be composed"),
+        ("experiment/bad", "defaults: [override /model: bert_base]\n", "is '# @package _global_' the first line"),
+        ("experiment/bad", "# @package _global_\ndefaults:\n  - override /model: gone\n", "cannot be composed"),
+        (
+            "experiment/bad",
+            "# @package _global_\nrun_dir: ${oc.env:HOME}\n",
+            "run_dir: '${oc.env:HOME}' is not supported",
+        ),
+        (
+            "experiment/bad",
+            "# @package _global_\nmodel: {positions: learned, rope_theta: 5.0}\n",
+            "model.rope_theta, which a file of the configuration gives, has no effect with model.positions=learned",
+        ),
+        (
+            "experiment/bad",
+            "# @package _global_\ndefaults: [override /optimizer: lamb]\noptimizer: {relative_step: true}\n",
+            "optimizer.name=lamb has no such key; if an experiment gives it, ~optimizer.relative_step removes it",
+        ),
+        ("model/gpt2_small", "name: gpt\n", "is the name of a file in"),
+    ],
+)
+def test_own_files_are_checked_like_ours(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / f"{name}.yaml").write_text(text)
+    chosen = ["experiment=bad"] if name.startswith("experiment") else []
+    with pytest.raises(InputError) as error:
+        load_config([f"--config-dir={tmp_path}", "data.path=x", *chosen])
+    assert said in str(error.value)
+
+
+def test_a_key_that_a_file_gives_can_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\noptimizer: {betas: [0.9, 0.98], lr: 0.5}\n"
+    (tmp_path / "experiment/mine.yaml").write_text(text)
+    arguments = [f"--config-dir={tmp_path}", "data.path=x", "experiment=mine", "optimizer=adafactor"]
+    with pytest.raises(InputError, match=r"~optimizer\.betas removes it"):
+        load_config(arguments)
+    config = load_config([*arguments, "~optimizer.betas", "~optimizer.lr"])
+    assert to_dict(config)["optimizer"]["lr"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("model=gpt2_", ["model=gpt2_large", "model=gpt2_medium", "model=gpt2_small", "model=gpt2_xl"]),
+        ("mod", ["model.", "model=", "modules="]),
+        ("optimizer=lamb optimizer.tr", ["optimizer.trust_clip="]),
+        ("scheduler=constant scheduler.", ["scheduler.name=", "scheduler.warmup_steps="]),
+        ("train.precision=", ["train.precision=fp32", "train.precision=bf16", "train.precision=fp16"]),
+        ("model.bias=t", ["model.bias=true"]),
+        ("optimizer.betas=", ["optimizer.betas=[0.9,0.95]"]),
+        ("--v", ["--version"]),
+        ("--cfg ", ["job"]),
+        ("model=nothing optimizer.", ["optimizer.betas=", "optimizer.eps=", "optimizer.layer_decay="]),
+        ("not/an/override optimizer=l", ["optimizer=lamb", "optimizer=lamb_bert_32k", "optimizer=lamb_bert_4k"]),
+    ],
+)
+def test_what_the_last_word_may_become(line: str, expected: list[str]) -> None:
+    assert completions("pretrain", RunConfig, line)[: len(expected)] == expected
+
+
+def test_own_members_are_completed(own: Path) -> None:
+    assert completions("pretrain", RunConfig, f"--config-dir {own} model=m") == [
+        "model=mae_debug",
+        "model=mae_vit_base",
+        "model=mae_vit_huge",
+        "model=mae_vit_large",
+        "model=mine",
+    ]
+    assert completions("pretrain", RunConfig, f"--config-dir {own} +site=") == ["+site=cluster"]
+
+
+def test_completion_works_in_bash(tmp_path: Path) -> None:
+    """As bash does it when Tab is pressed: the function that is registered is called with the line so far."""
+    program = tmp_path / "pretrain"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{_CALL}" "$@"\n')
+    program.chmod(0o755)
+    script = """
+    eval "$(pretrain -sc install=bash)"
+    complete -p pretrain
+    COMP_WORDS=(pretrain optimizer=lamb model=gpt2_s); COMP_CWORD=2
+    COMP_LINE="${COMP_WORDS[*]}"; COMP_POINT=${#COMP_LINE}
+    hydra_bash_completion
+    echo "${COMPREPLY[@]}"
+    eval "$(pretrain -sc uninstall=bash)"
+    """
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert "-F hydra_bash_completion pretrain" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == "model=gpt2_small" and done.returncode == 0
+
+
+_CALL = "import sys; sys.argv[0] = 'pretrain'; from pretraining.train import main; sys.exit(main())"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
+def test_a_closed_pipe_ends_quietly(arguments: list[str]) -> None:
+    done = _head_of("-m", "pretraining.train", *arguments)
+    assert done[0] in (0, 141) and done[1] == ""
+
+
+def test_a_closed_pipe_ends_inspection_quietly(corpus: Path) -> None:
+    code, errors = _head_of(
+        "-m", "pretraining.train", "model=gpt_debug", f"data.path={corpus}", "inspect=200", "tracking.wandb=disabled"
+    )
+    assert code in (0, 141) and "Traceback" not in errors and "BrokenPipe" not in errors
+
+
+def _head_of(*arguments: str) -> tuple[int, str]:
+    """Python with these arguments, its output closed before it is read -> exit code, standard error."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    return process.wait(timeout=120), errors

@@ -1,0 +1,39 @@
+"""What the documentation lists is what the code has."""
+
+from __future__ import annotations
+
+import re
+
+from pretraining.run.metrics import EvaluationLine, TrainingLine
+from tests.helpers import ROOT
+
+
+def keys_of_lines() -> set[str]:
+    """Every key that a line of metrics.jsonl can have, but those of an objective's own terms and metrics."""
+    found = set(EvaluationLine(step=1, loss=1.0, parts={}).as_json())
+    for unit in ("tokens", "images"):
+        line = TrainingLine(
+            step=1,
+            loss=1.0,
+            grad_norm=1.0,
+            lr=1.0,
+            samples=1,
+            unit=unit,
+            units=1,
+            step_seconds=1.0,
+            units_per_second=1.0,
+            batch_hash=1,
+            utilization={"tflops": 1.0, "mfu": 1.0},
+            parts={},
+            skipped=True,
+            loss_scale=1.0,
+        )
+        found |= set(line.as_json())
+    return found
+
+
+def test_users_md_lists_every_key_of_metrics_jsonl() -> None:
+    text = (ROOT / "docs/users.md").read_text()
+    table = text[text.index("### metrics.jsonl") : text.index("## Exit codes")]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == keys_of_lines()
