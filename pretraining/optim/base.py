@@ -104,7 +104,7 @@ class Optimizer(torch.optim.Optimizer):
     def attach(
         self, shards: list[ParameterShard], layout: Layout, read_gradients: Callable[[], None] = lambda: None
     ) -> None:
-        """Tells which fragments this rank updates; their state begins anew.
+        """Sets which fragments this rank updates, with fresh state.
 
         read_gradients: sets each shard's grad, at the beginning of a step.
         """
@@ -129,7 +129,7 @@ class Optimizer(torch.optim.Optimizer):
             self._adjust_loss_scale()
 
     def skip(self) -> None:
-        """Counts a step whose gradients somebody else found not to be finite."""
+        """Records a step that DeepSpeed skipped because its gradients were not finite."""
         self.grad_norm = torch.full_like(self.grad_norm, float("inf"))
         self.finite = torch.zeros_like(self.finite)
         if self.dynamic:

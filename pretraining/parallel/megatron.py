@@ -26,7 +26,7 @@ from pretraining.parallel.marks import mark_sequence_parallel, mark_sharded
 from pretraining.parallel.mesh import Axis, Mesh
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it tells at length which CUDA extensions are not there
+    warnings.simplefilter("ignore")  # about every CUDA extension that is not installed
     from megatron.core import ModelParallelConfig
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 

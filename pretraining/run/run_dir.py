@@ -59,7 +59,7 @@ def require_of_run(checkpoint: Checkpoint, run: Identity) -> None:
     missing = STATE - checkpoint.state.keys()
     if missing:
         raise InputError(f"{checkpoint.folder}: the state in its manifest lacks {', '.join(sorted(missing))}")
-    _refuse_changes(f"{checkpoint.folder} is of another run", checkpoint.state["identity"], run)
+    _refuse_changes(f"{checkpoint.folder} belongs to another run", checkpoint.state["identity"], run)
 
 
 def _require_no_run(folder: Path) -> None:
@@ -71,13 +71,13 @@ def _require_no_run(folder: Path) -> None:
 
 
 def _require_never_saved(folder: Path) -> None:
-    """A run may begin anew before its first checkpoint was whole, never after that."""
+    """A run may start over before its first complete checkpoint, never after it."""
     found = checkpoint_folders(folder / "checkpoints")
     ended_in_order = read_json_if_there(folder / VERDICT).get("exit_code") in (EXIT_DONE, EXIT_REQUEUE)
     if found and (len(found) > 1 or ended_in_order or (found[0] / "manifest.json").exists()):
         raise InputError(
-            f"{folder / 'checkpoints'}: no whole checkpoint is left among {len(found)}; "
-            "choose another run_dir to begin anew"
+            f"{folder / 'checkpoints'}: none of the {len(found)} checkpoints is complete; "
+            "choose another run_dir to start over"
         )
 
 
@@ -89,7 +89,7 @@ def check_run_dir(config: RunConfig, run: Identity) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"run_dir={folder} cannot be made: {error}") from error
+        raise InputError(f"run_dir={folder} cannot be created: {error}") from error
     before = read_json_if_there(folder / "run.json").get("identity")
     if before is not None:
         _refuse_changes(f"run_dir={folder} holds another run; choose another run_dir", before, run)
@@ -102,9 +102,9 @@ def _refuse_changes(what: str, before: Identity, now: Identity) -> None:
         if before.get(key) != now.get(key) and key != "data.content"
     ]
     if before["data.content"] != now["data.content"]:
-        changed.append("data.path holds other data, or was prepared anew: its content differs")
+        changed.append("data.path holds other data, or was prepared again: its content differs")
     if changed:
-        raise InputError(f"{what}. Different are: {'; '.join(changed)}")
+        raise InputError(f"{what}. Differences: {'; '.join(changed)}")
 
 
 def write_config(config: RunConfig, run_dir: Path, run: Identity) -> None:
@@ -134,7 +134,7 @@ def read_run_config(run_dir: Path) -> RunConfig:
         values = OmegaConf.to_container(OmegaConf.load(path))
         return read_config(values, RunConfig)
     except (InputError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is not a run's config of this version: {error}") from error
+        raise InputError(f"{path} is not a config of this version: {error}") from error
 
 
 def load_plain_model(config: RunConfig, outputs: int, objective: BringsHeads, checkpoint: Checkpoint) -> Any:

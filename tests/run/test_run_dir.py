@@ -77,7 +77,7 @@ def test_no_whole_checkpoint_left_is_an_error(corpus, run_dir, capsys):
     for folder in (run_dir / "checkpoints").iterdir():
         (folder / "manifest.json").unlink()
     assert pretrain(corpus, run_dir) == 2
-    assert "no whole checkpoint is left among 2" in capsys.readouterr().err
+    assert "none of the 2 checkpoints is complete" in capsys.readouterr().err
     assert len(metrics(run_dir)) == 8
 
 
@@ -180,7 +180,7 @@ def test_a_config_error_is_in_the_verdict_too(corpus, run_dir):
 def test_a_run_dir_that_cannot_be_made(corpus, tmp_path, capsys, name):
     (tmp_path / "file").write_text("")
     assert pretrain(corpus, tmp_path / name) == 2
-    assert "cannot be made" in capsys.readouterr().err
+    assert "cannot be created" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "config.yaml", "verdict.json"])
