@@ -59,7 +59,7 @@ class VocabularyLoss(torch.autograd.Function):
                 torch.zeros_like(t) if t is not None and need else None
                 for t, need in zip((x, weight, bias), ctx.needs_input_grad, strict=False)
             ]
-            size = max(1, LOGITS_IN_MEMORY // weight.shape[0])
+            size = max(1, LOGITS_IN_MEMORY // weight.shape[0])  # tokens of a chunk
             for first in range(0, len(x), size):
                 part = slice(first, first + size)
                 logits = x[part] @ w.T if bias is None else x[part] @ w.T + bias
@@ -99,7 +99,7 @@ def _add_gradients(grads: list[Tensor | None], grad: Tensor, x: Tensor, w: Tenso
 
 def _chunk_loss(logits: Tensor, labels: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
     """logits: fp32 [n, rows] -> (sum of the losses, its gradient by the logits), both fp32."""
-    logits[:, max(0, rows.vocab_size - rows.first) :] = float("-inf")
+    logits[:, max(0, rows.vocab_size - rows.first) :] = float("-inf")  # padded entries take no part in the softmax
     counted = labels != IGNORED
     target = labels.clamp(min=0)[:, None] - rows.first
     here = (target >= 0) & (target < logits.shape[1])
@@ -110,5 +110,6 @@ def _chunk_loss(logits: Tensor, labels: Tensor, rows: Rows) -> tuple[Tensor, Ten
     grad = logits.sub_(largest).exp_()
     total = rows.reduce(grad.sum(-1, keepdim=True))
     losses = (total.log() - chosen)[:, 0]
+    # softmax minus one at the target, in place: the logits' memory becomes the gradient's
     grad.div_(total).scatter_add_(1, target, -here.float())
     return (losses * counted).sum(), grad.mul_(counted[:, None])
