@@ -32,7 +32,7 @@ TRANSFORMERS = {
     "adam_epsilon": "optimizer.eps",
     "optim": "optimizer",
     "lr_scheduler_type": "scheduler",
-    "warmup_ratio": _WARMUP,
+    "warmup_ratio": "scheduler.warmup_fraction",
     "save_steps": "train.checkpoint_every",
     "save_total_limit": "train.keep_last",
     "eval_steps": "train.eval_every",

@@ -65,10 +65,11 @@ def pretrain(overrides: list[str]) -> int:
 
 def run(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: StopRequest) -> None:
     """Builds everything and trains. Raises InputError, Failure, or Stopped once a signal was obeyed."""
-    if world.is_main and config.scheduler.warmup_steps >= config.train.steps:
+    warmup_steps = config.scheduler.warmup(config.train.steps)
+    if world.is_main and warmup_steps >= config.train.steps:
         print(
             f"warning: the learning rate warms up over all of train.steps={config.train.steps}: "
-            f"scheduler.warmup_steps={config.scheduler.warmup_steps}",
+            f"scheduler.warmup_steps={warmup_steps}",
             file=sys.stderr,
         )
     trainer = build(config, inputs, world, run_dir, stop)

@@ -3,8 +3,8 @@
 A tensor of two or more dimensions keeps the means of its squared gradients over its last and over its last but one
 dimension, as transformers' Adafactor does; for a matrix these are its rows' and columns'. Mesh TensorFlow's, which
 trained T5 (optimize.py, _factored_dims), takes the two largest dimensions, and factors nothing where the second largest
-is below 32. All tensors of the families here are vectors and matrices: what differs from it is a matrix with a side
-below 32, such as T5's relative biases of few heads or BERT's table of two segments.
+is below 128 (min_dim_size_to_factor; t5x has 128 too). All tensors of the families here are vectors and matrices: what
+differs from it is a matrix with a side below 128, such as T5's relative biases or BERT's table of two segments.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """BERT: an encoder with segments. Its heads and its pooler are the objective's (models.heads).
 
-As published (Devlin et al. 2018, "BERT", section 3; google-research/bert, modeling.py and run_pretraining.py), or by
-an option with pre-norm blocks (Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture").
+As published (Devlin et al. 2018, "BERT", section 3; google-research/bert, modeling.py and run_pretraining.py) but for
+GELU, which is erf's as in the paper and in transformers, not the code's tanh form (at most 5e-4 apart); or by an option
+with pre-norm blocks (Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture").
 """
 
 from __future__ import annotations
