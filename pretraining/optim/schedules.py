@@ -13,9 +13,9 @@ from data_pipeline.common.fields import Fraction, NonNegative, PositiveFloat, co
 class ScheduleConfig:
     """The learning rate relative to its peak, at update 1, 2, ..., `steps`: a linear rise, then what a class adds.
 
-    Update t is the one that authors' code numbers t - 1: behind the warm-up it has the rate of their step t - 1, so that
-    the last update is not lost to a rate of 0. The rise is one update ahead of theirs: the first has 1 / warm-up of the
-    peak, not 0.
+    Update t is the one that authors' code numbers t - 1: behind the warm-up it has the rate of their step t - 1, so
+    that the last update is not lost to a rate of 0. The rise is one update ahead of theirs: the first has 1 / warm-up
+    of the peak, not 0.
 
     name: which schedule it is.
     warmup_steps: updates over which the learning rate rises linearly to its peak; null means warmup_fraction.

@@ -14,7 +14,6 @@ from pretraining.models.transformer import TransformerModel
 from pretraining.models.vit.model import Block, Encoder, blocks_flops, sinusoidal_positions
 from pretraining.parallel.layers import Layers
 
-
 FUSED = ("attention.query.weight", "attention.key.weight", "attention.value.weight")
 
 
@@ -84,8 +83,8 @@ class MAE(TransformerModel):
         return fixed + sum(p.numel() for p in self.parameters())
 
     def initialize(self, seed: int) -> None:
-        """As facebookresearch/mae, models_mae.py: Xavier uniform, the tokens normal of standard deviation 0.02. Queries,
-        keys and values are parts of one matrix there (timm's Block), whose fan-out is that of all three."""
+        """As facebookresearch/mae, models_mae.py: Xavier uniform, the tokens normal of standard deviation 0.02. There,
+        queries, keys and values are parts of one matrix (timm's Block), whose fan-out is that of all three."""
         initialize(self, self.layers, seed, _fill)
 
 

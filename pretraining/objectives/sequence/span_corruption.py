@@ -2,8 +2,8 @@
 
 Raffel et al. 2019, "Exploring the Limits of Transfer Learning", sections 3.1.4 and 3.2; Tay et al. 2022, "UL2:
 Unifying Language Learning Paradigms", section 3.1. Each document of a sequence is corrupted by itself, with sentinels
-from the first one on, and masks keep documents apart. T5's own pretraining joins documents without a mark, cuts the text
-into pieces of 568 tokens, and corrupts and attends across their borders (preprocessors.py, reduce_concat_tokens,
+from the first one on, and masks keep documents apart. T5's own pretraining joins documents without a mark, cuts the
+text into pieces of 568 tokens, and corrupts and attends across their borders (preprocessors.py, reduce_concat_tokens,
 split_tokens).
 """
 
