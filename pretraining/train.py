@@ -17,6 +17,7 @@ from pretraining.parallel.world import World, start_world
 from pretraining.run.faults import Stopped, StopRequest
 from pretraining.run.metrics import METRICS, draw_losses, read_metrics
 from pretraining.run.process import end_process
+from pretraining.run.rates import rate_lines
 from pretraining.run.run_dir import default_run_dir, named_run_dir
 from pretraining.run.verdict import Verdict
 from pretraining.synonyms import SYNONYMS
@@ -73,6 +74,8 @@ def run(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: St
             file=sys.stderr,
         )
     trainer = build(config, inputs, world, run_dir, stop)
+    if world.is_main:
+        print("\n".join(rate_lines(config)), flush=True)
     with trainer.record.tracker:
         trainer.fit()
     if world.is_main:

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import Positive, configclass, used_with
+from data_pipeline.common.fields import NonNegativeFloat, Positive, configclass, used_with
 from data_pipeline.loader import Sample
 from pretraining.labels import IGNORED
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
@@ -49,6 +49,8 @@ class SpanCorruptionConfig:
         would have no bounded length).
     mean_span_length: with mode=span, tokens of a span on average.
     targets_length: the most tokens that the decoder writes (null: as many as the noise needs for a full encoder).
+    z_loss: weight of the squared logarithm of the softmax's denominator, which the training loss then holds; T5 was
+        trained with 1e-4.
     """
 
     name: Literal["span_corruption"]
@@ -56,6 +58,7 @@ class SpanCorruptionConfig:
     noise_density: Annotated[float, Field(gt=0.0, le=0.9), used_with("mode", "span")] = 0.15
     mean_span_length: Annotated[float, Field(ge=1.0), used_with("mode", "span")] = 3.0
     targets_length: Positive | None = None
+    z_loss: NonNegativeFloat = 0.0
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
     def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
         from pretraining.models.heads import token_head
 
-        return {"head": token_head(model, layers)}
+        return {"head": token_head(model, layers, self.config.z_loss)}
 
     def loss(self, model: EncoderDecoderWithHead, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"span_corruption": model.head(_hidden(model, batch), batch["labels"])}
