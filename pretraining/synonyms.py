@@ -57,7 +57,7 @@ TRANSFORMERS = {
     "layer_norm_eps": "model.norm_eps",
     "hidden_act": "model.activation",
     "hidden_dropout_prob": "model.dropout",
-    "attention_probs_dropout_prob": "model.dropout",
+    "attention_probs_dropout_prob": "model.attention_dropout",
     "tie_word_embeddings": "model.tie_embeddings",
     "mlm_probability": "objective.mask_rate",
     "model_name_or_path": "model.init_from",

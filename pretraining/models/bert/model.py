@@ -29,9 +29,9 @@ class Block(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.post_norm = config.norm_position == "post"
-        self.attention = Attention(layers, size, config.num_heads, dropout=config.dropout)
+        self.attention = Attention(layers, size, config.num_heads, dropout=config.attention_dropout_rate)
         self.attention_norm = layers.mark_sequence_parallel(make_norm("layernorm", size, config.norm_eps))
-        self.mlp = FeedForward(layers, size, config.mlp_size, "gelu")
+        self.mlp = FeedForward(layers, size, config.mlp_size, "gelu", dropout=config.mlp_dropout_rate)
         self.mlp_norm = layers.mark_sequence_parallel(make_norm("layernorm", size, config.norm_eps))
         self.dropout = Dropout(layers, config.dropout)
 

@@ -77,7 +77,7 @@ class Block(nn.Module):
             self.cross_norm, self.cross_attention = _norm(config, layers), _attention(config, layers)
         self.mlp_norm = _norm(config, layers)
         self.mlp = FeedForward(
-            layers, config.hidden_size, config.mlp_size, config.activation, bias=False, dropout=config.dropout
+            layers, config.hidden_size, config.mlp_size, config.activation, bias=False, dropout=config.mlp_dropout_rate
         )
         self.dropout = Dropout(layers, config.dropout)
 
@@ -217,7 +217,7 @@ def _attention(config: T5Config, layers: Layers) -> Attention:
         config.hidden_size,
         config.num_heads,
         bias=False,
-        dropout=config.dropout,
+        dropout=config.attention_dropout_rate,
         head_dim=config.attention_head_dim,
         scale=1.0,
     )
