@@ -17,6 +17,7 @@ from pretraining.parallel.world import World, start_world
 from pretraining.run.faults import Stopped, StopRequest
 from pretraining.run.metrics import METRICS, draw_losses, read_metrics
 from pretraining.run.process import end_process
+from pretraining.run.rates import rate_lines
 from pretraining.run.run_dir import default_run_dir, named_run_dir
 from pretraining.run.verdict import Verdict
 from pretraining.synonyms import SYNONYMS
@@ -65,13 +66,16 @@ def pretrain(overrides: list[str]) -> int:
 
 def run(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: StopRequest) -> None:
     """Builds everything and trains. Raises InputError, Failure, or Stopped once a signal was obeyed."""
-    if world.is_main and config.scheduler.warmup_steps >= config.train.steps:
+    warmup_steps = config.scheduler.warmup(config.train.steps)
+    if world.is_main and warmup_steps >= config.train.steps:
         print(
             f"warning: the learning rate warms up over all of train.steps={config.train.steps}: "
-            f"scheduler.warmup_steps={config.scheduler.warmup_steps}",
+            f"scheduler.warmup_steps={warmup_steps}",
             file=sys.stderr,
         )
     trainer = build(config, inputs, world, run_dir, stop)
+    if world.is_main:
+        print("\n".join(rate_lines(config)), flush=True)
     with trainer.record.tracker:
         trainer.fit()
     if world.is_main:

@@ -44,6 +44,8 @@ class MaskedLMConfig:
         (Liu et al. 2019, "RoBERTa", section 4.2: DOC-SENTENCES, several to a sequence).
     masked_lm_weight: of the loss of masked tokens in the total.
     pair_weight: of the loss of pairs in the total.
+    z_loss: weight of the squared logarithm of the softmax's denominator, which the training loss then holds; T5 was
+        trained with 1e-4.
     """
 
     name: Literal["masked_lm"]
@@ -52,6 +54,7 @@ class MaskedLMConfig:
     pairing: Literal["next_sentence", "sentence_order", "none"] = "next_sentence"
     masked_lm_weight: NonNegativeFloat = 1.0
     pair_weight: Annotated[NonNegativeFloat, unused_with("pairing", "none")] = 1.0
+    z_loss: NonNegativeFloat = 0.0
 
 
 class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoderWithHeads]):
@@ -117,7 +120,7 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoderWithHeads])
         """Without pairs there is no pooler and no pair head."""
         from pretraining.models.heads import MaskedTokenHead, PairHead
 
-        heads: dict[str, nn.Module] = {"head": MaskedTokenHead(model, layers)}
+        heads: dict[str, nn.Module] = {"head": MaskedTokenHead(model, layers, self.config.z_loss)}
         return heads if self.config.pairing == "none" else {**heads, "pair_head": PairHead(model)}
 
     def loss(self, model: TokenEncoderWithHeads, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
