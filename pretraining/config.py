@@ -55,7 +55,7 @@ class TrainConfig:
     micro_batch_size: of these, how many a rank computes at once; gradients are accumulated over the others.
     grad_clip: largest norm of the gradient; 0 does not clip.
     precision: what is computed in; weights, optimizer state and reductions stay fp32.
-    log_every: a line of metrics after so many steps.
+    log_every: a line of metrics after so many steps, and for the first and the last; 0 for none.
     eval_every: an evaluation after so many steps, before the first and after the last; 0 for none.
     eval_batches: global batches of the validation data in one evaluation.
     checkpoint_every: a checkpoint after so many steps; 0 saves only the one at the end.
@@ -72,7 +72,7 @@ class TrainConfig:
     micro_batch_size: Positive = 8
     grad_clip: NonNegativeFloat = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    log_every: Positive = 10
+    log_every: NonNegative = 10
     eval_every: NonNegative = 200
     eval_batches: Positive = 4
     checkpoint_every: NonNegative = 200

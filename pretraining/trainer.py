@@ -95,7 +95,7 @@ class Trainer:
             if data.totals.stop:
                 self.report()
                 self._save_at_the_end()
-                raise Stopped
+                raise Stopped(f"step {self.step} is saved in {checkpoint_folder(self.record.folder, self.step)}")
             began = self.train_step(data, began)
             evaluate, save = self._is_due(self.train.eval_every), self._is_due(self.train.checkpoint_every)
             if evaluate or save:
@@ -149,7 +149,7 @@ class Trainer:
             return
         numbers = dict(zip([*self.reported, *CONTROL], pending.numbers.tolist(), strict=True))
         self.watch.see(pending.step, finite=bool(numbers["finite"]))
-        if pending.step % self.train.log_every and pending.step not in (1, self.train.steps):
+        if not self._is_logged(pending.step):
             return
         loss, parts = self._means(numbers, pending.totals.counts)
         throughput, units = self.record.throughput, pending.totals.units
@@ -217,6 +217,10 @@ class Trainer:
             self.save()  # a disk that was full may have room by now
             if not self.saver.wait():
                 raise Failure(f"the last checkpoint, of step {self.step}, could not be saved, see the warnings")
+
+    def _is_logged(self, step: int) -> bool:
+        every = self.train.log_every
+        return every > 0 and (step % every == 0 or step in (1, self.train.steps))
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 
@@ -18,6 +19,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.announces = True  # one rank's message is enough
 
     def install(self) -> StopRequest:
         for signum in SIGNALS:
@@ -28,10 +30,12 @@ class StopRequest:
         if signum == signal.SIGINT and self.reason:  # a second Ctrl-C means it
             raise KeyboardInterrupt
         self.reason = f"stopped by {signal.Signals(signum).name}"
+        if signum == signal.SIGINT and self.announces:  # os.write: print may be what was interrupted
+            os.write(2, b"\nstopping after this step and saving a checkpoint; Ctrl-C again ends at once\n")
 
 
 class Stopped(Exception):
-    """All ranks agreed to stop; the checkpoint is saved. Exit code 75: please requeue."""
+    """All ranks agreed to stop; the checkpoint that its message names is saved. Exit code 75: please requeue."""
 
 
 class NonFiniteWatch:
