@@ -10,12 +10,12 @@ import sys
 import time
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.sources.text import CorpusConfig, TextSource
+from data_pipeline.sources.text import TextConfig, TextSource
 from data_pipeline.tokenizers.sentencepiece_model import train, training_memory_bytes
 
 
 def main(model_type: str, vocab_size: int, megabytes: float, inputs: list[str]) -> None:
-    source = TextSource(CorpusConfig("text", inputs, ["*/test/*", "*/site-packages/*"], "text", 262144, 0))
+    source = TextSource(TextConfig("text", inputs, ["*/test/*", "*/site-packages/*"], "text", 262144, 0))
     texts: list[str] = []
     size = 0
     for document in source.documents():

@@ -1,4 +1,4 @@
-"""Worker processes that turn sequences into micro-batches: (micro-batch, position after its global batch).
+"""Worker processes that turn sequences into micro-batches: (micro-batch, the source's state after its global batch).
 
 Global batch t is the next `global_batch_size` sequences. Its micro-batches are dealt to the data-parallel ranks
 in turn, and those of a rank to its workers in turn, so that neither changes what a global batch holds.
@@ -11,14 +11,17 @@ import math
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.randomness import Purpose, generator
 from data_pipeline.stream.packing import Packing
-from data_pipeline.stream.sequence_source import SequenceSource
+from data_pipeline.stream.sequence_source import SequenceSource, State
+
+if TYPE_CHECKING:
+    from torch.utils.data import IterableDataset
 
 Sample = dict[str, np.ndarray]
 ALIGNMENT = 64  # bytes, of each array within a micro-batch's one buffer
@@ -27,13 +30,21 @@ ALIGNMENT = 64  # bytes, of each array within a micro-batch's one buffer
 class SampleMaker(Protocol):
     """The data side of an objective (numpy, pure)."""
 
-    def packing(self) -> Packing: ...
+    def packing(self) -> Packing:
+        """How documents are cut into sequences."""
+        ...
 
-    def corrupt(self, segments: Sequence[Any], rng: np.random.Generator) -> Sample: ...
+    def corrupt(self, segments: Sequence[Any], rng: np.random.Generator) -> Sample:
+        """One sequence, as the packing cut it, as a sample."""
+        ...
 
-    def collate(self, samples: Sequence[Sample]) -> Sample: ...
+    def collate(self, samples: Sequence[Sample]) -> Sample:
+        """Samples as one micro-batch, padded to shapes that do not depend on their content."""
+        ...
 
-    def counts(self, samples: Sequence[Sample]) -> dict[str, int]: ...
+    def counts(self, samples: Sequence[Sample]) -> dict[str, int]:
+        """For each loss term, the number of things its sum runs over."""
+        ...
 
     def size(self, sample: Sample) -> int:
         """What throughput counts: tokens without padding, or 1 for an image."""
@@ -62,7 +73,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Fault:
-    """An input error met in a worker: handed on as an item, so that all ranks can stop together."""
+    """An input error that a worker ran into: handed on as an item, so that all ranks can stop together."""
 
     message: str
 
@@ -97,30 +108,32 @@ def sample_hash(sample: Sample) -> int:
 
 
 def micro_batches(
-    stream: SequenceSource[Any],
+    source: SequenceSource[State],
     maker: SampleMaker,
-    share: RankSlice,
-    position: Any,
+    rank_slice: RankSlice,
+    state: State,
     worker: int = 0,
     num_workers: int = 1,
-) -> Iterator[tuple[MicroBatch, Any]]:
-    """The micro-batches of one worker, without end, each with the position after its global batch."""
+) -> Iterator[tuple[MicroBatch, State]]:
+    """The micro-batches of one worker, without end, each with the state after its global batch."""
     turn = 0
     while True:
-        after = stream.advance(position, share.global_batch_size)
-        for index in range(share.micro_batches):
+        after = source.advance(state, rank_slice.global_batch_size)
+        for index in range(rank_slice.micro_batches):
             if turn % num_workers == worker:
-                yield _make(stream, maker, share, stream.advance(position, share.first_sequence(index))), after
+                first = source.advance(state, rank_slice.first_sequence(index))
+                yield _make(source, maker, rank_slice.micro_batch_size, first), after
             turn += 1
-        position = after
+        state = after
 
 
-def _make(stream: SequenceSource[Any], maker: SampleMaker, share: RankSlice, position: Any) -> MicroBatch:
+def _make(source: SequenceSource[State], maker: SampleMaker, size: int, state: State) -> MicroBatch:
     samples = []
-    for _ in range(share.micro_batch_size):
-        rng = generator(stream.seed, Purpose.CORRUPTION, stream.number(position))
-        samples.append(maker.corrupt(stream.sequence(position), rng))
-        position = stream.advance(position, 1)
+    for _ in range(size):
+        # Keyed by the sample's number in the whole job: no rank, worker or micro-batch size changes a sample.
+        rng = generator(source.seed, Purpose.CORRUPTION, source.number(state))
+        samples.append(maker.corrupt(source.sequence(state), rng))
+        state = source.advance(state, 1)
     return MicroBatch(
         maker.collate(samples),
         maker.counts(samples),
@@ -131,49 +144,50 @@ def _make(stream: SequenceSource[Any], maker: SampleMaker, share: RankSlice, pos
 
 
 def load(
-    stream: SequenceSource[Any],
+    source: SequenceSource[State],
     maker: SampleMaker,
-    share: RankSlice,
-    position: Any,
+    rank_slice: RankSlice,
+    state: State,
     num_workers: int,
     pin_memory: bool = False,
-) -> Iterator[tuple[MicroBatch | Fault, Any]]:
+) -> Iterator[tuple[MicroBatch | Fault, State]]:
     """As `micro_batches`, made in `num_workers` processes (0: in this one), arrays as torch tensors."""
     from torch.utils.data import DataLoader
 
-    source = _source(stream, maker, share, position)
     loader = DataLoader(
-        source,
+        _dataset(source, maker, rank_slice, state),
         batch_size=None,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        worker_init_fn=_quiet_worker if num_workers else None,
+        worker_init_fn=_start_worker if num_workers else None,
         prefetch_factor=4 if num_workers else None,
     )
-    return map(_unboxed, loader)
+    return ((item.unpacked() if isinstance(item, _PackedBatch) else item, after) for item, after in loader)
 
 
-def _source(stream: SequenceSource[Any], maker: SampleMaker, share: RankSlice, position: Any) -> Any:
+def _dataset(
+    source: SequenceSource[State], maker: SampleMaker, rank_slice: RankSlice, state: State
+) -> IterableDataset[tuple[_PackedBatch | Fault, State]]:
     from torch.utils.data import IterableDataset, get_worker_info
 
-    class Source(IterableDataset):
-        def __iter__(self) -> Iterator[tuple[_PackedBatch | Fault, Any]]:
+    class Dataset(IterableDataset):
+        def __iter__(self) -> Iterator[tuple[_PackedBatch | Fault, State]]:
             info = get_worker_info()
             worker, workers = (info.id, info.num_workers) if info else (0, 1)
             try:
-                for batch, after in micro_batches(stream, maker, share, position, worker, workers):
+                for batch, after in micro_batches(source, maker, rank_slice, state, worker, workers):
                     yield _PackedBatch.of(batch), after
             except InputError as error:
-                while True:
-                    yield Fault(str(error)), position
+                while True:  # a worker that ended would be taken for an end of the data
+                    yield Fault(str(error)), state
 
-    return Source()
+    return Dataset()
 
 
 @dataclass
 class _PackedBatch:
     """A micro-batch on its way out of a worker. Its arrays lie in one tensor: each tensor costs a file descriptor
-    handed over through a socket (about 1 ms), and DataLoader pins what has a `pin_memory`."""
+    that is handed over through a socket (about 1 ms). DataLoader calls `pin_memory` where it finds one."""
 
     batch: MicroBatch  # without its arrays
     layout: dict[str, tuple[np.dtype, tuple[int, ...]]]
@@ -191,7 +205,8 @@ class _PackedBatch:
     def pin_memory(self) -> _PackedBatch:
         return replace(self, content=self.content.pin_memory())
 
-    def batch_of_views(self) -> MicroBatch:
+    def unpacked(self) -> MicroBatch:
+        """The micro-batch, its arrays as views of `content`."""
         import torch
 
         arrays, begin = {}, 0
@@ -203,15 +218,10 @@ class _PackedBatch:
         return replace(self.batch, arrays=arrays)
 
 
-def _unboxed(item: tuple[_PackedBatch | Fault, Any]) -> tuple[MicroBatch | Fault, Any]:
-    boxed, position = item
-    return (boxed.batch_of_views() if isinstance(boxed, _PackedBatch) else boxed), position
-
-
-def _quiet_worker(worker: int) -> None:
-    """The job's signals are the parent's business: a worker that obeyed them would break its parent's stop."""
+def _start_worker(worker: int) -> None:
     import torch
 
     torch.set_num_threads(1)
+    # The parent decides what a signal to the job means: a worker that obeyed it would end before the last checkpoint.
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)

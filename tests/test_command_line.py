@@ -154,6 +154,7 @@ def test_the_option_takes_its_folder_as_hydra_does(own: Path, capsys: pytest.Cap
             "train.steps: Input should be a valid integer",
         ),
         ("experiment/bad", "# @package _global_\ntrain: {steps\n", "cannot be composed"),
+        ("experiment/bad", "defaults: [override /model: bert_base]\n", "is '# @package _global_' the first line"),
         ("experiment/bad", "# @package _global_\ndefaults:\n  - override /model: gone\n", "cannot be composed"),
         (
             "experiment/bad",

@@ -4,8 +4,8 @@ EXIT_DONE, EXIT_FAILED, EXIT_INPUT_ERROR, EXIT_REQUEUE = 0, 1, 2, 75
 
 
 class InputError(ValueError):
-    """A fault in the configuration or the input: told to the user, exit code 2."""
+    """Something wrong with the configuration or the input. Reported to the user as a message, exit code 2."""
 
 
 class Failure(Exception):
-    """What ends a run and no restart mends, divergence say: told to the user, exit code 1."""
+    """A failure that a restart cannot fix, such as divergence. Reported to the user as a message, exit code 1."""

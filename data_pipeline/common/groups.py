@@ -54,7 +54,9 @@ class Groups:
             _refuse_resolvers(OmegaConf.to_container(config, resolve=False))
             return OmegaConf.to_container(config, resolve=True), members  # type: ignore[return-value]
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            raise InputError(f"the configuration cannot be composed: {error}") from error
+            local = any(f"@{recipe}." in str(error) for recipe in self.recipes)
+            hint = "\nis '# @package _global_' the first line of the file?" if local else ""
+            raise InputError(f"the configuration cannot be composed: {error}{hint}") from error
 
     def members_alone(self, members: dict[str, str]) -> Values:
         """What these members say without recipes and additional groups."""

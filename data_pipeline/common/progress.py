@@ -9,13 +9,24 @@ from typing import Any
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-def terminal_bar(**options: Any) -> Any:
-    """A tqdm bar on standard error, or None where that is not a terminal: a log file wants lines."""
+def terminal_bar(total: int | None, unit: str, title: str | None = None, initial: int = 0) -> Any:
+    """A tqdm bar on standard error, or None where that is not a terminal: a log file wants lines.
+
+    Bytes (unit "B") are shown as kB or MB. A bar with a title is of a passing stage and vanishes at its end.
+    """
     if not sys.stderr.isatty():
         return None
     from tqdm import tqdm
 
-    return tqdm(**options)
+    return tqdm(
+        desc=title,
+        total=total,
+        initial=initial,
+        unit=unit,
+        unit_scale=unit == "B",
+        leave=title is None,
+        dynamic_ncols=True,
+    )
 
 
 class PassProgress:
@@ -28,7 +39,7 @@ class PassProgress:
         self._bar: Any = None
 
     def __enter__(self) -> PassProgress:
-        self._bar = terminal_bar(desc=self._title, total=self._total, unit="B", unit_scale=True, leave=False)
+        self._bar = terminal_bar(self._total, "B", self._title)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,19 +1,16 @@
-"""What an output folder was begun with (plan.json), so that a later run continues it or leaves it alone."""
+"""What an output folder was started with (plan.json), so that a later run continues it or leaves it alone."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.common.files import exists, is_file, is_folder, join, list_folder, make_folder
 from data_pipeline.common.json_files import read_json, write_json
-from data_pipeline.sources.scan import Scan
 
 _FORMAT = 1
 _FILE = "plan.json"
@@ -21,76 +18,76 @@ _HINT = "remove the folder or choose another output"
 
 
 @dataclass(frozen=True)
+class Scan:
+    """What decides the split, and by what changed inputs are noticed. `documents` are texts or images."""
+
+    documents: int
+    bytes: int  # of UTF-8, or of image files
+    valid_documents: int
+    smallest_hash: int
+    corpus_hash: str  # of every document in order
+
+
+@dataclass(frozen=True)
 class Continuation:
-    """`listing` hashes the inputs' paths, sizes and times: where it is the same, no second scan is made."""
+    """settings: what decides the output, the inputs apart. listing: hashes the inputs' paths, sizes and times: where it
+    is the same, the inputs are taken to be the same."""
 
     settings: dict[str, Any]
     listing: str
     scan: Scan
 
-    def save(self, root: Path) -> None:
-        values = {"format": _FORMAT, **asdict(self)}
-        write_json(root / _FILE, values)
+    def save(self, root: str) -> None:
+        write_json(join(root, _FILE), {"format": _FORMAT, **asdict(self)})
 
 
-def load_continuation(root: Path) -> Continuation | None:
-    """None for a folder that isn't there or is empty. Raises InputError where something else lies in it."""
-    if root.exists() and not root.is_dir():
+def load_continuation(root: str) -> Continuation | None:
+    """None where the folder does not exist or is empty. Raises InputError where it contains something else."""
+    if exists(root) and not is_folder(root):
         raise InputError(f"output={root} is a file; a folder is needed")
-    if not (root / _FILE).is_file():
-        if root.is_dir() and any(not p.name.startswith(".") for p in root.iterdir()):
+    file = join(root, _FILE)
+    if not is_file(file):
+        if any(not name.startswith(".") for name in list_folder(root)):
             raise InputError(
-                f"output={root} holds other files and no {_FILE}; nothing was written. Choose a new or empty folder"
+                f"output={root} contains other files but no {_FILE}; nothing was written. Choose a new or empty folder"
             )
         return None
-    values = read_json(root / _FILE)
+    values = read_json(file)
     if values.get("format") != _FORMAT:
-        raise InputError(
-            f"{root / _FILE} has format {values.get('format')!r}, this version reads format {_FORMAT}; {_HINT}"
-        )
+        raise InputError(f"{file} has format {values.get('format')!r}, this version reads format {_FORMAT}; {_HINT}")
     try:
         return Continuation(values["settings"], values["listing"], Scan(**values["scan"]))
     except (KeyError, TypeError) as error:
-        raise InputError(f"{root / _FILE} is broken ({error!r}); {_HINT}") from error
+        raise InputError(f"{file} is broken ({error!r}); {_HINT}") from error
 
 
-def check_settings(root: Path, plan: Continuation, settings: dict[str, Any]) -> None:
-    """Raises InputError that lists the settings which differ from those that `root` was begun with."""
-    keys = [key for key in {**plan.settings, **settings} if plan.settings.get(key) != settings.get(key)]
+def check_settings(root: str, before: Continuation, settings: dict[str, Any]) -> None:
+    """Raises InputError that lists the settings which differ from those that `root` was started with."""
+    keys = [key for key in {**before.settings, **settings} if before.settings.get(key) != settings.get(key)]
     if keys:
-        lines = [f"- {key}: {plan.settings.get(key)!r} there, {settings.get(key)!r} now" for key in keys]
+        lines = [f"- {key} was {before.settings.get(key)!r}, is now {settings.get(key)!r}" for key in keys]
         raise InputError(
-            f"output={root} was made with other settings; nothing was written. "
-            "Choose another output, or remove that one.\n" + "\n".join(lines)
+            f"output={root} was created with different settings; nothing was written. "
+            "Choose another output or remove that folder.\n" + "\n".join(lines)
         )
 
 
-def check_corpus(root: Path, plan: Continuation, scan: Scan) -> None:
-    """Raises InputError where `root` was begun with other text."""
-    if plan.scan != scan:
+def check_corpus(root: str, before: Continuation, scan: Scan) -> None:
+    """Raises InputError where `root` was started with other inputs."""
+    if before.scan != scan:
         raise InputError(
-            f"output={root} was made from other text than corpus.inputs holds now; nothing was written. "
-            f"There were {plan.scan.documents} documents of {plan.scan.bytes} bytes, now there are "
-            f"{scan.documents} of {scan.bytes}. Choose another output, or remove that one."
+            f"output={root} was created from other data than corpus.inputs names now; nothing was written. "
+            f"There were {before.scan.documents} documents of {before.scan.bytes} bytes, now there are "
+            f"{scan.documents} of {scan.bytes}. Choose another output or remove that folder."
         )
-
-
-def listing_hash(files: list[str]) -> str:
-    """sha256 of path, size and modification time of `files`."""
-    digest = hashlib.sha256()
-    for path in files:
-        found = os.stat(path)
-        digest.update(
-            f"{os.path.abspath(path)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode("utf-8", "surrogateescape")
-        )
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Makes the folder `root` and keeps other processes from writing it; the system frees it at any end."""
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / ".lock", "w") as file:
+def locked(root: str) -> Iterator[None]:
+    """Makes the local folder `root` and keeps other processes from writing it."""
+    make_folder(root)
+    # Not through common/files: the lock belongs to an open descriptor, so that the system releases it however we end.
+    with open(join(root, ".lock"), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

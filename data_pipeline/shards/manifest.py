@@ -79,8 +79,8 @@ def load_manifest(directory: Location) -> Manifest:
     path = join(directory, "manifest.json")
     values = read_json(
         path,
-        hint=f"{directory} holds no prepared data, or pretrain-data was stopped before its end "
-        "(the same command again continues it)",
+        hint=f"{directory} contains no prepared data, or pretrain-data was stopped before it finished "
+        "(run the same command again to continue)",
     )
     found = values.get("format")
     if found != FORMAT:

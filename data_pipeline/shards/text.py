@@ -1,6 +1,5 @@
-"""Shards of tokens: plain WebDataset tars, and an index beside each.
+"""Shards of tokens. A sample of a tar is a block: whole documents, some 64K tokens of them. Its members are
 
-A sample of a tar is a block: whole documents, some 64K tokens of them. Its members are
 - `KEY.tokens.npy`: uint16 or uint32 [tokens], without special ids;
 - `KEY.documents.npy`: int64 [documents + 1], where each document starts, then the end;
 - `KEY.sentences.npy`: int64 [sentences], where each sentence starts; every document starts one.
@@ -8,24 +7,19 @@ A sample of a tar is a block: whole documents, some 64K tokens of them. Its memb
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
-import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.common.errors import InputError
-from data_pipeline.common.files import flush, open_file, sha256, write_atomically
-from data_pipeline.shards.manifest import SPLITS, Manifest, Shard, Split
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.tar import IndexedShards, Place, ShardWriter, tar_size
 
-_TAR_BLOCK, _TAR_RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
+BLOCKS_IN_MEMORY = 128  # of some 64K tokens: the documents of a window's blocks are read in shuffled order
 
 
 @dataclass(frozen=True)
@@ -36,8 +30,11 @@ class TokenizedDocument:
     sentences: npt.NDArray[np.int64]
 
 
+Block = Sequence[TokenizedDocument]
+
+
 @dataclass(frozen=True)
-class ShardIndex:
+class TextIndex:
     """Where the members of each block lie in the tar (bytes), and the documents' lengths (tokens)."""
 
     tokens_offset: npt.NDArray[np.int64]  # [blocks]
@@ -48,10 +45,54 @@ class ShardIndex:
     lengths: npt.NDArray[np.int32]  # [sum of documents]
 
     @property
+    def num_samples(self) -> int:
+        return len(self.documents)
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.lengths.sum(dtype=np.int64))
+
+    @property
     def tar_bytes(self) -> int:
-        """The size of the tar: sentences are its last member, then come two empty blocks and the padding."""
-        end = _round_up(int(self.sentences_offset[-1] + self.sentences_bytes[-1]), _TAR_BLOCK)
-        return _round_up(end + 2 * _TAR_BLOCK, _TAR_RECORD)
+        return tar_size(int(self.sentences_offset[-1] + self.sentences_bytes[-1]))  # the last member
+
+
+class BlockRow(NamedTuple):
+    tokens: Place
+    sentences: Place
+    lengths: list[int]
+
+
+class TextLayout:
+    """How blocks stand in a shard."""
+
+    index_type = TextIndex
+
+    def members(self, block: Block) -> Mapping[str, bytes]:
+        starts = np.cumsum([0] + [len(d.tokens) for d in block]).astype(np.int64)
+        sentences = [d.sentences + start for d, start in zip(block, starts[:-1], strict=True)]
+        return {
+            "tokens.npy": _npy(np.concatenate([d.tokens for d in block])),
+            "documents.npy": _npy(starts),
+            "sentences.npy": _npy(np.concatenate(sentences).astype(np.int64)),
+        }
+
+    def row(self, block: Block, key: str, places: Mapping[str, Place]) -> BlockRow:
+        return BlockRow(places["tokens.npy"], places["sentences.npy"], [len(d.tokens) for d in block])
+
+    def index(self, rows: Sequence[BlockRow]) -> TextIndex:
+        return TextIndex(
+            np.array([row.tokens.offset for row in rows], np.int64),
+            np.array([row.tokens.size for row in rows], np.int64),
+            np.array([row.sentences.offset for row in rows], np.int64),
+            np.array([row.sentences.size for row in rows], np.int64),
+            np.array([len(row.lengths) for row in rows], np.int32),
+            np.array([length for row in rows for length in row.lengths], np.int32),
+        )
 
 
 def token_dtype(total_size: int) -> npt.DTypeLike:
@@ -59,21 +100,14 @@ def token_dtype(total_size: int) -> npt.DTypeLike:
     return np.uint16 if total_size <= 1 << 16 else np.uint32
 
 
-class ShardWriter:
-    """Packs documents into blocks, and blocks into shards `DIR/SPLIT/shard-000000.tar` of `shard_bytes`.
+class BlockWriter:
+    """Packs documents into blocks of `block_tokens` (more where one document is longer), and blocks into shards."""
 
-    Starts at shard number `first`: those before it are finished. What is written depends on the order of the
-    documents alone. Leaving the `with` block in order writes what remains; leaving it by an error does not.
-    """
-
-    def __init__(self, root: Path, split: str, block_tokens: int, shard_bytes: int, first: int = 0) -> None:
-        self._root, self._split = root, split
-        self._block_tokens, self._shard_bytes = block_tokens, shard_bytes
-        self._number = first
-        self._tar: _OpenShard | None = None
+    def __init__(self, root: str, split: str, block_tokens: int, shard_bytes: int, first: int = 0) -> None:
+        self._shards = ShardWriter(root, split, TextLayout(), shard_bytes, first)
+        self._block_tokens = block_tokens
         self._block: list[TokenizedDocument] = []
         self._tokens_in_block = 0
-        (root / split).mkdir(parents=True, exist_ok=True)
 
     def add(self, document: TokenizedDocument) -> None:
         if self._block and self._tokens_in_block + len(document.tokens) > self._block_tokens:
@@ -81,169 +115,33 @@ class ShardWriter:
         self._block.append(document)
         self._tokens_in_block += len(document.tokens)
 
-    def close(self) -> None:
-        if self._block:
-            self._end_block()
-        if self._tar is not None:
-            self._end_shard()
-
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> BlockWriter:
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         if error_type is None:
-            self.close()
+            if self._block:
+                self._end_block()
+            self._shards.end_shard()
 
     def _end_block(self) -> None:
-        if self._tar is None:
-            self._tar = _OpenShard(shard_path(self._root, self._split, self._number))
-        self._tar.add(f"{self._split}-{self._number:06d}", self._block)
+        self._shards.add(self._block)
         self._block, self._tokens_in_block = [], 0
-        if self._tar.bytes >= self._shard_bytes:
-            self._end_shard()
-
-    def _end_shard(self) -> None:
-        assert self._tar is not None
-        self._tar.close()
-        self._tar = None
-        self._number += 1
 
 
-class _OpenShard:
-    """A tar that is being written under a temporary name."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.tmp")
-        self._file = open_file(self._temporary, "wb")
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-        self._members: dict[str, list[int]] = {
-            f"{m}_{x}": [] for m in ("tokens", "sentences") for x in ("offset", "bytes")
-        }
-        self._documents: list[int] = []
-        self._lengths: list[int] = []
-
-    @property
-    def bytes(self) -> int:
-        return self._tar.offset
-
-    def add(self, prefix: str, block: Sequence[TokenizedDocument]) -> None:
-        key = f"{prefix}-{len(self._documents):06d}"
-        lengths = [len(d.tokens) for d in block]
-        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        sentences = [d.sentences + start for d, start in zip(block, starts, strict=False)]
-        self._member(key, "tokens", np.concatenate([d.tokens for d in block]))
-        self._member(key, "documents", starts)
-        self._member(key, "sentences", np.concatenate(sentences).astype(np.int64))
-        self._documents.append(len(block))
-        self._lengths += lengths
-
-    def close(self) -> None:
-        """The index comes first under its final name: a tar that is there is whole, and so is its index."""
-        self._tar.close()
-        flush(self._file, self._temporary)
-        self._file.close()
-        arrays: dict[str, Any] = {name: np.array(v, dtype=np.int64) for name, v in self._members.items()}
-        arrays["documents"] = np.array(self._documents, dtype=np.int32)
-        arrays["lengths"] = np.array(self._lengths, dtype=np.int32)
-        data = io.BytesIO()
-        np.savez(data, **arrays)
-        write_atomically(index_path(self._path), data.getvalue())
-        os.replace(self._temporary, self._path)
-
-    def _member(self, key: str, name: str, array: npt.NDArray[Any]) -> None:
-        data = io.BytesIO()
-        np.lib.format.write_array(data, array, allow_pickle=False)
-        member = tarfile.TarInfo(f"{key}.{name}.npy")  # its time, owner and group are 0 unless set
-        member.size = data.tell()
-        member.mode = 0o644
-        data.seek(0)
-        if name != "documents":
-            self._members[f"{name}_offset"].append(self._tar.offset + _TAR_BLOCK)  # after the member's header
-            self._members[f"{name}_bytes"].append(member.size)
-        self._tar.addfile(member, data)
-
-
-def shard_path(root: Path, split: str, number: int) -> Path:
-    return root / split / f"shard-{number:06d}.tar"
-
-
-def index_path(shard: Path) -> Path:
-    return shard.with_suffix(".index.npz")
-
-
-def finished_shards(root: Path, split: str) -> list[tuple[Path, ShardIndex]]:
-    """The whole shards of `split` from number 0 on, up to the first that is missing."""
-    found: list[tuple[Path, ShardIndex]] = []
-    while (path := shard_path(root, split, len(found))).is_file():
-        index = _parse_index(index_path(path).read_bytes()) if index_path(path).is_file() else None
-        if index is None or path.stat().st_size != index.tar_bytes:
-            break
-        found.append((path, index))
-    return found
-
-
-def remove_temporaries(root: Path) -> None:
-    """Removes what a killed run left unfinished."""
-    for split in SPLITS:
-        for path in (root / split).glob(".*.tmp"):
-            path.unlink()
-
-
-def describe_split(root: Path, split: str) -> Split:
-    """The finished shards of `split` as the manifest lists them, their checksums computed from the files."""
-    shards = tuple(_describe_shard(root, path, index) for path, index in finished_shards(root, split))
-    return Split(
-        samples=sum(s.samples for s in shards),
-        documents=sum(s.documents for s in shards),
-        tokens=sum(s.tokens for s in shards),
-        shards=shards,
-    )
-
-
-def _describe_shard(root: Path, path: Path, index: ShardIndex) -> Shard:
-    beside = index_path(path)
-    return Shard(
-        name=path.relative_to(root).as_posix(),
-        samples=len(index.documents),
-        documents=len(index.lengths),
-        tokens=int(index.lengths.sum(dtype=np.int64)),
-        bytes=path.stat().st_size,
-        sha256=sha256(path),
-        index=beside.relative_to(root).as_posix(),
-        index_sha256=sha256(beside),
-    )
-
-
-BLOCKS_IN_MEMORY = 128  # of some 64K tokens: the documents of a window's blocks are read in shuffled order
-
-
-class ShardReader:
-    """Reads blocks of one split by their offsets. A file's sha256 is checked when it is first read."""
+class TextReader:
+    """Reads documents of one split, a block at a time."""
 
     def __init__(self, manifest: Manifest, split: str) -> None:
-        self._root = Path(manifest.root)
-        self.shards = manifest.splits[split].shards
-        self._indexes: dict[int, ShardIndex] = {}
-        self._verified: set[int] = set()
+        self._shards = IndexedShards(manifest, split, TextIndex)
         self._cached_block = lru_cache(maxsize=BLOCKS_IN_MEMORY)(self.read_block)
 
-    def index(self, shard: int) -> ShardIndex:
-        """The index of shard number `shard`. Raises InputError where its checksum is wrong."""
-        if shard not in self._indexes:
-            name = self.shards[shard].index
-            with open_file(self._root / name) as file:
-                data = file.read()
-            _require(self._root / name, self.shards[shard].index_sha256, hashlib.sha256(data).hexdigest())
-            index = _parse_index(data)
-            if index is None:
-                raise InputError(f"{self._root / name} is not an index of this version")
-            self._indexes[shard] = index
-        return self._indexes[shard]
+    def index(self, shard: int) -> TextIndex:
+        return self._shards.index(shard)
 
     @property
     def blocks_per_shard(self) -> list[int]:
-        return [shard.samples for shard in self.shards]
+        return [shard.samples for shard in self._shards.shards]
 
     def lengths(self, shard: int) -> npt.NDArray[np.int32]:
         """Tokens of each document of the shard, int32 [documents], in the order of the blocks."""
@@ -266,36 +164,17 @@ class ShardReader:
     def read_block(self, shard: int, block: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """-> tokens [tokens], first token of each sentence [sentences]. InputError: a checksum is wrong."""
         index = self.index(shard)
-        self._verify(shard)
-        with open_file(self._root / self.shards[shard].name) as file:
-            tokens = _read_array(file, int(index.tokens_offset[block]), int(index.tokens_bytes[block]))
-            sentences = _read_array(file, int(index.sentences_offset[block]), int(index.sentences_bytes[block]))
-        return tokens, sentences
-
-    def _verify(self, shard: int) -> None:
-        if shard not in self._verified:
-            path = self._root / self.shards[shard].name
-            _require(path, self.shards[shard].sha256, sha256(path))
-            self._verified.add(shard)
+        tokens = Place(int(index.tokens_offset[block]), int(index.tokens_bytes[block]))
+        sentences = Place(int(index.sentences_offset[block]), int(index.sentences_bytes[block]))
+        first, second = (_array(data) for data in self._shards.read(shard, tokens, sentences))
+        return first, second
 
 
-def _read_array(file: IO[bytes], offset: int, size: int) -> npt.NDArray[Any]:
-    file.seek(offset)
-    return np.lib.format.read_array(io.BytesIO(file.read(size)), allow_pickle=False)
+def _npy(array: npt.NDArray[Any]) -> bytes:
+    data = io.BytesIO()
+    np.lib.format.write_array(data, array, allow_pickle=False)
+    return data.getvalue()
 
 
-def _parse_index(data: bytes) -> ShardIndex | None:
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return ShardIndex(**{name: arrays[name] for name in arrays.files})
-    except (ValueError, TypeError, OSError):
-        return None
-
-
-def _require(path: Path, expected: str, found: str) -> None:
-    if found != expected:
-        raise InputError(f"{path} differs from the manifest: sha256 expected {expected}, found {found}")
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+def _array(data: bytes) -> npt.NDArray[Any]:
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)

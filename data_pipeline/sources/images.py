@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fnmatch
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,14 +13,16 @@ from pydantic import Field
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import NonNegative, configclass
+from data_pipeline.sources.config import CorpusConfig
+from data_pipeline.sources.patterns import is_excluded
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")
-_TOLD_FAULTS = 10
+_REPORTED = 10
 
 
 @configclass
-class ImagesConfig:
+class ImagesConfig(CorpusConfig):
     """Which images are read.
 
     inputs: folders with one subfolder per class, or lists (.csv and .tsv with a header line, .jsonl) of files and
@@ -29,7 +30,7 @@ class ImagesConfig:
     exclude: patterns on absolute paths, as in ['*/thumbs/*']; * spans folders.
     file_field: the field of a list that names the image, relative to the list.
     label_field: the field of a list that holds the label.
-    max_bad_images: how many images, all together, may be broken; they are left out.
+    max_bad_images: how many images, all together, may be broken; they are skipped.
     """
 
     kind: Literal["images"]
@@ -46,7 +47,7 @@ class LabeledFile(NamedTuple):
 
 
 def labeled_files(config: ImagesConfig) -> list[LabeledFile]:
-    """Every image with its label, sorted by path. Raises InputError that names the first faults of every input."""
+    """Every image with its label, sorted by path. Raises InputError that lists the first problems of every input."""
     if not config.inputs:
         raise InputError("corpus.inputs is empty: give folders with a subfolder per class, or lists")
     return _without_repeats(_gather(_from_input, ((entry, config) for entry in config.inputs)))
@@ -61,17 +62,17 @@ def classes_of(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _gather(read: Callable[..., list[LabeledFile]], parts: Iterable[tuple[Any, ...]]) -> list[LabeledFile]:
-    """What `read` finds in every part. Where parts have faults, InputError that tells the first of these."""
+    """What `read` finds in every part. Where parts have problems, an InputError lists the first of them."""
     found: list[LabeledFile] = []
-    faults: list[str] = []
+    problems: list[str] = []
     for part in parts:
         try:
             found += read(*part)
         except InputError as error:
-            faults.append(str(error))
-    if faults:
-        more = [f"... and {len(faults) - _TOLD_FAULTS} more like these"] if len(faults) > _TOLD_FAULTS else []
-        raise InputError("\n".join([*faults[:_TOLD_FAULTS], *more]))
+            problems.append(str(error))
+    if problems:
+        more = [f"... and {len(problems) - _REPORTED} more like these"] if len(problems) > _REPORTED else []
+        raise InputError("\n".join([*problems[:_REPORTED], *more]))
     return found
 
 
@@ -85,12 +86,12 @@ def _from_folder(folder: Path, exclude: list[str]) -> list[LabeledFile]:
     loose = [e.name for e in entries if not e.is_dir()]
     if loose:
         raise InputError(
-            f"corpus.inputs: {folder} holds files beside its class folders "
-            f"({', '.join(loose[:_TOLD_FAULTS])}): give a folder with one subfolder per class, or a list "
+            f"corpus.inputs: {folder} contains files next to its class folders "
+            f"({', '.join(loose[:_REPORTED])}); give a folder with one subfolder per class, or a list "
             "of files and labels"
         )
     if not entries:
-        raise InputError(f"corpus.inputs: {folder} holds no class folders, so no images")
+        raise InputError(f"corpus.inputs: {folder} contains no class folders")
     return _gather(_from_class, ((entry, exclude) for entry in entries))
 
 
@@ -101,7 +102,7 @@ def _from_class(folder: Path, exclude: list[str]) -> list[LabeledFile]:
     for entry in entries:
         if entry.is_dir():
             raise InputError(
-                f"corpus.inputs: the class folder {folder} holds a folder ({entry.name}): give the folder "
+                f"corpus.inputs: the class folder {folder} contains a folder ({entry.name}); give the folder "
                 "whose subfolders are the classes"
             )
     return _gather(_labeled, ((entry, folder.name) for entry in entries))
@@ -110,28 +111,23 @@ def _from_class(folder: Path, exclude: list[str]) -> list[LabeledFile]:
 def _labeled(path: Path, label: str) -> list[LabeledFile]:
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise InputError(
-            f"corpus.inputs: {path} is of no known kind; known are {', '.join(IMAGE_SUFFIXES)} "
-            "(corpus.exclude leaves files out)"
+            f"corpus.inputs: {path} has an unsupported type; supported are {', '.join(IMAGE_SUFFIXES)} "
+            "(corpus.exclude skips files)"
         )
     return [LabeledFile(str(path), label)]
 
 
 def _visible(folder: Path, exclude: list[str]) -> list[Path]:
-    """What lies in `folder`, hidden entries and those that a pattern of `exclude` meets left out."""
+    """What is in `folder`, without hidden entries and those that a pattern of `exclude` matches."""
     entries = sorted(e for e in folder.iterdir() if not e.name.startswith("."))
-    return [e for e in entries if not _excluded(e, exclude)]
-
-
-def _excluded(path: Path, patterns: list[str]) -> bool:
-    absolute = Path(os.path.abspath(path)).as_posix()
-    return any(fnmatch.fnmatchcase(absolute, pattern) for pattern in patterns)
+    return [e for e in entries if not is_excluded(e, exclude)]
 
 
 def _from_list(path: Path, config: ImagesConfig) -> list[LabeledFile]:
     if not path.is_file():
-        raise InputError(f"corpus.inputs: there is no file or folder {path}")
+        raise InputError(f"corpus.inputs: {path} does not exist")
     if path.suffix not in LIST_SUFFIXES:
-        raise InputError(f"corpus.inputs: {path} is no list; known are {', '.join(LIST_SUFFIXES)}")
+        raise InputError(f"corpus.inputs: {path} is not a list; supported are {', '.join(LIST_SUFFIXES)}")
     found = _gather(_from_line, ((path, line, record, config) for line, record in _records(path, config)))
     if not found:
         raise InputError(f"corpus.inputs: {path} lists no images")
@@ -139,17 +135,17 @@ def _from_list(path: Path, config: ImagesConfig) -> list[LabeledFile]:
 
 
 def _from_line(path: Path, line: int, record: dict[str, object], config: ImagesConfig) -> list[LabeledFile]:
-    """One file, or none where corpus.exclude leaves it out."""
+    """One file, or none where corpus.exclude matches it."""
     name, label = record[config.file_field], record[config.label_field]
     if not isinstance(name, str) or not name:
-        raise InputError(f"{path}, line {line}: {config.file_field}={name!r} names no file")
+        raise InputError(f"{path}, line {line}: {config.file_field}={name!r} does not name a file")
     image = path.parent / name
-    if _excluded(image, config.exclude):
+    if is_excluded(image, config.exclude):
         return []
     if not isinstance(label, str | int) or isinstance(label, bool) or not str(label).strip():
-        raise InputError(f"{path}, line {line}: {config.label_field}={label!r} is no label: give a name or a number")
+        raise InputError(f"{path}, line {line}: {config.label_field}={label!r} is not a label; use a name or a number")
     if not image.is_file():
-        raise InputError(f"{path}, line {line}: there is no file {image}")
+        raise InputError(f"{path}, line {line}: {image} does not exist")
     return _labeled(image, str(label))
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from data_pipeline.common.progress import PassProgress
+from data_pipeline.shards.continuation import Scan
 from data_pipeline.sources.text import RawDocument
 
 _HASH_RANGE = 1 << 64
@@ -25,17 +26,6 @@ class Hashed(NamedTuple):
     sample_hash: int  # below 2^64
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What decides the split, and by what changed inputs are noticed; `bytes` counts UTF-8."""
-
-    documents: int
-    bytes: int
-    valid_documents: int
-    smallest_hash: int
-    corpus_hash: str  # of every document in order
-
-
 def hashed(documents: Iterable[RawDocument], seed: int) -> Iterator[Hashed]:
     """`documents` with their hashes under `seed`."""
     key = str(seed).encode()
@@ -47,12 +37,23 @@ def hashed(documents: Iterable[RawDocument], seed: int) -> Iterator[Hashed]:
 
 
 def split_of(split_hash: int, smallest_hash: int, valid_fraction: float) -> str:
-    """'valid' for the share `valid_fraction` of all hashes and for the corpus's smallest; else 'train'."""
+    """'valid' for the fraction `valid_fraction` of all hashes and for the corpus's smallest; else 'train'."""
     is_valid = split_hash < valid_fraction * _HASH_RANGE or split_hash == smallest_hash
     return "valid" if is_valid else "train"
 
 
-class Sample:
+def listing_hash(files: list[str]) -> str:
+    """sha256 of path, size and modification time of `files`."""
+    digest = hashlib.sha256()
+    for path in files:
+        found = os.stat(path)
+        digest.update(
+            f"{os.path.abspath(path)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode("utf-8", "surrogateescape")
+        )
+    return digest.hexdigest()
+
+
+class DocumentSample:
     """The documents of smallest `sample_hash` that fit into `max_bytes` together; one at least."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -74,7 +75,7 @@ class Scanner:
     """Takes the documents one by one and keeps what the next steps need of them."""
 
     def __init__(self, valid_fraction: float, sample_bytes: int, count_characters: bool) -> None:
-        self.sample = Sample(sample_bytes)
+        self.sample = DocumentSample(sample_bytes)
         self.characters: Counter[str] = Counter()
         self._valid_fraction, self._count_characters = valid_fraction, count_characters
         self._documents = self._bytes = self._below = self._smallest_repeats = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 import gzip
 import io
@@ -10,13 +9,14 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Annotated, Literal, NamedTuple
 
 import pydantic
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import NonNegative, configclass
+from data_pipeline.sources.config import CorpusConfig
+from data_pipeline.sources.patterns import is_excluded
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -25,14 +25,14 @@ _NAMED_LINES = 5
 
 
 @configclass
-class CorpusConfig:
+class TextConfig(CorpusConfig):
     """Which text is read.
 
     inputs: files, globs and folders, as in [book.txt,'notes/*.md',folder].
     exclude: patterns on absolute paths, as in ['*/test/*']; * spans folders.
     text_field: the field of .jsonl lines that holds the text.
-    max_document_bytes: a longer document is cut at line borders into several, so that memory stays bounded.
-    max_bad_lines: how many lines of the .jsonl files, all together, may be unreadable; they are left out.
+    max_document_bytes: a longer document is cut at line ends into several, so that memory stays bounded.
+    max_bad_lines: how many lines of the .jsonl files, all together, may be unreadable; they are skipped.
     """
 
     kind: Literal["text"]
@@ -49,26 +49,26 @@ class RawDocument(NamedTuple):
 
 
 class _BadLine(Exception):
-    """Why a line of a .jsonl file gives no document."""
+    """Why a line of a .jsonl file holds no document."""
 
 
 class TextSource:
     """The documents of a corpus. `files` are sorted and without repeats; empty documents are left out."""
 
-    def __init__(self, config: CorpusConfig) -> None:
+    def __init__(self, config: TextConfig) -> None:
         self._config = config
         self.files = find_files(config.inputs, config.exclude)
         self.bad_lines: list[str] = []
 
     def documents(self) -> Iterator[RawDocument]:
-        """Every document in the order of `files`, anew at each call. InputError names file and line."""
+        """Every document in the order of `files`, from the beginning at each call. InputError names file and line."""
         self.bad_lines = []
         for path in self.files:
             texts = self._jsonl(path) if path.endswith(JSONL_SUFFIXES) else self._plain(path)
             try:
                 yield from (RawDocument(text, path) for text in texts)
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise InputError(f"{path}: the compressed file is damaged or cut short ({error})") from error
+                raise InputError(f"{path}: the compressed file is damaged or truncated ({error})") from error
             except OSError as error:
                 raise InputError(f"{path}: {error.strerror or error}") from error
 
@@ -93,51 +93,51 @@ class TextSource:
                 parts = _read_parts(io.BytesIO(text), self._config.max_document_bytes)
                 yield from (part.decode() for part in parts)
 
-    def _count(self, fault: str) -> None:
-        self.bad_lines.append(fault)
+    def _count(self, problem: str) -> None:
+        self.bad_lines.append(problem)
         if len(self.bad_lines) > self._config.max_bad_lines:
             named = "\n".join(self.bad_lines[-_NAMED_LINES:])
             raise InputError(
-                f"{named}\n{len(self.bad_lines)} lines without a document, and "
+                f"{named}\n{len(self.bad_lines)} unreadable lines, more than "
                 f"corpus.max_bad_lines={self._config.max_bad_lines}"
             )
 
 
 def find_files(inputs: list[str], exclude: list[str]) -> list[str]:
-    """The files behind `inputs`. Raises InputError with every input that leads to none."""
+    """The files that `inputs` name. Raises InputError that lists every input without files."""
     found: dict[str, str] = {}
-    faults: list[str] = []
+    problems: list[str] = []
     if not inputs:
-        faults.append("corpus.inputs is empty: give files, globs or folders")
+        problems.append("corpus.inputs is empty: give files, globs or folders")
     for entry in inputs:
         try:
-            files = [f for f in _expand(os.path.expanduser(entry)) if not _excluded(f, exclude)]
+            files = [f for f in _expand(os.path.expanduser(entry)) if not is_excluded(f, exclude)]
         except InputError as error:
-            faults.append(str(error))
+            problems.append(str(error))
             continue
         if not files:
-            faults.append(
-                f"corpus.inputs: {entry} leads to no file ending in {', '.join(_SUFFIXES)}"
-                + (" that corpus.exclude admits" if exclude else "")
+            problems.append(
+                f"corpus.inputs: {entry} has no files ending in {', '.join(_SUFFIXES)}"
+                + (" besides those that corpus.exclude matches" if exclude else "")
             )
         found.update({os.path.realpath(f): f for f in sorted(files, reverse=True)})
-    if faults:
-        raise InputError("\n".join(faults))
+    if problems:
+        raise InputError("\n".join(problems))
     return sorted(found.values())
 
 
 def _expand(entry: str) -> list[str]:
     if os.path.isfile(entry):
         if not entry.endswith(_SUFFIXES):
-            raise InputError(f"corpus.inputs: {entry} is of no known kind; known are {', '.join(_SUFFIXES)}")
+            raise InputError(f"corpus.inputs: {entry} has an unsupported type; supported are {', '.join(_SUFFIXES)}")
         return [entry]
     if os.path.isdir(entry):
         return _files_below(entry)
     if not glob.has_magic(entry):
-        raise InputError(f"corpus.inputs: there is no file or folder {entry}")
+        raise InputError(f"corpus.inputs: {entry} does not exist")
     matches = glob.glob(entry, recursive=True)
     if not matches:
-        raise InputError(f"corpus.inputs: {entry} matches nothing")
+        raise InputError(f"corpus.inputs: {entry} matches no files")
     return [f for m in matches for f in (_files_below(m) if os.path.isdir(m) else [m]) if f.endswith(_SUFFIXES)]
 
 
@@ -146,25 +146,20 @@ def _files_below(folder: str) -> list[str]:
     return [f for f in files if f.endswith(_SUFFIXES) and os.path.isfile(f)]
 
 
-def _excluded(path: str, patterns: list[str]) -> bool:
-    absolute = Path(os.path.abspath(path)).as_posix()
-    return any(fnmatch.fnmatchcase(absolute, pattern) for pattern in patterns)
-
-
 def _read_parts(file: IO[bytes], max_bytes: int) -> Iterator[bytes]:
-    """What `file` holds in parts of at most `max_bytes`, cut after a line's end where there is one."""
+    """The content of `file` in parts of at most `max_bytes`, cut after the end of a line where there is one."""
     rest = b""
     while data := rest + file.read(max_bytes + 1 - len(rest)):
         if len(data) <= max_bytes:
             yield data
             return
-        cut = data.rfind(b"\n", 0, max_bytes) + 1 or _character_border(data, max_bytes)
+        cut = data.rfind(b"\n", 0, max_bytes) + 1 or _character_start(data, max_bytes)
         yield data[:cut]
         rest = data[cut:]
 
 
-def _character_border(data: bytes, limit: int) -> int:
-    """The last position up to `limit` where a UTF-8 character starts; `limit` itself in what is not UTF-8."""
+def _character_start(data: bytes, limit: int) -> int:
+    """The last position up to `limit` where a UTF-8 character starts; `limit` itself where the data is not UTF-8."""
     for position in range(limit, max(limit - 4, 0), -1):
         if data[position] & 0xC0 != 0x80:
             return position
@@ -176,7 +171,7 @@ def _field(line: bytes, field: str) -> bytes:
     if not line.strip():
         return b""
     try:
-        record = json.loads(line.decode("utf-8-sig"))  # a mark at the file's start belongs to no document
+        record = json.loads(line.decode("utf-8-sig"))  # the file may begin with a byte order mark
     except UnicodeDecodeError as error:
         raise _BadLine(f"not UTF-8 at byte {error.start} of the line") from error
     except (ValueError, RecursionError) as error:
@@ -187,7 +182,7 @@ def _field(line: bytes, field: str) -> bytes:
     try:
         return record[field].encode()
     except UnicodeEncodeError as error:
-        raise _BadLine(f"half of a surrogate pair in the field {field!r}") from error
+        raise _BadLine(f"an unpaired surrogate in the field {field!r}") from error
 
 
 def _open_compressed(path: str) -> IO[bytes]:
@@ -199,7 +194,7 @@ def _open_compressed(path: str) -> IO[bytes]:
 
 
 class _ZstdFile(io.RawIOBase):
-    """Decompresses frame after frame; unlike zstandard's own reader, notices a file that is cut short."""
+    """Decompresses frame after frame. zstandard's own reader takes a truncated file for a complete one."""
 
     def __init__(self, path: str) -> None:
         import zstandard
@@ -218,7 +213,7 @@ class _ZstdFile(io.RawIOBase):
             data = self._frame.unused_data or self._file.read(1 << 17)
             if not data:
                 if self._started and not self._frame.eof:
-                    raise EOFError("the last frame has no end")
+                    raise EOFError("the last frame is incomplete")
                 return 0
             self._decompress(data)
         count = min(len(buffer), len(self._ready))

@@ -1,17 +1,21 @@
 """Packing documents into sequences: pure functions of the documents' lengths.
 
-A window's documents come in shuffled order; a plan says which piece of which document stands in which sequence.
+A window's documents come in shuffled order; a plan says which segment of which document stands in which sequence.
 Nothing is read for a plan, so that any rank can seek to any sequence.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from data_pipeline.shards.text import TokenizedDocument
+
+Document = TypeVar("Document", contravariant=True)
+Content = TypeVar("Content", covariant=True)
+Whole = TypeVar("Whole")
 
 
 @dataclass(frozen=True)
@@ -27,24 +31,27 @@ class PackingPlan(Protocol):
     @property
     def num_sequences(self) -> int: ...
 
-    def pieces(self, sequence: int) -> list[Segment]: ...
+    def segments(self, sequence: int) -> list[Segment]: ...
 
 
-class Packing(Protocol):
-    """How an objective wants its documents cut: a plan from their lengths, then each piece from its document.
+class Packing(Protocol[Document, Content]):
+    """How an objective wants its documents cut: a plan from their lengths, then each segment from its document.
 
-    A document is what the corpus' reader gives: a shards.TokenizedDocument of text, say.
+    Document: what the corpus's reader gives, a TokenizedDocument or an EncodedImage. Content: what `cut` makes of it
+    and the objective's `corrupt` takes.
     """
 
-    def plan(self, lengths: np.ndarray) -> PackingPlan: ...
+    def plan(self, lengths: np.ndarray) -> PackingPlan:
+        """lengths: int [documents], in tokens, in the window's order; ones for images."""
+        ...
 
-    def cut(self, document: Any, piece: Segment) -> Any: ...
+    def cut(self, document: Document, segment: Segment) -> Content: ...
 
 
 @dataclass(frozen=True)
 class Concatenation:
     """Framed documents (`before` + tokens + `after`) one after another, cut every `stride` tokens into sequences of at
-    most `length` tokens. A piece is an array of tokens.
+    most `length` tokens. `cut` gives an array of tokens.
 
     With length = stride + 1 neighbors share one token, and a language model predicts each token exactly once.
     """
@@ -59,27 +66,27 @@ class Concatenation:
         framed = lengths.astype(np.int64) + len(self.before) + len(self.after)
         return ConcatenationPlan(np.concatenate([[0], np.cumsum(framed)]), self.length, self.stride)
 
-    def cut(self, document: Any, piece: Segment) -> np.ndarray:
+    def cut(self, document: TokenizedDocument, segment: Segment) -> np.ndarray:
         tokens = document.tokens
         parts = [np.asarray(self.before, tokens.dtype), tokens, np.asarray(self.after, tokens.dtype)]
-        return np.concatenate(parts)[piece.start : piece.stop]
+        return np.concatenate(parts)[segment.start : segment.stop]
 
 
 class ConcatenationPlan:
-    """borders: int64 [documents + 1], where each framed document begins in the concatenation."""
+    """starts: int64 [documents + 1], where each framed document starts in the concatenation, then the end of all."""
 
-    def __init__(self, borders: np.ndarray, length: int, stride: int) -> None:
-        self.borders, self.length, self.stride = borders, length, stride
+    def __init__(self, starts: np.ndarray, length: int, stride: int) -> None:
+        self.starts, self.length, self.stride = starts, length, stride
         overlap = length - stride
-        self.num_sequences = max(0, -(-(int(borders[-1]) - overlap) // stride))
+        self.num_sequences = max(0, -(-(int(starts[-1]) - overlap) // stride))
 
-    def pieces(self, sequence: int) -> list[Segment]:
+    def segments(self, sequence: int) -> list[Segment]:
         begin = sequence * self.stride
-        end = min(begin + self.length, int(self.borders[-1]))
-        document = int(np.searchsorted(self.borders, begin, side="right")) - 1
+        end = min(begin + self.length, int(self.starts[-1]))
+        document = int(np.searchsorted(self.starts, begin, side="right")) - 1
         found = []
         while begin < end:
-            first, last = int(self.borders[document]), int(self.borders[document + 1])
+            first, last = int(self.starts[document]), int(self.starts[document + 1])
             found.append(Segment(document, begin - first, min(end, last) - first))
             begin, document = min(end, last), document + 1
         return found
@@ -87,8 +94,10 @@ class ConcatenationPlan:
 
 @dataclass(frozen=True)
 class SentenceSpan(Segment):
-    """A piece that cut() moves to sentence borders. next_stop: where the document's next span stops (at the document's
-    end: stop)."""
+    """A segment that cut() moves to the starts of sentences.
+
+    next_stop: where the document's next span stops; for its last span, `stop`.
+    """
 
     next_stop: int
 
@@ -96,9 +105,9 @@ class SentenceSpan(Segment):
 @dataclass(frozen=True)
 class SentenceSpans:
     """Each sequence is one span of consecutive sentences of a document, some `length` tokens; with `partners` also a
-    longer span of another document of the window, where there is one. A piece is a shards.TokenizedDocument.
+    longer span of another document of the window, where there is one. `cut` gives a TokenizedDocument.
 
-    short_rate: that share of the spans has a length drawn from 2 to `length` (google-research/bert,
+    short_rate: this fraction of the spans has a length drawn from 2 to `length` (google-research/bert,
     create_pretraining_data.py: short_seq_prob). Every token stands in exactly one span. A span begins and ends with
     a sentence, as far as sentences are shorter than spans, and can therefore be longer than `length`.
     """
@@ -120,23 +129,23 @@ class SentenceSpans:
                 start = stop
         return SentenceSpansPlan(np.array(spans, np.int64).reshape(-1, 3), lengths, self)
 
-    def cut(self, document: TokenizedDocument, piece: Segment) -> TokenizedDocument:
-        assert isinstance(piece, SentenceSpan)
-        start = _sentence_border(document, piece.start, piece.stop)
-        stop = _sentence_border(document, piece.stop, piece.next_stop)
+    def cut(self, document: TokenizedDocument, segment: Segment) -> TokenizedDocument:
+        assert isinstance(segment, SentenceSpan)
+        start = _sentence_start(document, segment.start, segment.stop)
+        stop = _sentence_start(document, segment.stop, segment.next_stop)
         first, last = np.searchsorted(document.sentences, [start + 1, stop])
         sentences = np.concatenate([[start], document.sentences[first:last]]) - start
         return TokenizedDocument(document.tokens[start:stop], sentences)
 
 
 class SentenceSpansPlan:
-    """spans: int64 [sequences, 3]: document, start and stop before they are moved to sentence borders."""
+    """spans: int64 [sequences, 3]: document, start and stop before they are moved to the starts of sentences."""
 
     def __init__(self, spans: np.ndarray, lengths: np.ndarray, packing: SentenceSpans) -> None:
         self.spans, self.lengths, self.packing = spans, lengths, packing
         self.num_sequences = len(spans)
 
-    def pieces(self, sequence: int) -> list[Segment]:
+    def segments(self, sequence: int) -> list[Segment]:
         document, start, stop = self.spans[sequence].tolist()
         following = self.spans[sequence + 1].tolist() if sequence + 1 < len(self.spans) else [-1, 0, 0]
         own = SentenceSpan(document, start, stop, following[2] if following[0] == document else stop)
@@ -144,7 +153,7 @@ class SentenceSpansPlan:
         return [own] if partner is None else [own, partner]
 
     def _partner(self, sequence: int, document: int) -> SentenceSpan | None:
-        """Of the sequence half a window away or, where that is of the same document, of the next document's."""
+        """From the sequence half a window away or, where that is of the same document, from the next document."""
         number = len(self.spans)
         other = (sequence + number // 2) % number
         if self.spans[other, 0] == document:
@@ -158,7 +167,7 @@ class SentenceSpansPlan:
         return SentenceSpan(found, start, stop, stop)
 
 
-def _sentence_border(document: TokenizedDocument, at: int, before: int) -> int:
+def _sentence_start(document: TokenizedDocument, at: int, before: int) -> int:
     """The first sentence start in [at, before), or `at` where there is none."""
     index = int(np.searchsorted(document.sentences, at))
     if index < len(document.sentences) and document.sentences[index] < before:
@@ -168,15 +177,15 @@ def _sentence_border(document: TokenizedDocument, at: int, before: int) -> int:
 
 @dataclass(frozen=True)
 class Single:
-    """One document a sequence: an image, say. With `partner`, a second document of the window follows it, half a
-    window further, to be mixed into it."""
+    """One document a sequence: an image. With `partner`, a second document of the window follows it, half a window
+    further, to be mixed into it (mixup, CutMix)."""
 
     partner: bool = False
 
     def plan(self, lengths: np.ndarray) -> SinglePlan:
         return SinglePlan(len(lengths), self.partner)
 
-    def cut(self, document: Any, piece: Segment) -> Any:
+    def cut(self, document: Whole, segment: Segment) -> Whole:
         return document
 
 
@@ -185,7 +194,7 @@ class SinglePlan:
     num_sequences: int
     partner: bool
 
-    def pieces(self, sequence: int) -> list[Segment]:
+    def segments(self, sequence: int) -> list[Segment]:
         found = [Segment(sequence, 0, 1)]
         if self.partner:
             found.append(Segment((sequence + self.num_sequences // 2) % self.num_sequences, 0, 1))

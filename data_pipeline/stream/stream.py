@@ -20,31 +20,28 @@ from data_pipeline.stream.packing import Packing, PackingPlan
 
 
 class Reader(Protocol):
-    """What the stream needs of a corpus (see shards.ShardReader)."""
+    """What the stream needs of a corpus's shards (see shards.text.TextReader and shards.images.ImageReader)."""
 
     @property
     def blocks_per_shard(self) -> list[int]: ...
 
-    def document_lengths(self, shard: int, block: int) -> np.ndarray: ...
+    def document_lengths(self, shard: int, block: int) -> np.ndarray:
+        """int32 [documents of the block], in tokens; ones for images."""
+        ...
 
-    def read_document(self, shard: int, block: int, document: int) -> Any: ...
+    def read_document(self, shard: int, block: int, document: int) -> Any:
+        """Raises InputError where the shard's bytes are not those of the manifest."""
+        ...
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a job stands: `number` sequences were handed out since its start, in all epochs."""
+    """Where a job stands in a Stream: `number` sequences were handed out since its start, in all epochs."""
 
     epoch: int = 0
     window: int = 0
     sequence: int = 0
     number: int = 0
-
-    def as_json(self) -> dict[str, int]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Position:
-        return cls(**{key: int(values[key]) for key in ("epoch", "window", "sequence", "number")})
 
 
 class Window(NamedTuple):
@@ -54,7 +51,7 @@ class Window(NamedTuple):
 
 
 class Stream:
-    """The order over one split of a corpus.
+    """The order over one split of a corpus: a SequenceSource whose state is a Position.
 
     window_blocks x block size is what is shuffled together: 64 blocks of 64K tokens are 4M tokens.
     """
@@ -66,50 +63,53 @@ class Stream:
         self.window_blocks, self.window_shards = window_blocks, window_shards
         self.windows_per_epoch = -(-sum(reader.blocks_per_shard) // window_blocks)
         if not self.windows_per_epoch:
-            raise InputError("the split holds no blocks: the corpus is too small, or valid_fraction too large")
+            raise InputError("the split has no blocks: the corpus is too small, or valid_fraction too large")
         self._block_order = lru_cache(maxsize=1)(self._order_of_blocks)
         self.window = lru_cache(maxsize=2)(self._make_window)
 
     def start(self) -> Position:
         return Position()
 
-    def to_json(self, position: Position) -> dict[str, Any]:
-        return position.as_json()
+    def to_json(self, state: Position) -> dict[str, int]:
+        return asdict(state)
 
     def from_json(self, values: dict[str, Any]) -> Position:
-        try:
-            return Position.from_json(values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"not a position in the data: {values}") from error
+        keys = ("epoch", "window", "sequence", "number")
+        if sorted(values) != sorted(keys) or not all(isinstance(values[key], int) for key in keys):
+            raise InputError(
+                f"{values} is not a position in one corpus: whole numbers for {', '.join(keys)} are needed"
+            )
+        return Position(**values)
 
-    def number(self, position: Position) -> int:
-        return position.number
+    def number(self, state: Position) -> int:
+        return state.number
 
-    def advance(self, position: Position, count: int) -> Position:
-        """The position `count` sequences later."""
-        epoch, window, sequence = position.epoch, position.window, position.sequence + count
+    def advance(self, state: Position, count: int) -> Position:
+        epoch, window, sequence = state.epoch, state.window, state.sequence + count
+        # A plan needs the lengths in the index, no documents. But how many sequences a window has is known only from
+        # its plan: skipping many windows plans each of them.
         while sequence >= (available := self.window(epoch, window).plan.num_sequences):
             sequence -= available
             window += 1
             if window == self.windows_per_epoch:
                 epoch, window = epoch + 1, 0
-        return Position(epoch, window, sequence, position.number + count)
+        return Position(epoch, window, sequence, state.number + count)
 
-    def sequence(self, position: Position) -> list[Any]:
-        """The sequence at `position`: the pieces of documents that the packing put there, as it cuts them."""
-        position = self.advance(position, 0)
-        window = self.window(position.epoch, position.window)
+    def sequence(self, state: Position) -> list[Any]:
+        """The segments that the packing put into the sequence at `state`, as it cuts them."""
+        state = self.advance(state, 0)  # a state may point past the last sequence of its window
+        window = self.window(state.epoch, state.window)
         return [
-            self.packing.cut(self._document(window, piece.document), piece)
-            for piece in window.plan.pieces(position.sequence)
+            self.packing.cut(self._document(window, segment.document), segment)
+            for segment in window.plan.segments(state.sequence)
         ]
 
-    def sequences(self, position: Position) -> Iterator[tuple[list[Any], Position]]:
+    def sequences(self, state: Position) -> Iterator[tuple[list[Any], Position]]:
         """(sequence, the position after it), without end."""
         while True:
-            sequence = self.sequence(position)
-            position = self.advance(position, 1)
-            yield sequence, position
+            sequence = self.sequence(state)
+            state = self.advance(state, 1)
+            yield sequence, state
 
     def _document(self, window: Window, document: int) -> Any:
         block, index = (int(x) for x in window.documents[document])
@@ -119,10 +119,11 @@ class Stream:
         blocks = self._block_order(epoch)[window * self.window_blocks : (window + 1) * self.window_blocks]
         lengths = [self.reader.document_lengths(*b) for b in blocks]
         documents = np.array([(i, d) for i, of_block in enumerate(lengths) for d in range(len(of_block))])
+        # Key 0 is the order of the epoch's blocks.
         order = generator(self.seed, Purpose.ORDER, epoch, window + 1).permutation(len(documents))
         plan = self.packing.plan(np.concatenate(lengths)[order])
         if not plan.num_sequences:
-            raise InputError(f"blocks {blocks[0]} to {blocks[-1]} hold too little text for one sequence")
+            raise InputError(f"blocks {blocks[0]} to {blocks[-1]} contain too little text for one sequence")
         return Window(blocks, documents[order], plan)
 
     def _order_of_blocks(self, epoch: int) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Documents to tokens in several processes; the order of the documents stays."""
+"""Documents to tokens in several processes, in the order of the documents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
@@ -21,9 +20,9 @@ _CHUNKS_AHEAD_PER_WORKER = 3
 
 
 def encode_documents(
-    texts: Iterable[tuple[str, str]], folder: Path, num_workers: int
+    texts: Iterable[tuple[str, str]], folder: str, num_workers: int
 ) -> Iterator[tuple[str, TokenizedDocument]]:
-    """(split, text) to (split, document) in the same order, by the tokenizer kept in `folder`.
+    """(split, text) to (split, document) in the same order, by the tokenizer stored in `folder`.
 
     Up to one worker, the calling process does it itself. Memory is bounded by a few chunks per worker.
     """
@@ -32,7 +31,7 @@ def encode_documents(
         for splits, chunk in chunks:
             yield from zip(splits, encode_chunk(folder, chunk), strict=True)
         return
-    # spawn: a forked worker would keep the lock and the pipes of its parent open
+    # spawn: a forked worker would hold its parent's lock and pipes open
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, context, initializer=_end_with_parent) as pool:
         waiting: deque[tuple[list[str], Future[list[TokenizedDocument]]]] = deque()
@@ -44,7 +43,7 @@ def encode_documents(
             yield from _result(*waiting.popleft())
 
 
-def encode_chunk(folder: Path, texts: list[str]) -> list[TokenizedDocument]:
+def encode_chunk(folder: str, texts: list[str]) -> list[TokenizedDocument]:
     """The documents of one chunk, in a worker."""
     tokenizer = _load_tokenizer(folder)
     dtype = token_dtype(tokenizer.total_size)
@@ -57,7 +56,7 @@ def _result(splits: list[str], documents: Future[list[TokenizedDocument]]) -> It
 
 
 @functools.lru_cache(maxsize=1)
-def _load_tokenizer(folder: Path) -> Tokenizer:
+def _load_tokenizer(folder: str) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
@@ -78,7 +77,7 @@ def _chunks(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], list[
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when its parent is killed: it would wait for its next chunk forever."""
+    """Ends this worker when its parent is killed; otherwise it would wait for its next chunk forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

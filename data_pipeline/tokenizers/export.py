@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.tokenizers.sentencepiece_model import _ESCAPE, _NEWLINE, _STAND_INS, SentencePieceModel, read_model
 from data_pipeline.tokenizers.special_tokens import ALL, exported_sentinel
 from data_pipeline.tokenizers.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
 _SPACE = "\u2581"
 
@@ -126,7 +129,7 @@ def _from_sentencepiece(backend: SentencePieceModel) -> Any:
     return made
 
 
-def _splitters(proto: Any, escaped: bool) -> list[Any]:
+def _splitters(proto: ModelProto, escaped: bool) -> list[Any]:
     """The units of sentencepiece_model; and characters of reserved pieces' names that are no pieces themselves.
 
     These are byte pieces of their own in any case. Alone, a unigram model cannot find '<0x41>' in the text '<0x41>'.
@@ -140,7 +143,7 @@ def _splitters(proto: Any, escaped: bool) -> list[Any]:
     return splitters + [Split(character, "isolated") for character in sorted(reserved - normal)]
 
 
-def _bpe(proto: Any) -> Any:
+def _bpe(proto: ModelProto) -> Any:
     """Every way to make a piece of two others is a merge, the pieces in the order of their scores. A character model
     is one without merges."""
     import tokenizers
@@ -162,7 +165,7 @@ def _splits(piece: str, normal: dict[str, float]) -> list[tuple[str, str]]:
     return [(left, right) for left, right in found if {left, right} <= normal.keys()]
 
 
-def _unigram(proto: Any) -> Any:
+def _unigram(proto: ModelProto) -> Any:
     """SentencePiece keeps control and byte pieces out of its search; here a score that never wins does it, where
     their characters are pieces (see `_splitters` for where they are not)."""
     import tokenizers
@@ -172,7 +175,7 @@ def _unigram(proto: Any) -> Any:
     return tokenizers.models.Unigram(vocab, proto.trainer_spec.unk_id, proto.trainer_spec.byte_fallback)
 
 
-def _normalizers(proto: Any, escaped: bool) -> list[Any]:
+def _normalizers(proto: ModelProto, escaped: bool) -> list[Any]:
     """`escape` of sentencepiece_model, then what the model itself does to a text."""
     from tokenizers import Regex
     from tokenizers.normalizers import Precompiled, Prepend, Replace, Strip
@@ -192,7 +195,7 @@ def _normalizers(proto: Any, escaped: bool) -> list[Any]:
     return [*steps, Replace(" ", _SPACE)]
 
 
-def _decoders(proto: Any, escaped: bool) -> list[Any]:
+def _decoders(proto: ModelProto, escaped: bool) -> list[Any]:
     """`unescape`: a stand-in after an even number of escapes is undone, after an odd one it stands for itself."""
     from tokenizers import Regex
     from tokenizers.decoders import ByteFallback, Fuse, Replace, Strip
@@ -207,6 +210,14 @@ def _decoders(proto: Any, escaped: bool) -> list[Any]:
     return steps
 
 
+class Codec(Protocol):
+    """Another tokenizer, without special tokens added or read."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+
 def rounds_ties(tokenizer: Tokenizer) -> bool:
     """Whether `tokenizer` is a unigram model from elsewhere: where the same pieces fit in two orders, SentencePiece's
     fp32 sums decide by their rounding and tokenizers' fp64 sums decide otherwise. Those trained here have scores whose
@@ -217,11 +228,11 @@ def rounds_ties(tokenizer: Tokenizer) -> bool:
     return proto.trainer_spec.model_type == 1 and any((256 * piece.score) % 1 for piece in proto.pieces)
 
 
-def disagreements(made: Any, tokenizer: Tokenizer, texts: tuple[str, ...] = EDGE_CASE_TEXTS) -> list[str]:
-    """The texts, as literals, that `made` (encode -> ids, decode -> text) treats otherwise than `tokenizer`.
+def disagreements(made: Codec, tokenizer: Tokenizer, texts: tuple[str, ...] = EDGE_CASE_TEXTS) -> list[str]:
+    """The texts, as literals, that `made` encodes or decodes differently from `tokenizer`.
 
-    Texts that `tokenizer` refuses (a character model) are left out. What it has no piece for cannot come back: of
-    texts that hold such the ids are compared alone. With `rounds_ties`, an order of pieces is free.
+    Texts that `tokenizer` refuses (a character model) are left out. What it has no piece for cannot be decoded: where
+    a text has such characters only the ids are compared. With `rounds_ties` pieces may come in another order.
     """
     same: Callable[[list[int]], list[int]] = sorted if rounds_ties(tokenizer) else list
     wrong = []

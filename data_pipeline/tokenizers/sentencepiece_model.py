@@ -1,4 +1,4 @@
-"""A SentencePiece model that gives any text back byte for byte: escaping, training, encoding."""
+"""A SentencePiece model whose decoding reproduces any text byte for byte: escaping, training, encoding."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.tokenizers.sentences import find_starts
+
+if TYPE_CHECKING:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
 # SentencePiece keeps some characters for itself: U+2581 is its space, U+2585 its mark of the unknown, tab and
 # NUL bound the strings of its trainers (no piece may hold them), U+001F is lost by the trainer, newlines at a
@@ -70,16 +73,18 @@ def training_memory_bytes(model_type: str, sample_bytes: int) -> int:
 def train(texts: Iterable[str], model_type: str, vocab_size: int) -> bytes:
     """A BPE or unigram model of exactly `vocab_size` pieces, the same bytes for the same texts.
 
-    Raises InputError where the texts don't support that size.
+    Raises InputError where the texts do not support that size.
     """
     model = _train(
         _training_lines(texts),
         model_type,
         vocab_size,
-        byte_fallback=True,
-        character_coverage=0.9995,
-        required_chars=_STAND_INS["\n"] + _STAND_INS["\t"],
-        allow_whitespace_only_pieces=True,
+        {
+            "byte_fallback": True,
+            "character_coverage": 0.9995,
+            "required_chars": _STAND_INS["\n"] + _STAND_INS["\t"],
+            "allow_whitespace_only_pieces": True,
+        },
     )
     return _with_round_scores(model) if model_type == "unigram" else model
 
@@ -88,7 +93,7 @@ def _with_round_scores(model: bytes) -> bytes:
     """Piece scores as multiples of 1/256, so that sums of them are exact in fp32 (up to 65536).
 
     Segmentations into the same pieces in another order have the same score: with other scores, rounding would
-    choose among them, and the exported tokenizer, which adds in fp64, would choose otherwise.
+    choose among them, and the exported tokenizer, which adds in fp64, would choose differently.
     """
     proto = read_model(model)
     for piece in proto.pieces:
@@ -96,7 +101,7 @@ def _with_round_scores(model: bytes) -> bytes:
     return proto.SerializeToString(deterministic=True)
 
 
-def read_model(data: bytes) -> Any:
+def read_model(data: bytes) -> ModelProto:
     """-> the model as a protobuf message."""
     from sentencepiece import sentencepiece_model_pb2
 
@@ -121,7 +126,8 @@ def train_characters(characters: dict[str, int], vocab_size: int) -> bytes:
         )
     ordered = "".join(sorted(escaped))
     lines = (ordered[i : i + 1000] + _NEWLINE for i in range(0, len(ordered), 1000))
-    return _train(lines, "char", len(escaped | {_NEWLINE}) + 4, character_coverage=1.0, hard_vocab_limit=False)
+    options = {"character_coverage": 1.0, "hard_vocab_limit": False}
+    return _train(lines, "char", len(escaped | {_NEWLINE}) + 4, options)
 
 
 def describe_characters(characters: Sequence[str], shown: int = 20) -> str:
@@ -138,7 +144,7 @@ def _training_lines(texts: Iterable[str]) -> Iterator[str]:
                 yield unit[start : start + _TRAINING_LINE_CHARS]
 
 
-def _train(lines: Iterator[str], model_type: str, vocab_size: int, **options: Any) -> bytes:
+def _train(lines: Iterator[str], model_type: str, vocab_size: int, options: dict[str, Any]) -> bytes:
     import sentencepiece
 
     model = io.BytesIO()
@@ -214,7 +220,7 @@ class SentencePieceModel:
         return {role: i for role, i in ids.items() if i >= 0}
 
     def encode(self, text: str) -> list[int]:
-        """Raises InputError that names the characters which a character model doesn't cover."""
+        """Raises InputError that names the characters that a character model does not cover."""
         if not self.escaped:
             return self._processor.encode(text)
         ids: list[int] = []
@@ -225,7 +231,7 @@ class SentencePieceModel:
         return ids
 
     def encode_with_starts(self, text: str) -> tuple[list[int], npt.NDArray[np.int64]]:
-        """-> ids, first token of each sentence. Borders are sought in what the pieces spell."""
+        """-> ids, first token of each sentence. Sentence ends are looked for in what the pieces spell."""
         ids = self.encode(text)
         ends = np.cumsum(self._token_sizes[ids], dtype=np.int64)
         spelled = text.encode()
@@ -262,4 +268,4 @@ class SentencePieceModel:
 
     def _refuse(self, text: str) -> None:
         missing = [c for c in sorted(set(text)) if self._unknown in self._processor.encode(escape(c))]
-        raise InputError(f"the tokenizer doesn't cover {describe_characters(missing)}")
+        raise InputError(f"the tokenizer has no piece for {describe_characters(missing)}")

@@ -1,4 +1,4 @@
-"""Where sentences start: a rule on punctuation and line ends. Shards keep it for objectives on sentences."""
+"""Where sentences start: a rule on punctuation and line ends. Shards store it for objectives that need sentences."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 # A sentence ends after . ! ? where whitespace and more text follow, after their Chinese forms (with closing
-# quotes; no space follows there), and after a line's end with the blank lines that follow. Leading spaces
-# belong to the next sentence. Written without classes of non-ASCII characters: it serves str and bytes.
+# quotes; no space follows there), and after the end of a line with the blank lines that follow. Leading spaces
+# belong to the next sentence. There are no classes of non-ASCII characters, so that the pattern serves str and bytes.
 _PATTERN = (
     r"[.!?](?=[^\S\n]+\S)"
     r"|(?:。|！|？)+(?:”|’|」|』|）)*(?=[^\S\n]*\S)"
@@ -26,7 +26,7 @@ def find_starts(text: str | bytes, token_ends: npt.NDArray[np.int64]) -> npt.NDA
     sentence that would start inside a token starts at the next one. The first starts at token 0.
     """
     matches = _IN_BYTES.finditer(text) if isinstance(text, bytes) else _IN_TEXT.finditer(text)
-    borders = np.fromiter((m.end() for m in matches), dtype=np.int64)
-    starts = np.searchsorted(token_ends, borders, side="left") + 1  # after the token that holds the border
+    ends = np.fromiter((m.end() for m in matches), dtype=np.int64)
+    starts = np.searchsorted(token_ends, ends, side="left") + 1  # after the token that contains the end
     starts = np.unique(np.concatenate([[0], starts])).astype(np.int64)
     return starts[starts < len(token_ends)]

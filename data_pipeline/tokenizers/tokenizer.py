@@ -1,4 +1,4 @@
-"""The tokenizer of a prepared data set: pieces, special ids, and the folder that it is kept in."""
+"""The tokenizer of a prepared data set: pieces, special ids, and the folder that it is stored in."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class _Kind:
-    """What the folder says of its backend: the file's name, and whether text is escaped before it."""
+    """What the folder says about its backend: which library, and whether text is escaped before encoding."""
 
     type: Literal["sentencepiece", "huggingface"]
     escaped: bool
@@ -125,14 +125,14 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], model_type: Literal["bpe", "unigram"], vocab_size: int) -> Tokenizer:
-        """A SentencePiece tokenizer of `vocab_size` pieces. InputError: `texts` don't support as many."""
+        """A SentencePiece tokenizer of `vocab_size` pieces. Raises InputError where `texts` do not support as many."""
         from data_pipeline.tokenizers.sentencepiece_model import train
 
         return cls(_TRAINED.open(train(texts, model_type, vocab_size)), _TRAINED)
 
     @classmethod
     def from_characters(cls, characters: dict[str, int], vocab_size: int) -> Tokenizer:
-        """One piece for each of `characters` (with their counts), at most `vocab_size`; else InputError."""
+        """One piece for each of `characters` (with their counts). Raises InputError where `vocab_size` is too small."""
         from data_pipeline.tokenizers.sentencepiece_model import train_characters
 
         return cls(_TRAINED.open(train_characters(characters, vocab_size)), _TRAINED)
@@ -141,13 +141,13 @@ class Tokenizer:
     def from_file(cls, path: str) -> Tokenizer:
         """From a SentencePiece .model, a Hugging Face tokenizer.json, or a folder that `save` wrote."""
         file = Path(path)
-        for folder in (file, file.parent):  # tokenizer.model of such a folder: its text is escaped as well
+        for folder in (file, file.parent):  # tokenizer.model inside such a folder expects escaped text, too
             if is_file(join(folder, _INFO_FILE)):
                 return cls.load(folder)
         if file.suffix not in (".model", ".json"):
             raise InputError(
-                f"tokenizer.path={path}: neither a SentencePiece .model nor a tokenizer.json "
-                "nor the tokenizer folder of prepared data"
+                f"tokenizer.path={path} is neither a SentencePiece .model nor a tokenizer.json "
+                "nor a tokenizer folder of prepared data"
             )
         kind = _Kind("sentencepiece" if file.suffix == ".model" else "huggingface", escaped=False)
         return cls(_open(kind, file), kind)
@@ -177,7 +177,7 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(self._info(), sort_keys=True).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, no special id added. InputError: characters that a character model lacks."""
+        """The ids of `text`, no special id added. Raises InputError for characters that a character model lacks."""
         return self.backend.encode(text)
 
     def encode_with_starts(self, text: str) -> tuple[list[int], npt.NDArray[np.int64]]:
@@ -251,7 +251,7 @@ def _open(kind: _Kind, file: Location) -> Backend:
 
 def _read_info(folder: Location) -> dict[str, Any]:
     file = join(folder, _INFO_FILE)
-    info = read_json(file, hint="the folder holds no tokenizer of prepared data")
+    info = read_json(file, hint="the folder contains no tokenizer of prepared data")
     if info.get("format") != _FORMAT or not {"type", "escaped"} <= info.keys():
         raise InputError(f"{file} has format {info.get('format')!r}, this version reads format {_FORMAT}")
     return info

@@ -1,4 +1,4 @@
-"""Where words begin and end, told from what each token id spells."""
+"""Where words begin and end, derived from what each token id spells."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def word_pieces(token_bytes: Sequence[bytes], total_size: int) -> WordPieces:
         text = spelled.decode(errors="ignore")
         if text:
             begins[i], ends[i] = not _joins(text[0]), not _joins(text[-1])
-        elif spelled:  # a part of a character: the whole is taken for a letter
+        elif spelled:  # a part of a character, which is taken for a letter
             begins[i] = ends[i] = False
     return WordPieces(begins, ends)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_pipeline.common.errors import InputError
 from data_pipeline.shards.images import ImageReader
 from data_pipeline.shards.manifest import check_files, load_manifest
-from data_pipeline.shards.text import ShardReader
+from data_pipeline.shards.text import TextReader
 from data_pipeline.stream.stream import Reader
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.config import RunConfig
@@ -58,4 +58,4 @@ class Prepared:
         return tokenizer
 
     def reader(self, split: str) -> Reader:
-        return (ShardReader if self.tokenizer else ImageReader)(self.manifest, split)
+        return (TextReader if self.tokenizer else ImageReader)(self.manifest, split)

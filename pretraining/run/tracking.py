@@ -76,7 +76,7 @@ class StepProgress:
 
     def __init__(self, start_step: int, total_steps: int) -> None:
         self.total = total_steps
-        self.bar = terminal_bar(initial=start_step, total=total_steps, unit="step", dynamic_ncols=True)
+        self.bar = terminal_bar(total_steps, "step", initial=start_step)
 
     def show(self, line: Line) -> None:
         begin = f"step {line.step}/{self.total}  "

@@ -14,7 +14,8 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.shards.images import BrokenImage, EncodedImage, ImageReader, _rgb, decode, decode_rgb
+from data_pipeline.shards.image_codec import BrokenImage, EncodedImage, _rgb, decode, decode_rgb
+from data_pipeline.shards.images import ImageReader
 from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.sources.images import classes_of
 from data_pipeline.stream.packing import Single
@@ -151,7 +152,7 @@ def test_broken_images_are_all_named_and_left_out_up_to_the_limit(
     named = [
         "cut.png: ",
         "none.png: an empty file",
-        *(f"text{number}.jpg: neither a JPEG nor a PNG" for number in range(5)),
+        *(f"text{number}.jpg: its content is neither JPEG nor PNG" for number in range(5)),
     ]
     assert prepare_images(folder, tmp_path / "stops", "corpus.max_bad_images=6") == 2
     error = capsys.readouterr().err
@@ -160,7 +161,7 @@ def test_broken_images_are_all_named_and_left_out_up_to_the_limit(
     assert not (tmp_path / "stops").exists()
     assert prepare_images(folder, tmp_path / "out", "corpus.max_bad_images=7") == 0
     out = capsys.readouterr().out
-    assert "7 broken images left out" in out and all(name in out for name in named)
+    assert "7 broken images skipped" in out and all(name in out for name in named)
     assert sum(s.samples for s in load_manifest(tmp_path / "out").splits.values()) == 30
 
 
@@ -192,9 +193,9 @@ def test_refused_inputs_name_what_is_wrong(tmp_path: Path, capsys: pytest.Captur
         (loose, "void is empty"),
         (flat, "beside.png"),
         (deep, "subfolders are the classes"),
-        (kinds, "moving.gif is of no known kind"),
-        (tmp_path / "nowhere", "no file or folder"),
-        (table, "line 2: there is no file"),
+        (kinds, "moving.gif has an unsupported type"),
+        (tmp_path / "nowhere", "does not exist"),
+        (table, "does not exist"),
         (headless, "corpus.file_field"),
     ):
         assert prepare_images(path, tmp_path / "out") == 2, path
@@ -204,7 +205,7 @@ def test_refused_inputs_name_what_is_wrong(tmp_path: Path, capsys: pytest.Captur
     assert prepare("corpus=images", "corpus.inputs=[]", f"output={tmp_path / 'none'}") == 2
 
 
-def test_of_several_faults_the_first_ten_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_several_problems_the_first_ten_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_digits(tmp_path / "in", count=10)
     for name in ("void", "hollow"):
         (folder / name).mkdir()
@@ -213,29 +214,29 @@ def test_of_several_faults_the_first_ten_are_told(tmp_path: Path, capsys: pytest
     missing = "".join(f"missing{n}.png,1\n" for n in range(12))
     table.write_text("file,label\nin/0/0000.png,\nin/1/0001.png, \nin/2/0002.png\n,1\n" + missing)
     assert prepare("corpus=images", f"corpus.inputs=[{folder},{table}]", f"output={tmp_path / 'out'}") == 2
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     for part in (
         "void is empty",
         "hollow is empty",
-        "moving.gif is of no known kind",
-        "line 2: label='' is no label",
-        "line 3: label=' ' is no label",
-        "line 4: label=None is no label",
-        "line 5: file='' names no file",
+        "moving.gif has an unsupported type",
+        "line 2: label='' is not a label",
+        "line 3: label=' ' is not a label",
+        "line 4: label=None is not a label",
+        "line 5: file='' does not name a file",
         "missing5.png",
         "... and 6 more like these",
     ):
-        assert part in told
-    assert "missing6.png" not in told and not (tmp_path / "out").exists()
+        assert part in message
+    assert "missing6.png" not in message and not (tmp_path / "out").exists()
 
 
 def test_sizes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = png(np.zeros((20, 30, 3), np.uint8))
     assert decode(data).size == (30, 20)
-    monkeypatch.setattr("data_pipeline.shards.images.MAX_PIXELS", 599)
+    monkeypatch.setattr("data_pipeline.shards.image_codec.MAX_PIXELS", 599)
     with pytest.raises(BrokenImage, match="30 x 20 pixels"):
         decode(data)
-    monkeypatch.setattr("data_pipeline.shards.images.MAX_IMAGE_BYTES", 10)
+    monkeypatch.setattr("data_pipeline.shards.image_codec.MAX_IMAGE_BYTES", 10)
     with pytest.raises(BrokenImage, match="bytes, more than 10"):
         decode(data)
 
@@ -292,7 +293,7 @@ def test_a_changed_shard_and_a_broken_image_are_named_while_training(prepared: P
     with pytest.raises(InputError, match=r"shard-000000.tar differs from the manifest: sha256"):
         ImageReader(load_manifest(copy), "train").read_document(0, 0, 0)
     broken = EncodedImage(b"no image", 0, "train/shard-000000.tar: train-000000-000003.png")
-    with pytest.raises(InputError, match=r"shard-000000.tar: train-000000-000003.png: a broken image"):
+    with pytest.raises(InputError, match=r"shard-000000.tar: train-000000-000003.png is a broken image"):
         decode_rgb(broken)
 
 
@@ -311,7 +312,7 @@ def test_the_stream_hands_out_every_image_once_an_epoch(prepared: Path) -> None:
 
 def test_partners_are_half_a_window_away_and_each_is_one_once() -> None:
     plan = Single(partner=True).plan(np.ones(6))
-    pairs = [tuple(piece.document for piece in plan.pieces(i)) for i in range(plan.num_sequences)]
+    pairs = [tuple(segment.document for segment in plan.segments(i)) for i in range(plan.num_sequences)]
     assert pairs == [(0, 3), (1, 4), (2, 5), (3, 0), (4, 1), (5, 2)]
 
 

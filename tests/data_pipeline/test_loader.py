@@ -6,7 +6,8 @@ import pytest
 from data_pipeline.common.errors import InputError
 from data_pipeline.loader import Fault, MicroBatch, RankSlice, _PackedBatch, load, micro_batches, sample_hash
 from data_pipeline.shards.manifest import load_manifest
-from data_pipeline.shards.text import ShardReader
+from data_pipeline.shards.text import TextReader
+from data_pipeline.stream.sequence_source import SequenceSource
 from data_pipeline.stream.stream import Position, Stream
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.objectives.base import SampleSpec
@@ -22,7 +23,7 @@ def maker(corpus):
 
 
 def stream(corpus, maker):
-    return Stream(ShardReader(load_manifest(corpus), "train"), maker.packing(), 1, window_blocks=2)
+    return Stream(TextReader(load_manifest(corpus), "train"), maker.packing(), 1, window_blocks=2)
 
 
 def batches(corpus, maker, ranks, micro, workers=1, position=None, steps=STEPS):
@@ -67,11 +68,42 @@ def test_arrays_of_any_type_and_size_leave_a_worker_in_one_tensor():
         "d": np.zeros((2, 0), np.int64),
         "e": np.uint8([1, 2, 255]),
     }
-    out = _PackedBatch.of(MicroBatch(arrays, {}, 2, 3, 4)).batch_of_views()
+    out = _PackedBatch.of(MicroBatch(arrays, {}, 2, 3, 4)).unpacked()
     assert (out.samples, out.tokens, out.content_hash) == (2, 3, 4)
     for name, array in arrays.items():
         assert out.arrays[name].numpy().dtype == array.dtype
         np.testing.assert_array_equal(out.arrays[name].numpy(), array)
+
+
+def test_any_sequence_source_will_do(maker):
+    """The loader knows the contract only: here a state is how many numbers were counted."""
+
+    class Counting:
+        seed = 1
+
+        def start(self):
+            return "0"
+
+        def to_json(self, state):
+            return {"count": state}
+
+        def from_json(self, values):
+            return values["count"]
+
+        def number(self, state):
+            return int(state)
+
+        def advance(self, state, count):
+            return str(int(state) + count)
+
+        def sequence(self, state):
+            return [np.arange(int(state) % 5 + 4)]
+
+    source: SequenceSource[str] = Counting()
+    feed = load(source, maker, RankSlice(4, 2), source.start(), num_workers=2)
+    seen = [next(feed) for _ in range(4)]
+    assert [state for _, state in seen] == ["4", "4", "8", "8"]
+    assert [batch.tokens for batch, _ in seen] == [n % 5 + m % 5 + 6 for n, m in ((0, 1), (2, 3), (4, 5), (6, 7))]
 
 
 def test_a_fault_in_a_worker_arrives_as_an_item(corpus, maker):

@@ -10,9 +10,9 @@ def test_worked_example():
     """Documents of 3 and 4 tokens, framed 5 and 6, cut every 4 tokens with one shared token."""
     plan = Concatenation(5, 4, before=(1,), after=(2,)).plan(np.array([3, 4]))
     assert plan.num_sequences == 3
-    assert plan.pieces(0) == [Segment(0, 0, 5)]
-    assert plan.pieces(1) == [Segment(0, 4, 5), Segment(1, 0, 4)]
-    assert plan.pieces(2) == [Segment(1, 3, 6)]
+    assert plan.segments(0) == [Segment(0, 0, 5)]
+    assert plan.segments(1) == [Segment(0, 4, 5), Segment(1, 0, 4)]
+    assert plan.segments(2) == [Segment(1, 3, 6)]
 
 
 @pytest.mark.parametrize("stride", [1, 3, 8, 64])
@@ -21,7 +21,7 @@ def test_every_token_is_predicted_exactly_once(stride):
     plan = Concatenation(stride + 1, stride, before=(0,), after=(0,)).plan(lengths)
     predicted = []
     for sequence in range(plan.num_sequences):
-        places = [(p.document, t) for p in plan.pieces(sequence) for t in range(p.start, p.stop)]
+        places = [(p.document, t) for p in plan.segments(sequence) for t in range(p.start, p.stop)]
         predicted += places[1:]
     everything = [(d, t) for d, n in enumerate(lengths) for t in range(n + 2)]
     assert predicted == everything[1:]

@@ -12,7 +12,7 @@ import pytest
 
 from data_pipeline import prepare
 from data_pipeline.shards.manifest import check_files, load_manifest
-from data_pipeline.shards.text import ShardReader
+from data_pipeline.shards.text import TextReader
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 
 SMALL = ["tokenizer.vocab_size=400", "valid_fraction=0.1", "block_tokens=2000", "shard_bytes=30000"]
@@ -56,9 +56,9 @@ def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def decoded(root: Path, split: str) -> list[str]:
-    tokenizer, reader = Tokenizer.load(root / "tokenizer"), ShardReader(load_manifest(root), split)
+    tokenizer, reader = Tokenizer.load(root / "tokenizer"), TextReader(load_manifest(root), split)
     found = []
-    for shard in range(len(reader.shards)):
+    for shard in range(len(reader.blocks_per_shard)):
         index, at = reader.index(shard), 0
         for block, count in enumerate(index.documents):
             tokens, _ = reader.read_block(shard, block)
@@ -111,7 +111,7 @@ def test_output_of_other_settings_or_inputs_is_refused(
     before = files(prepared)
     assert run(monkeypatch, inputs, f"output={prepared}", "num_workers=1", *SMALL, *changes) == 2
     message = capsys.readouterr().err
-    assert ("other text" if change == "inputs" else change.split("=")[0]) in message
+    assert ("other data" if change == "inputs" else change.split("=")[0]) in message
     assert files(prepared) == before
 
 
@@ -177,7 +177,7 @@ def test_a_run_beside_another_is_refused(
 ) -> None:
     from data_pipeline.shards.continuation import locked
 
-    with locked(tmp_path / "o"):
+    with locked(str(tmp_path / "o")):
         assert run(monkeypatch, f"corpus.inputs=[{corpus}]", f"output={tmp_path / 'o'}", *SMALL) == 2
     assert "being written by another process" in capsys.readouterr().err
 
@@ -215,7 +215,7 @@ def test_ready_tokenizer_and_its_warning(
         minloglevel=2,
     )
     assert run(monkeypatch, *arguments, f"output={tmp_path / 'b'}", f"tokenizer.path={tmp_path / 'm.model'}") == 0
-    assert "does not give text back exactly" in capsys.readouterr().out
+    assert "does not reproduce every text" in capsys.readouterr().out
 
 
 def test_repeated_document_of_smallest_hash_is_in_validation_alone(
@@ -255,11 +255,11 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
             ["corpus.inputs=[x]", "output=o", "tokenizer.model_type=wordpiece", "valid_fraction=1.5"],
             ["tokenizer.model_type", "valid_fraction"],
         ),
-        "no path": ([f"corpus.inputs=[{folder}/nowhere.txt]"], ["nowhere.txt", "no file or folder"]),
-        "no match": ([f"corpus.inputs=['{folder}/*.md']"], ["matches nothing"]),
-        "empty folder": ([f"corpus.inputs=[{folder}/empty]"], ["leads to no file"]),
+        "no path": ([f"corpus.inputs=[{folder}/nowhere.txt]"], ["nowhere.txt does not exist"]),
+        "no match": ([f"corpus.inputs=['{folder}/*.md']"], ["matches no files"]),
+        "empty folder": ([f"corpus.inputs=[{folder}/empty]"], ["has no files ending in"]),
         "empty corpus": ([f"corpus.inputs=[{folder}/blank.txt]"], ["corpus is empty"]),
-        "one document": ([f"corpus.inputs=[{folder}/one.txt]"], ["1 document", "none is left to train on"]),
+        "one document": ([f"corpus.inputs=[{folder}/one.txt]"], ["1 document", "leaves none to train on"]),
         "jsonl": ([f"corpus.inputs=[{folder}/bad.jsonl]"], ["bad.jsonl, line 2: not JSON"]),
         "latin": ([f"corpus.inputs=[{folder}/latin.txt]"], ["latin.txt", "byte 2"]),
         "vocabulary": (
@@ -269,7 +269,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
         "tokenizer": ([f"corpus.inputs=[{folder}/two.jsonl]", "tokenizer.path=none.model"], ["none.model"]),
         "foreign output": (
             [f"corpus.inputs=[{folder}/two.jsonl]", f"output={folder}"],
-            ["holds other files"],
+            ["contains other files"],
         ),
         "file as output": (
             [f"corpus.inputs=[{folder}/two.jsonl]", f"output={folder}/one.txt"],

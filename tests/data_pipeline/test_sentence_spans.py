@@ -19,7 +19,8 @@ def corpus(seed, longest_sentence=12, documents=40):
 def cut_all(documents, packing):
     plan = packing.plan(np.array([len(d.tokens) for d in documents]))
     return [
-        [(p.document, packing.cut(documents[p.document], p)) for p in plan.pieces(i)] for i in range(plan.num_sequences)
+        [(p.document, packing.cut(documents[p.document], p)) for p in plan.segments(i)]
+        for i in range(plan.num_sequences)
     ]
 
 
@@ -74,6 +75,6 @@ def test_partners_come_from_another_document():
 def test_plan_depends_on_lengths_alone_and_skips_empty_documents():
     lengths = np.array([0, 120, 0, 1, 70], np.int32)
     one, two = (SentenceSpans(50, partners=True).plan(lengths) for _ in range(2))
-    assert [one.pieces(i) for i in range(one.num_sequences)] == [two.pieces(i) for i in range(two.num_sequences)]
+    assert [one.segments(i) for i in range(one.num_sequences)] == [two.segments(i) for i in range(two.num_sequences)]
     assert set(one.spans[:, 0].tolist()) == {1, 3, 4}
     assert SentenceSpans(50).plan(np.array([], np.int32)).num_sequences == 0

@@ -11,14 +11,8 @@ import pytest
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.shards.manifest import Manifest, TokenizerInfo, check_files, load_manifest, save_manifest
-from data_pipeline.shards.text import (
-    ShardReader,
-    ShardWriter,
-    TokenizedDocument,
-    describe_split,
-    finished_shards,
-    token_dtype,
-)
+from data_pipeline.shards.tar import describe_split, finished_shards
+from data_pipeline.shards.text import BlockWriter, TextIndex, TextReader, TokenizedDocument, token_dtype
 
 
 def documents(count: int, longest: int = 40) -> list[TokenizedDocument]:
@@ -31,12 +25,12 @@ def documents(count: int, longest: int = 40) -> list[TokenizedDocument]:
 
 
 def write(root: Path, train: list[TokenizedDocument], first: int = 0, shard_bytes: int = 20_000) -> Manifest:
-    with ShardWriter(root, "train", 100, shard_bytes, first) as writer:
+    with BlockWriter(str(root), "train", 100, shard_bytes, first) as writer:
         for document in train:
             writer.add(document)
-    with ShardWriter(root, "valid", 100, shard_bytes) as writer:
+    with BlockWriter(str(root), "valid", 100, shard_bytes) as writer:
         writer.add(train[0])
-    splits = {split: describe_split(root, split) for split in ("train", "valid")}
+    splits = {split: describe_split(str(root), split, TextIndex) for split in ("train", "valid")}
     save_manifest(Manifest(str(root), "text", TokenizerInfo("f", 300, 406), 1, 0.01, splits))
     return load_manifest(root)
 
@@ -48,7 +42,7 @@ def test_blocks_come_back_whole_and_in_order(tmp_path: Path) -> None:
     train = manifest.splits["train"]
     assert (train.documents, train.tokens) == (200, sum(len(d.tokens) for d in made))
     assert len(train.shards) > 3 and all(s.bytes < 40_000 for s in train.shards)
-    reader, number = ShardReader(manifest, "train"), 0
+    reader, number = TextReader(manifest, "train"), 0
     for shard, described in enumerate(train.shards):
         index = reader.index(shard)
         assert len(index.documents) == described.samples
@@ -70,17 +64,17 @@ def test_blocks_come_back_whole_and_in_order(tmp_path: Path) -> None:
 def test_document_longer_than_a_block_makes_a_longer_block(tmp_path: Path) -> None:
     made = [TokenizedDocument(np.arange(n, dtype=np.uint16), np.array([0])) for n in (10, 500, 10)]
     manifest = write(tmp_path, made)
-    assert ShardReader(manifest, "train").index(0).documents.tolist() == [1, 1, 1]
+    assert TextReader(manifest, "train").index(0).documents.tolist() == [1, 1, 1]
 
 
 def test_shards_continue_byte_for_byte_after_finished_ones(tmp_path: Path) -> None:
     made = documents(200)
     whole = write(tmp_path / "whole", made)
     write(tmp_path / "parts", made[:120])
-    last = finished_shards(tmp_path / "parts", "train")[-1][0]
-    last.unlink()  # not as long as it would have been
+    last = finished_shards(str(tmp_path / "parts"), "train", TextIndex)[-1][0]
+    Path(last).unlink()  # not as long as it would have been
     (tmp_path / "parts/train/.shard-000009.tar.tmp").write_bytes(b"half")
-    kept = finished_shards(tmp_path / "parts", "train")
+    kept = finished_shards(str(tmp_path / "parts"), "train", TextIndex)
     done = sum(len(index.lengths) for _, index in kept)
     assert 0 < done < 120
     continued = write(tmp_path / "parts", made[done:], first=len(kept))
@@ -90,12 +84,12 @@ def test_shards_continue_byte_for_byte_after_finished_ones(tmp_path: Path) -> No
 def test_a_shard_cut_short_does_not_count_as_finished(tmp_path: Path) -> None:
     manifest = write(tmp_path, documents(200))
     count = len(manifest.splits["train"].shards)
-    assert len(finished_shards(tmp_path, "train")) == count
+    assert len(finished_shards(str(tmp_path), "train", TextIndex)) == count
     second = tmp_path / manifest.splits["train"].shards[1].name
     second.write_bytes(second.read_bytes()[:-512])
-    assert len(finished_shards(tmp_path, "train")) == 1
+    assert len(finished_shards(str(tmp_path), "train", TextIndex)) == 1
     (tmp_path / manifest.splits["train"].shards[0].index).write_bytes(b"PK broken")
-    assert finished_shards(tmp_path, "train") == []
+    assert finished_shards(str(tmp_path), "train", TextIndex) == []
 
 
 def test_the_webdataset_library_reads_them(tmp_path: Path) -> None:
@@ -135,7 +129,7 @@ def test_changed_bytes_are_noticed_at_the_first_read(tmp_path: Path, member: str
     check_files(manifest)
     expected = shard.sha256 if member == "name" else shard.index_sha256
     with pytest.raises(InputError, match=f"{path} differs.*expected {expected}, found "):
-        ShardReader(manifest, "train").read_block(0, 0)
+        TextReader(manifest, "train").read_block(0, 0)
 
 
 def test_manifest_that_is_missing_broken_or_newer(tmp_path: Path) -> None:

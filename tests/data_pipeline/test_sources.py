@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.sources.text import CorpusConfig, TextSource
+from data_pipeline.sources.text import TextConfig, TextSource
 
 
 def source(*inputs: Path | str, **changes: Any) -> TextSource:
@@ -24,7 +24,7 @@ def source(*inputs: Path | str, **changes: Any) -> TextSource:
         "max_document_bytes": 1000,
         "max_bad_lines": 0,
     }
-    return TextSource(CorpusConfig(**{**values, **changes}))
+    return TextSource(TextConfig(**{**values, **changes}))
 
 
 def texts(*inputs: Path | str, **changes: Any) -> list[str]:
@@ -78,10 +78,10 @@ def test_compressed_file_that_is_cut_short(tmp_path: Path, suffix: str) -> None:
     pack = gzip.compress if suffix.endswith("gz") else zstandard.compress
     data = pack(jsonl(*(f"document {i * 7919 % 1000}" for i in range(2000))))
     (tmp_path / f"a{suffix}").write_bytes(data[:-20])
-    with pytest.raises(InputError, match="damaged or cut short"):
+    with pytest.raises(InputError, match="damaged or truncated"):
         texts(tmp_path, max_bad_lines=5)
     (tmp_path / f"a{suffix}").write_bytes(b"not compressed at all")
-    with pytest.raises(InputError, match="damaged or cut short"):
+    with pytest.raises(InputError, match="damaged or truncated"):
         texts(tmp_path)
 
 
@@ -93,7 +93,7 @@ def test_compressed_file_that_is_cut_short(tmp_path: Path, suffix: str) -> None:
         (b"[1]", "line 2: no text"),
         (b'{"text": 3}', "line 2: no text"),
         (b'"\xff"', "line 2: not UTF-8 at byte 1"),
-        (b'{"text": "\\ud800"}', "line 2: half of a surrogate"),
+        (b'{"text": "\\ud800"}', "line 2: an unpaired surrogate"),
     ],
 )
 def test_bad_lines_stop_above_the_limit(tmp_path: Path, line: bytes, message: str) -> None:
@@ -115,11 +115,11 @@ def test_text_that_is_not_utf8_names_file_and_byte(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("missing.txt", "no file or folder"),
-        ("*.md", "matches nothing"),
-        ("picture.jpg", "of no known kind"),
-        ("empty", "leads to no file"),
-        ("*.jpg", "leads to no file"),
+        ("missing.txt", "does not exist"),
+        ("*.md", "matches no files"),
+        ("picture.jpg", "has an unsupported type"),
+        ("empty", "has no files ending in"),
+        ("*.jpg", "has no files ending in"),
     ],
 )
 def test_inputs_that_lead_nowhere(tmp_path: Path, name: str, message: str) -> None:

@@ -3,8 +3,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from data_pipeline.common.errors import InputError
 from data_pipeline.shards.manifest import load_manifest
-from data_pipeline.shards.text import ShardReader
+from data_pipeline.shards.text import TextReader
 from data_pipeline.stream.packing import Concatenation
 from data_pipeline.stream.stream import Position, Stream
 
@@ -13,7 +14,7 @@ PACKING = Concatenation(33, 32, before=(1,), after=(2,))
 
 @pytest.fixture(scope="module")
 def reader(corpus):
-    return ShardReader(load_manifest(corpus), "train")
+    return TextReader(load_manifest(corpus), "train")
 
 
 def stream(reader, seed=1, **options):
@@ -49,7 +50,16 @@ def test_walking_and_seeking_agree(reader):
         assert there.number == number
         for a, b in zip(stream(reader).sequence(there), walked[number][1], strict=True):
             assert np.array_equal(a, b)
-        assert Position.from_json(there.as_json()) == there
+        assert s.from_json(s.to_json(there)) == there
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"epoch": 0}, {"epoch": 0, "window": 0, "sequence": 0, "number": "7"}, {"source": {"epoch": 0}, "number": 0}],
+)
+def test_a_state_that_is_no_position_is_refused(reader, values):
+    with pytest.raises(InputError, match="not a position"):
+        stream(reader).from_json(values)
 
 
 def test_epochs_and_seeds_differ(reader):

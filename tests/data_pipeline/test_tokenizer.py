@@ -121,9 +121,9 @@ def test_saved_folder_is_loaded_and_a_changed_one_refused(trained: Tokenizer, tm
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
 def test_vocabulary_that_the_corpus_does_not_support(model_type: str) -> None:
-    with pytest.raises(InputError, match=r"vocab_size=5000 is larger .* at most (\d+)") as told:
+    with pytest.raises(InputError, match=r"vocab_size=5000 is larger .* at most (\d+)") as error:
         Tokenizer.train(PROSE, model_type, 5000)  # type: ignore[arg-type]
-    most = int(str(told.value).split("at most ")[1].split()[0])
+    most = int(str(error.value).split("at most ")[1].split()[0])
     assert Tokenizer.train(PROSE, model_type, most).vocab_size == most  # type: ignore[arg-type]
     with pytest.raises(InputError, match="too small"):
         Tokenizer.train(PROSE, model_type, 100)  # type: ignore[arg-type]

@@ -197,7 +197,7 @@ def test_loss_of_a_mixed_smoothed_image_by_hand() -> None:
 
 def test_evaluation_sees_the_middle_unmixed() -> None:
     maker = objective(mixup=0.4, rand_augment_ops=2).for_evaluation()
-    assert len(maker.packing().plan(np.ones(4)).pieces(0)) == 1
+    assert len(maker.packing().plan(np.ones(4)).segments(0)) == 1
     image = EncodedImage(png(noise(16, 16)), 2, "x")
     first, other = (maker.corrupt([image], rng(seed)) for seed in (1, 2))
     assert np.array_equal(first["image"], other["image"])

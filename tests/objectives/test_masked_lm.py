@@ -7,7 +7,7 @@ import torch
 
 from data_pipeline.common.randomness import Purpose, generator
 from data_pipeline.shards.manifest import load_manifest
-from data_pipeline.shards.text import ShardReader, TokenizedDocument
+from data_pipeline.shards.text import TextReader, TokenizedDocument
 from data_pipeline.stream.stream import Position, Stream
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from data_pipeline.tokenizers.words import WordPieces
@@ -234,7 +234,7 @@ def tokenizer(corpus):
 
 
 def samples(corpus, task, count, epoch=0):
-    stream = Stream(ShardReader(load_manifest(corpus), "train"), task.packing(), 1, window_blocks=8)
+    stream = Stream(TextReader(load_manifest(corpus), "train"), task.packing(), 1, window_blocks=8)
     feed = stream.sequences(Position(epoch=epoch))
     return [task.corrupt(next(feed)[0], generator(1, Purpose.CORRUPTION, epoch, n)) for n in range(count)]
 

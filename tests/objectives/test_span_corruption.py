@@ -128,7 +128,7 @@ def test_every_document_comes_back_from_its_own_inputs_and_targets(mode, tokeniz
     lengths = rng.integers(1, 300, 60)
     plan, seen = objective.packing().plan(lengths), np.zeros(60, int)
     for number in range(plan.num_sequences):
-        places = plan.pieces(number)
+        places = plan.segments(number)
         pieces = [rng.integers(4, 300, p.stop - p.start).astype(np.uint16) for p in places]
         sample = objective.corrupt(pieces, np.random.default_rng(number))
         assert len(sample["inputs"]) <= 256 and len(sample["labels"]) <= objective.targets_length
@@ -146,7 +146,7 @@ def test_every_document_comes_back_from_its_own_inputs_and_targets(mode, tokeniz
 def test_a_full_epoch_wastes_next_to_no_padding(tokenizer):
     objective = build(tokenizer, 512)
     plan = objective.packing().plan(np.random.default_rng(0).integers(20, 3000, 500))
-    used = [objective._most(p.stop - p.start)[0] for n in range(plan.num_sequences - 1) for p in plan.pieces(n)]
+    used = [objective._most(p.stop - p.start)[0] for n in range(plan.num_sequences - 1) for p in plan.segments(n)]
     assert sum(used) > 0.99 * 512 * (plan.num_sequences - 1)
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import AfterValidator, Field
 
 from data_pipeline.common.fields import PositiveFloat, Probability, configclass
-from data_pipeline.shards.images import EncodedImage, decode_rgb
+from data_pipeline.shards.image_codec import EncodedImage, decode_rgb
 from pretraining.objectives.image.augmentation import Pixels, center_crop, pixels, random_flip, random_resized_crop
 
 if TYPE_CHECKING:

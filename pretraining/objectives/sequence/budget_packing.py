@@ -67,5 +67,5 @@ class BudgetPlan:
     def __init__(self, sequences: list[list[Segment]]) -> None:
         self.sequences, self.num_sequences = sequences, len(sequences)
 
-    def pieces(self, sequence: int) -> list[Segment]:
+    def segments(self, sequence: int) -> list[Segment]:
         return self.sequences[sequence]

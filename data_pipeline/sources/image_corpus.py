@@ -1,0 +1,165 @@
+"""Images as `pretrain-data` prepares them: the original files with the numbers of their classes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
+
+from data_pipeline.common.errors import InputError
+from data_pipeline.common.progress import PassProgress
+from data_pipeline.prepare_config import PrepareConfig
+from data_pipeline.shards.continuation import Scan
+from data_pipeline.shards.image_codec import MAX_IMAGE_BYTES, BrokenImage, decode, suffix_of
+from data_pipeline.shards.images import ImageIndex, ImageLayout, ImageRow, LabeledImage
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.tar import ShardWriter
+from data_pipeline.sources.corpus import Vocabulary
+from data_pipeline.sources.images import ImagesConfig, LabeledFile, classes_of, labeled_files
+from data_pipeline.sources.scan import listing_hash, split_of
+
+_FILES_PER_TASK = 32
+
+
+class Examined(NamedTuple):
+    """One file: its content's digest [16 bytes], size and kind, or what is wrong with it."""
+
+    path: str
+    digest: bytes
+    size: int
+    suffix: str
+    problem: str | None = None
+
+    @property
+    def split_hash(self) -> int:
+        """Below 2^64."""
+        return int.from_bytes(self.digest[:8], "big")
+
+
+class ImageCorpus:
+    """See Corpus. Images stand in the shards by the hash of their content, so that neighbors are of any class."""
+
+    kind = "images"
+    index_type = ImageIndex
+
+    def __init__(self, config: PrepareConfig) -> None:
+        assert isinstance(config.corpus, ImagesConfig)
+        self._config, self._max_bad = config, config.corpus.max_bad_images
+        files = labeled_files(config.corpus)
+        self._labels = dict(files)
+        self._classes = classes_of([file.label for file in files])
+        self._examined: list[Examined] = []
+        self.settings = {
+            "corpus.kind": self.kind,
+            "valid_fraction": config.valid_fraction,
+            "seed": config.seed,
+            "shard_bytes": config.shard_bytes,
+        }
+        self.listing = _listing(files)
+
+    def needs_scan(self, root: str) -> bool:
+        """The order of the images is known only from their content."""
+        return True
+
+    def scan(self) -> Scan:
+        self._examined = self._examine_all()
+        if not self._examined:
+            raise InputError("corpus.inputs: every image is broken")
+        smallest = self._examined[0].split_hash
+        valid = sum(split_of(e.split_hash, smallest, self._config.valid_fraction) == "valid" for e in self._examined)
+        if valid == len(self._examined):
+            raise InputError(f"the corpus has {valid} image(s), all in validation, which leaves none to train on")
+        content, size = hashlib.sha256(), sum(e.size for e in self._examined)
+        for entry in self._examined:
+            content.update(entry.digest + self._labels[entry.path].encode() + b"\0")
+        print(f"{len(self._examined)} images of {len(self._classes)} classes, {size / 1e6:.1f} MB")
+        return Scan(len(self._examined), size, valid, smallest, content.hexdigest())
+
+    def vocabulary(self, root: str) -> Vocabulary:
+        return Vocabulary(classes=self._classes)
+
+    def writer(self, root: str, split: str, first: int) -> ShardWriter[LabeledImage, ImageRow, ImageIndex]:
+        return ShardWriter(root, split, ImageLayout(), self._config.shard_bytes, first)
+
+    def documents(self, root: str, scan: Scan, done: Mapping[str, int]) -> Iterator[tuple[str, LabeledImage]]:
+        to_skip = dict(done)
+        numbers = {label: number for number, label in enumerate(self._classes)}
+        with PassProgress("writing shards", scan.bytes) as progress:
+            for entry in self._examined:
+                progress.add(entry.size)
+                split = split_of(entry.split_hash, scan.smallest_hash, self._config.valid_fraction)
+                if to_skip[split]:
+                    to_skip[split] -= 1
+                else:
+                    label = numbers[self._labels[entry.path]]
+                    yield split, LabeledImage(self._read_again(entry), entry.suffix, label)
+
+    def summary(self, manifest: Manifest, scan: Scan) -> str:
+        lines = [
+            f"{name:>6}: {split.samples} images, {len(split.shards)} shards" for name, split in manifest.splits.items()
+        ]
+        return "\n".join([*lines, f"{len(manifest.classes)} classes"])
+
+    def _examine_all(self) -> list[Examined]:
+        """The whole images, in the order of the shards."""
+        good, problems = [], []
+        with PassProgress("reading images", total_bytes=None) as progress:
+            for found in _examined(list(self._labels), self._config.seed, self._config.num_workers):
+                progress.add(found.size)
+                if found.problem is None:
+                    good.append(found)
+                    continue
+                problems.append(found.problem)
+                if len(problems) > self._max_bad:
+                    named = "\n".join(problems)
+                    raise InputError(
+                        f"{named}\n{len(problems)} broken images, more than corpus.max_bad_images={self._max_bad}"
+                    )
+        if problems:
+            print(f"warning: {len(problems)} broken images skipped:\n  " + "\n  ".join(problems))
+        return sorted(good, key=lambda e: (e.digest, e.path))
+
+    def _read_again(self, entry: Examined) -> bytes:
+        data = _read(entry.path)
+        if _digest(data, self._config.seed) != entry.digest:
+            raise InputError(f"{entry.path} changed while it was read; remove {self._config.output} and start again")
+        return data
+
+
+def examine(path: str, seed: int) -> Examined:
+    """Reads and decodes one file, in a worker."""
+    try:
+        data = _read(path)
+        digest = _digest(data, seed)
+        return Examined(path, digest, len(data), suffix_of(decode(data)))
+    except (BrokenImage, OSError) as error:
+        return Examined(path, b"", 0, "", f"{path}: {error}")
+
+
+def _examined(paths: list[str], seed: int, num_workers: int) -> Iterator[Examined]:
+    """In the order of `paths`. With at most one worker, the calling process does it itself."""
+    seeds: Iterable[int] = [seed] * len(paths)
+    if num_workers <= 1:
+        yield from map(examine, paths, seeds)
+        return
+    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(examine, paths, seeds, chunksize=_FILES_PER_TASK)
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(MAX_IMAGE_BYTES + 1)
+
+
+def _digest(data: bytes, seed: int) -> bytes:
+    """The keyed hash that decides split and order: equal images have equal ones, wherever they stand."""
+    return hashlib.blake2b(data, key=str(seed).encode(), digest_size=16).digest()
+
+
+def _listing(files: list[LabeledFile]) -> str:
+    """Hashes paths, sizes, times and labels."""
+    values = [listing_hash([file.path for file in files]), [file.label for file in files]]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()

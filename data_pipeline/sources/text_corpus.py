@@ -1,0 +1,148 @@
+"""Text as `pretrain-data` prepares it: a tokenizer, then tokenized documents."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from data_pipeline.common.errors import InputError
+from data_pipeline.common.fields import to_dict
+from data_pipeline.common.files import is_folder, join
+from data_pipeline.common.progress import PassProgress
+from data_pipeline.prepare_config import PrepareConfig
+from data_pipeline.shards.continuation import Scan
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.text import BlockWriter, TextIndex, TokenizedDocument
+from data_pipeline.sources.corpus import Vocabulary
+from data_pipeline.sources.scan import Scanner, hashed, listing_hash, scan_documents, split_of
+from data_pipeline.sources.text import TextConfig, TextSource
+from data_pipeline.tokenizers.encoding import encode_documents
+from data_pipeline.tokenizers.tokenizer import Tokenizer
+
+_CHECK_BYTES = 1_000_000  # of text, on which a tokenizer from elsewhere is tried
+
+
+class TextCorpus:
+    """See Corpus. Nothing of a document is kept between the two passes but a sample to train the tokenizer on."""
+
+    kind = "text"
+    index_type = TextIndex
+
+    def __init__(self, config: PrepareConfig) -> None:
+        assert isinstance(config.corpus, TextConfig)
+        self._config, self._source = config, TextSource(config.corpus)
+        path = config.tokenizer.path
+        self._given = Tokenizer.from_file(path) if path else None
+        self._scanner: Scanner | None = None
+        self.settings = _settings(config, config.corpus, self._given)
+        self.listing = listing_hash(self._source.files)
+
+    def needs_scan(self, root: str) -> bool:
+        """The scan itself is in plan.json; only a tokenizer needs the sample."""
+        return not is_folder(join(root, "tokenizer"))
+
+    def scan(self) -> Scan:
+        wanted = self._config.tokenizer
+        sample_bytes = min(wanted.sample_bytes, _CHECK_BYTES) if wanted.path else wanted.sample_bytes
+        count_characters = wanted.path is None and wanted.model_type == "char"
+        self._scanner = Scanner(self._config.valid_fraction, sample_bytes, count_characters)
+        scan_documents(hashed(self._source.documents(), self._config.seed), self._scanner)
+        scan, files = self._scanner.result(), len(self._source.files)
+        if scan.documents == 0:
+            raise InputError(f"the corpus is empty: the {files} files of corpus.inputs contain no text")
+        if scan.documents == scan.valid_documents:
+            raise InputError(
+                f"the corpus has {scan.documents} document(s); validation takes at least one, which leaves none to "
+                "train on"
+            )
+        print(f"{scan.documents} documents, {scan.bytes / 1e6:.1f} MB of text in {files} files")
+        if self._source.bad_lines:
+            print(
+                f"warning: {len(self._source.bad_lines)} unreadable lines skipped; the first: "
+                f"{self._source.bad_lines[0]}"
+            )
+        return scan
+
+    def vocabulary(self, root: str) -> Vocabulary:
+        folder = join(root, "tokenizer")
+        if is_folder(folder):
+            return Vocabulary(Tokenizer.load(folder))
+        assert self._scanner is not None, "needs_scan() asks for a scan where there is no tokenizer"
+        if self._given is None:
+            return Vocabulary(self._train(self._scanner))
+        _warn_if_inexact(self._given, self._scanner.sample.texts())
+        return Vocabulary(self._given)
+
+    def writer(self, root: str, split: str, first: int) -> BlockWriter:
+        return BlockWriter(root, split, self._config.block_tokens, self._config.shard_bytes, first)
+
+    def documents(self, root: str, scan: Scan, done: Mapping[str, int]) -> Iterator[tuple[str, TokenizedDocument]]:
+        return encode_documents(self._texts(scan, done), join(root, "tokenizer"), self._config.num_workers)
+
+    def summary(self, manifest: Manifest, scan: Scan) -> str:
+        assert manifest.tokenizer is not None
+        tokens = sum(split.tokens for split in manifest.splits.values())
+        lines = [
+            f"{name:>6}: {split.documents} documents, {split.tokens} tokens, {len(split.shards)} shards"
+            for name, split in manifest.splits.items()
+        ]
+        return "\n".join([*lines, f"{scan.bytes / tokens:.2f} bytes per token, {manifest.tokenizer.vocab_size} pieces"])
+
+    def _train(self, scanner: Scanner) -> Tokenizer:
+        from data_pipeline.tokenizers.sentencepiece_model import training_memory_bytes
+
+        wanted, sample = self._config.tokenizer, scanner.sample
+        if wanted.model_type == "char":
+            return Tokenizer.from_characters(scanner.characters, wanted.vocab_size)
+        memory = sample.bytes + training_memory_bytes(wanted.model_type, sample.bytes)
+        print(
+            f"training a {wanted.model_type} tokenizer of {wanted.vocab_size} pieces on "
+            f"{sample.bytes / 1e6:.1f} MB; this takes up to {memory / 1e9:.2f} GB of memory",
+            flush=True,
+        )
+        started = time.monotonic()
+        tokenizer = Tokenizer.train(sample.texts(), wanted.model_type, wanted.vocab_size)
+        print(f"trained in {time.monotonic() - started:.1f} s")
+        return tokenizer
+
+    def _texts(self, scan: Scan, done: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+        """(split, text) of each document but the first `done` of its split. InputError: the text has changed."""
+        to_skip, config = dict(done), self._config
+        again = Scanner(config.valid_fraction, sample_bytes=0, count_characters=False)
+        with PassProgress("tokenizing", scan.bytes) as progress:
+            for document in hashed(self._source.documents(), config.seed):
+                again.take(document)
+                progress.add(document.size)
+                split = split_of(document.split_hash, scan.smallest_hash, config.valid_fraction)
+                if to_skip[split]:
+                    to_skip[split] -= 1
+                else:
+                    yield split, document.text
+        if again.result() != scan:
+            raise InputError(
+                f"the files of corpus.inputs changed while they were read; remove {config.output} and start again"
+            )
+
+
+def _settings(config: PrepareConfig, corpus: TextConfig, given: Tokenizer | None) -> dict[str, Any]:
+    trained = {f"tokenizer.{key}": value for key, value in to_dict(config.tokenizer).items() if key != "path"}
+    return {
+        "corpus.kind": corpus.kind,
+        "corpus.text_field": corpus.text_field,
+        "corpus.max_document_bytes": corpus.max_document_bytes,
+        **(trained if given is None else {"tokenizer.path": given.fingerprint}),
+        "valid_fraction": config.valid_fraction,
+        "seed": config.seed,
+        "block_tokens": config.block_tokens,
+        "shard_bytes": config.shard_bytes,
+    }
+
+
+def _warn_if_inexact(tokenizer: Tokenizer, texts: list[str]) -> None:
+    changed = sum(tokenizer.decode(tokenizer.encode(text)) != text for text in texts)
+    if changed:
+        print(
+            f"warning: the tokenizer of tokenizer.path does not reproduce every text: {changed} of {len(texts)} "
+            "sampled documents are different after encoding and decoding"
+        )
