@@ -143,13 +143,17 @@ class Trainer:
         return torch.cat([total, torch.stack([optimizer.grad_norm, optimizer.finite, optimizer.loss_scale])])
 
     def report(self) -> None:
-        """Reads the numbers of the pending step, if there is one, and logs it where it is due."""
+        """Reads the numbers of the pending step, if there is one, and logs it where it is due or was skipped."""
         pending, self.pending = self.pending, None
         if pending is None:
             return
         numbers = dict(zip([*self.reported, *CONTROL], pending.numbers.tolist(), strict=True))
-        self.watch.see(pending.step, finite=bool(numbers["finite"]))
-        if not self._is_logged(pending.step):
+        loss_scale = numbers["loss_scale"] if self.train.precision == "fp16" else None
+        loss_is_finite = all(math.isfinite(numbers[term]) for term in self.objective.terms)
+        note = self.watch.see(pending.step, bool(numbers["finite"]), loss_is_finite, loss_scale)
+        if note is not None:
+            self.record.tracker.note(note)
+        elif not self._is_logged(pending.step):
             return
         loss, parts = self._means(numbers, pending.totals.counts)
         throughput, units = self.record.throughput, pending.totals.units
@@ -167,7 +171,7 @@ class Trainer:
             utilization=throughput.utilization(units, pending.seconds),
             parts=parts,
             skipped=not numbers["finite"],
-            loss_scale=numbers["loss_scale"] if self.train.precision == "fp16" else None,
+            loss_scale=loss_scale,
         )
         self.record.tracker.log(line)
 

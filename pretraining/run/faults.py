@@ -46,10 +46,38 @@ class NonFiniteWatch:
     def __init__(self) -> None:
         self.in_a_row = 0
 
-    def see(self, step: int, finite: bool) -> None:
+    def see(self, step: int, finite: bool, loss_is_finite: bool, loss_scale: float | None) -> str | None:
+        """What is to be told of a step; None where it was not skipped.
+
+        loss_scale: the next step's, under fp16 only. Raises Failure after LIMIT skipped steps in a row.
+        """
         self.in_a_row = 0 if finite else self.in_a_row + 1
+        if finite:
+            return None
+        cause, advice = _skipped(loss_is_finite, loss_scale)
         if self.in_a_row == self.LIMIT:
             raise Failure(
                 f"the gradients of the last {self.LIMIT} steps up to step {step} were not finite: "
-                "the run has diverged; a smaller optimizer.lr or more warm-up may help"
+                f"the run has diverged ({cause}); {advice}"
             )
+        expected = loss_scale is not None and loss_is_finite and loss_scale > 1.0
+        hint = EXPECTED.format(loss_scale) if expected else f"weights are as they were; should more follow, {advice}"
+        return f"step {step} was skipped: {cause}; {hint}"
+
+
+EXPECTED = "this is expected at the start and now and then later, and the loss scale falls to {:g}"
+SMALLER = "a smaller optimizer.lr or more warm-up may help"
+
+
+def _skipped(loss_is_finite: bool, loss_scale: float | None) -> tuple[str, str]:
+    """-> (why a step's gradients were not finite, what helps)."""
+    if loss_scale is None:
+        return "its gradients were not finite" if loss_is_finite else "its loss was not finite", SMALLER
+    if not loss_is_finite:
+        return (
+            "its loss was not finite, which no loss scale mends",
+            f"{SMALLER}, as may train.precision=bf16, which does not overflow",
+        )
+    if loss_scale > 1.0:
+        return "its gradients overflowed fp16", SMALLER
+    return "its gradients overflowed fp16 at the smallest loss scale, 1", f"{SMALLER}, or train.precision=bf16"

@@ -27,6 +27,10 @@ class Tracker(contextlib.AbstractContextManager["Tracker"], Protocol):
 
     def log(self, line: Line) -> None: ...
 
+    def note(self, text: str) -> None:
+        """Tells the user, and no file."""
+        ...
+
 
 class RunTracker(Tracker):
     """metrics.jsonl in the run's folder, W&B, and the progress that a user watches."""
@@ -53,8 +57,12 @@ class RunTracker(Tracker):
         self.file.flush()
         if self.wandb is not None:
             kind = "valid" if isinstance(line, EvaluationLine) else "train"
-            self.wandb.log({f"{kind}/{key}": value for key, value in values.items()})
+            # Of what is not a finite number W&B draws its largest one.
+            self.wandb.log({f"{kind}/{key}": value for key, value in values.items() if value is not None})
         self.progress.show(line)
+
+    def note(self, text: str) -> None:
+        self.progress.note(text)
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         self.progress.close()
@@ -67,6 +75,8 @@ class NullTracker(Tracker):
     """What the other ranks have."""
 
     def log(self, line: Line) -> None: ...
+
+    def note(self, text: str) -> None: ...
 
     def __exit__(self, *_: object) -> None: ...
 
@@ -89,6 +99,9 @@ class StepProgress:
         else:
             self.bar.set_postfix_str("  ".join(_trained(line)), refresh=False)
             self.bar.update(line.step - self.bar.n)
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True) if self.bar is None else self.bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
         if self.bar is not None:
