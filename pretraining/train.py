@@ -16,7 +16,7 @@ from pretraining.parallel.host import broadcast_text, run_on_all_ranks
 from pretraining.parallel.launch import read_launch
 from pretraining.parallel.world import World, start_world
 from pretraining.run.faults import Stopped, StopRequest
-from pretraining.run.metrics import METRICS, draw_losses, read_metrics
+from pretraining.run.metrics import METRICS, draw_losses, points, read_metrics
 from pretraining.run.process import end_process, expect_workers_to_end
 from pretraining.run.run_dir import make_run_dir, named_run_dir
 from pretraining.run.verdict import Verdict
@@ -131,8 +131,8 @@ def examples(config: RunConfig, inputs: Inputs) -> str:
 
 def _print_result(run_dir: Path) -> None:
     picture = draw_losses(run_dir)
-    valid = [line["valid_loss"] for line in read_metrics(run_dir / METRICS) if "valid_loss" in line]
-    if valid and valid[0] is not None and valid[-1] is not None:
+    valid = [loss for _, loss in points(read_metrics(run_dir / METRICS), "valid_loss")]
+    if valid:
         change = f" ({100 * (valid[-1] / valid[0] - 1):+.1f}%)" if valid[0] else ""
         print(f"validation loss {valid[0]:.4f} -> {valid[-1]:.4f}{change}")
     print(f"loss curve: {picture}\nrun folder: {run_dir}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterable, Mapping
 from types import FrameType
 
 from data_pipeline.common.errors import Failure
@@ -81,3 +82,23 @@ def _skipped(loss_is_finite: bool, loss_scale: float | None) -> tuple[str, str]:
     if loss_scale > 1.0:
         return "its gradients overflowed fp16", SMALLER
     return "its gradients overflowed fp16 at the smallest loss scale, 1", f"{SMALLER}, or train.precision=bf16"
+
+
+class TargetWatch:
+    """Notices loss terms of which a batch has next to no targets, as whole-word masking of one-word documents leaves:
+    nothing fails, and next to nothing is learned."""
+
+    LEAST = 0.1  # targets of a sample, in the mean
+
+    def __init__(self, terms: Iterable[str], global_batch_size: int) -> None:
+        self.waiting, self.samples = set(terms), global_batch_size
+
+    def see(self, step: int, counts: Mapping[str, float]) -> list[str]:
+        """What is to be told of a step, once for each term. counts: of targets of each term in its global batch."""
+        few = sorted(term for term in self.waiting if counts[term] < self.LEAST * self.samples)
+        self.waiting -= set(few)
+        return [
+            f"warning: the {self.samples} samples of step {step} have {counts[term]:.0f} targets of {term}: little is "
+            "trained of it. Are documents too short for the objective's keys? inspect=3 shows samples"
+            for term in few
+        ]
