@@ -57,7 +57,9 @@ def pretrain(overrides: list[str]) -> int:
         config = load_config(overrides, launch.size)
         inputs = read_inputs(config)
         if config.inspect:
-            print(examples(config, inputs))
+            verdict.run_dir = None  # to look is no run: nothing is said of it, nor where the reader of a pipe leaves
+            if launch.rank == 0:
+                print(examples(config, inputs))
             return EXIT_DONE
         world = start_world(launch, config.engine.tensor_parallel)
         run_dir = verdict.run_dir = agree_on_run_dir(config, world)
