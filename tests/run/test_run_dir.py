@@ -1,13 +1,17 @@
 """What a run's folder says, and what happens where it or the command that meets it is not as it should be."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from data_pipeline.common.json_files import read_json
-from tests.helpers import TINY, command, metrics, prepare, valid_losses
+from tests.helpers import ROOT, TINY, command, metrics, prepare, valid_losses
 
 
 @pytest.fixture(scope="module")
@@ -368,3 +372,50 @@ def test_a_rank_that_is_no_number(corpus, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert pretrain(corpus, tmp_path / "run") == 2
     assert "RANK=abc must be a whole number" in capsys.readouterr().err
+
+
+def test_an_inspection_ends_quietly_where_nobody_reads_it(corpus, tmp_path):
+    """As behind `| head -1`, whether the pipe is closed while it writes or before."""
+    for count in (1, 400):
+        inspect = [*TINY, f"data.path={corpus}", f"run_dir={tmp_path / 'run'}", f"inspect={count}"]
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [sys.executable, "-m", "pretraining.train", *inspect],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            check=False,
+        )
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (141, b"") and not (tmp_path / "run").exists()
+
+
+def test_a_second_ctrl_c_ends_at_once(monkeypatch, capsys):
+    from pretraining import train
+    from pretraining.run.faults import StopRequest
+
+    stop, ended = StopRequest(), []
+    stop._handle(signal.SIGINT, None)
+    assert stop.reason == "stopped by SIGINT"
+    with pytest.raises(KeyboardInterrupt):
+        stop._handle(signal.SIGINT, None)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "main", interrupted)
+    monkeypatch.setattr(train, "end_process", ended.append)
+    train.console()
+    assert ended == [130] and "goes on from its last checkpoint" in capsys.readouterr().err
+
+
+def test_a_worker_that_dies_once_training_has_ended_raises_nothing(corpus, tmp_path, capsys):
+    data = shutil.copytree(corpus, tmp_path / "data")
+    for shard in (data / "train").glob("*.tar"):
+        content = bytearray(shard.read_bytes())
+        content[2000] ^= 1
+        shard.write_bytes(content)
+    assert pretrain(data, tmp_path / "run", "data.num_workers=1", "train.eval_every=0") == 2
+    assert "sha256" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL

@@ -14,8 +14,9 @@ import pytest
 from data_pipeline.common.json_files import read_json
 from pretraining.config import TrackingConfig
 from pretraining.run.metrics import EvaluationLine, TrainingLine, cut_metrics, read_metrics
+from pretraining.run.run_dir import read_run_config
 from pretraining.run.weights_and_biases import Choices, logged
-from tests.helpers import ROOT, TINY, metrics, pretrain_process, run_process, train_alone
+from tests.helpers import ROOT, TINY, finished_weights, metrics, pretrain_process, run_process, train_alone
 
 
 def overrides(corpus, run_dir, *more):
@@ -112,6 +113,20 @@ def test_a_variable_that_does_not_count_is_told(tmp_path, keys, environment, tol
     assert told in note
 
 
+def test_wandb_is_shown_what_follows_from_the_config(corpus, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "pretraining.run.tracking.start_wandb", lambda config, run_dir, settings: shown.append(settings)
+    )
+    monkeypatch.chdir(corpus.parent)
+    train_alone(*overrides(corpus.name, tmp_path / "run"))
+    weights = {n: t for n, t in finished_weights(tmp_path / "run").items() if n.startswith("weights.")}
+    derived = {"parameters": sum(t.numel() for t in weights.values()), "world_size": 1}
+    manifest = read_json(corpus / "manifest.json")
+    assert shown[0]["derived"] == {**derived, "vocab_size": manifest["tokenizer"]["total_size"]}
+    assert shown[0]["data"]["path"] == str(corpus) and read_run_config(tmp_path / "run").data.path == str(corpus)
+
+
 def test_log_every_0_writes_no_training_lines(corpus, tmp_path):
     train_alone(*overrides(corpus, tmp_path / "run", "train.log_every=0", "train.eval_every=4", "train.eval_batches=1"))
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
@@ -132,9 +147,6 @@ def test_wandb_offline_and_the_same_run_after_a_resume(corpus, tmp_path, capsys)
     said = capsys.readouterr().out
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert f"upload to W&B: wandb sync {os.path.relpath(folder)}" in said
-    settings = next(folder.rglob("config.yaml"), None)
-    for key in ("parameters", "world_size", "vocab_size"):
-        assert settings is None or key in settings.read_text()
     train_alone(*overrides(corpus, tmp_path / "run", "tracking.wandb=offline", "train.steps=6"))
     folders = [f.name for f in (tmp_path / "run" / "wandb").glob("offline-run-*")]
     assert len(folders) >= 1 and all(name.endswith(identity) for name in folders)
