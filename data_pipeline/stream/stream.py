@@ -84,6 +84,9 @@ class Stream:
     def number(self, state: Position) -> int:
         return state.number
 
+    def passes(self, state: Position) -> int:
+        return self.advance(state, 0).epoch
+
     def advance(self, state: Position, count: int) -> Position:
         epoch, window, sequence = state.epoch, state.window, state.sequence + count
         # A plan needs the lengths in the index, no documents. But how many sequences a window has is known only from

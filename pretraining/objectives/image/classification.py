@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
+from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import Fraction, NonNegative, NonNegativeFloat, configclass, unused_with
 from data_pipeline.loader import Sample
 from data_pipeline.shards.images import EncodedImage
@@ -70,7 +71,14 @@ class ImageClassification(Objective[EncodedImage, ImageEncoderWithHead]):
     unit = Unit.IMAGES
 
     def __init__(self, config: ImageClassificationConfig, spec: SampleSpec, training: bool = True) -> None:
+        """Raises InputError where there is nothing to tell apart."""
         assert spec.grid is not None
+        if len(spec.classes) < 2:
+            raise InputError(
+                f"objective=image_classification needs at least two classes, data.path holds "
+                f"{' '.join(spec.classes) or 'none'}: prepare a folder with one subfolder for each class, or choose "
+                "objective=masked_image, which needs no labels"
+            )
         self.config, self.spec, self.training = config, spec, training
         self.classes, self.image_size = spec.classes, spec.grid.image_size
         self.mixes = training and (config.mixup > 0 or config.cutmix > 0)

@@ -102,6 +102,7 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
 
     terms = {"span_corruption": 1.0}
     unit = Unit.TOKENS
+    text_term = "span_corruption"
 
     def __init__(self, config: SpanCorruptionConfig, spec: SampleSpec) -> None:
         """Raises InputError where the lengths leave no room for a segment, or there are too few sentinels."""
@@ -148,6 +149,9 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
 
     def counts(self, samples: Sequence[Sample]) -> dict[str, int]:
         return {"span_corruption": sum(len(s["labels"]) for s in samples)}
+
+    def target_bytes(self, samples: Sequence[Sample]) -> int:
+        return sum(int(self.tokenizer.text_bytes[s["labels"][s["labels"] != IGNORED]].sum()) for s in samples)
 
     def size(self, sample: Sample) -> int:
         return len(sample["inputs"]) + len(sample["labels"])

@@ -47,6 +47,7 @@ class CausalLM(Objective[np.ndarray, DecoderWithHead]):
 
     terms = {"causal_lm": 1.0}
     unit = Unit.TOKENS
+    text_term = "causal_lm"
 
     def __init__(self, config: CausalLMConfig, spec: SampleSpec) -> None:
         assert spec.tokenizer is not None
@@ -83,6 +84,9 @@ class CausalLM(Objective[np.ndarray, DecoderWithHead]):
 
     def counts(self, samples: Sequence[Sample]) -> dict[str, int]:
         return {"causal_lm": sum(int((s["labels"] != IGNORED).sum()) for s in samples)}
+
+    def target_bytes(self, samples: Sequence[Sample]) -> int:
+        return sum(int(self.tokenizer.text_bytes[s["labels"][s["labels"] != IGNORED]].sum()) for s in samples)
 
     def size(self, sample: Sample) -> int:
         return len(sample["tokens"])

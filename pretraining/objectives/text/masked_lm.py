@@ -64,6 +64,7 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoderWithHeads])
     """
 
     unit = Unit.TOKENS
+    text_term = "masked_lm"
 
     def __init__(self, config: MaskedLMConfig, spec: SampleSpec) -> None:
         """Raises InputError where sequences are too short."""
@@ -112,6 +113,9 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoderWithHeads])
         if self.config.pairing != "none":
             counts[self.config.pairing] = sum(int(s["pair_label"] != IGNORED) for s in samples)
         return counts
+
+    def target_bytes(self, samples: Sequence[Sample]) -> int:
+        return sum(int(self.tokenizer.text_bytes[s["labels"][s["labels"] != IGNORED]].sum()) for s in samples)
 
     def size(self, sample: Sample) -> int:
         return len(sample["tokens"])
