@@ -95,6 +95,13 @@ class ImageReader:
         self._shards = IndexedShards(manifest, split, ImageIndex)
 
     @property
+    def name(self) -> str:
+        return self._shards.name
+
+    def keep_blocks(self, count: int) -> None:
+        """Nothing: images are read one by one."""
+
+    @property
     def blocks_per_shard(self) -> list[int]:
         return [-(-shard.samples // IMAGES_PER_BLOCK) for shard in self._shards.shards]
 

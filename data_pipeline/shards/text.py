@@ -136,6 +136,14 @@ class TextReader:
         self._shards = IndexedShards(manifest, split, TextIndex)
         self._cached_block = lru_cache(maxsize=BLOCKS_IN_MEMORY)(self.read_block)
 
+    @property
+    def name(self) -> str:
+        return self._shards.name
+
+    def keep_blocks(self, count: int) -> None:
+        if count > BLOCKS_IN_MEMORY:
+            self._cached_block = lru_cache(maxsize=count)(self.read_block)
+
     def index(self, shard: int) -> TextIndex:
         return self._shards.index(shard)
 
