@@ -54,17 +54,19 @@ class Concatenation:
     most `length` tokens. `cut` gives an array of tokens.
 
     With length = stride + 1 neighbors share one token, and a language model predicts each token exactly once.
+    shortest: tokens; a last sequence of fewer is left out.
     """
 
     length: int
     stride: int
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+    shortest: int = 1
 
     def plan(self, lengths: np.ndarray) -> ConcatenationPlan:
         """lengths: int [documents], in tokens, unframed."""
         framed = lengths.astype(np.int64) + len(self.before) + len(self.after)
-        return ConcatenationPlan(np.concatenate([[0], np.cumsum(framed)]), self.length, self.stride)
+        return ConcatenationPlan(np.concatenate([[0], np.cumsum(framed)]), self.length, self.stride, self.shortest)
 
     def cut(self, document: TokenizedDocument, segment: Segment) -> np.ndarray:
         tokens = document.tokens
@@ -75,10 +77,10 @@ class Concatenation:
 class ConcatenationPlan:
     """starts: int64 [documents + 1], where each framed document starts in the concatenation, then the end of all."""
 
-    def __init__(self, starts: np.ndarray, length: int, stride: int) -> None:
+    def __init__(self, starts: np.ndarray, length: int, stride: int, shortest: int) -> None:
         self.starts, self.length, self.stride = starts, length, stride
-        overlap = length - stride
-        self.num_sequences = max(0, -(-(int(starts[-1]) - overlap) // stride))
+        least = max(shortest, length - stride + 1)  # what overlaps stands in the sequence before
+        self.num_sequences = max(0, (int(starts[-1]) - least) // stride + 1)
 
     def segments(self, sequence: int) -> list[Segment]:
         begin = sequence * self.stride
