@@ -110,6 +110,10 @@ class ImageReader:
         rest = self._shards.shards[shard].samples - block * IMAGES_PER_BLOCK
         return np.ones(min(IMAGES_PER_BLOCK, rest), np.int32)
 
+    def sentence_starts(self, shard: int, block: int) -> npt.NDArray[np.int64]:
+        """Each image is one sentence."""
+        return np.arange(len(self.document_lengths(shard, block)))
+
     def read_document(self, shard: int, block: int, document: int) -> EncodedImage:
         """One image of a block. Raises InputError where a checksum is wrong."""
         index, number = self.index(shard), block * IMAGES_PER_BLOCK + document

@@ -161,6 +161,12 @@ class TextReader:
         last = int(index.documents[: block + 1].sum())
         return index.lengths[last - int(index.documents[block]) : last]
 
+    def sentence_starts(self, shard: int, block: int) -> npt.NDArray[np.int64]:
+        """First token of each sentence of one block, int64 [sentences]. Raises InputError where a checksum is wrong."""
+        index = self.index(shard)
+        place = Place(int(index.sentences_offset[block]), int(index.sentences_bytes[block]))
+        return _array(self._shards.read(shard, place)[0])
+
     def read_document(self, shard: int, block: int, document: int) -> TokenizedDocument:
         """One document of a block, its sentences counted from its own first token."""
         tokens, sentences = self._cached_block(shard, block)

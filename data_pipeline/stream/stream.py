@@ -41,6 +41,11 @@ class Reader(Protocol):
         """int32 [documents of the block], in tokens; ones for images."""
         ...
 
+    def sentence_starts(self, shard: int, block: int) -> np.ndarray:
+        """int64 [sentences of the block], in tokens from the block's start; of images each is one. Read from the shard:
+        raises InputError as `read_document`."""
+        ...
+
     def read_document(self, shard: int, block: int, document: int) -> Any:
         """Raises InputError where the shard's bytes are not those of the manifest."""
         ...
@@ -182,7 +187,22 @@ class Stream:
     def _plan(self, blocks: Sequence[Block], order: np.ndarray | None = None) -> PackingPlan:
         """order: int [documents], in which the blocks' documents are packed; None as they stand."""
         lengths = np.concatenate([self._lengths(block) for block in blocks])
-        return self.packing.plan(lengths if order is None else lengths[order])
+        if order is None:
+            order = np.arange(len(lengths))
+        return self.packing.plan(lengths[order], lambda: self._sentences(blocks, lengths, order))
+
+    def _sentences(self, blocks: Sequence[Block], lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
+        """Where sentences start once the blocks' documents, of these lengths, stand in this order."""
+        sizes = [int(self._lengths(block).sum()) for block in blocks]
+        firsts = np.cumsum([0, *sizes[:-1]])
+        starts = np.concatenate(
+            [self.reader.sentence_starts(*block) + f for block, f in zip(blocks, firsts, strict=True)]
+        )
+        before = np.cumsum(lengths, dtype=np.int64) - lengths  # where each document starts
+        after = np.empty_like(before)
+        after[order] = np.cumsum(lengths[order], dtype=np.int64) - lengths[order]
+        document = np.searchsorted(before, starts, side="right") - 1
+        return np.sort(starts + (after - before)[document])
 
     def _lengths(self, block: Block) -> np.ndarray:
         return self.reader.document_lengths(*block)

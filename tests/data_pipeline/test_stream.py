@@ -6,7 +6,8 @@ import pytest
 from data_pipeline.common.errors import InputError
 from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.shards.text import TextReader, TokenizedDocument
-from data_pipeline.stream.packing import Concatenation, SentenceSpans, Single
+from data_pipeline.stream.packing import Concatenation, Single
+from data_pipeline.stream.sentence_packing import PairPart, SentencePairs, SentenceSpans
 from data_pipeline.stream.stream import Position, Stream
 from pretraining.objectives.sequence.budget_packing import BudgetPacking
 
@@ -108,6 +109,10 @@ class Blocks:
     def document_lengths(self, shard, block):
         return self.blocks[block]
 
+    def sentence_starts(self, shard, block):
+        ends = np.cumsum(self.blocks[block])
+        return np.concatenate([np.arange(end - n, end, 10) for end, n in zip(ends, self.blocks[block], strict=True)])
+
     def read_document(self, shard, block, document):
         length = self.blocks[block][document]
         return TokenizedDocument(np.full(length, self.first[block] + document), np.arange(0, length, 10))
@@ -120,7 +125,7 @@ ROOM = np.arange(40)
 PACKINGS = {
     "concatenation": Concatenation(33, 32),
     "sentences": SentenceSpans(32),
-    "sentences with partners": SentenceSpans(32, partners=True),
+    "pairs of sentences": SentencePairs(32),
     "budget": BudgetPacking(ROOM, ROOM, 32, 32),
 }
 LONG = Blocks(*([[3200, 1600], [6400], [200] * 20] * 8))  # some 100 cuts a document
@@ -142,7 +147,7 @@ def pairs_of_one_document(s, count):
 
 
 def tokens_of(segment):
-    return segment.tokens if isinstance(segment, TokenizedDocument) else segment
+    return segment.tokens if isinstance(segment, TokenizedDocument | PairPart) else segment
 
 
 def pairs(counted):
@@ -220,3 +225,17 @@ def test_a_split_without_a_sequence_is_refused_by_name():
     s = Stream(Blocks([1], [1, 1], [1]), PACKINGS["budget"], 3, window_blocks=1)
     with pytest.raises(InputError, match=r"a corpus, split train,: its documents are too short"):
         s.advance(s.start(), 0)
+
+
+def test_sentences_follow_their_documents_into_the_order_of_the_window(reader):
+    """Every span begins with a sentence of its document, and all of them together are the window's text."""
+    s = Stream(reader, SentenceSpans(32), 1, window_blocks=4)
+    window = s.window(0, 0)
+    for number in range(0, window.plan.num_sequences, 7):
+        (segment,) = window.plan.segments(number)
+        block, index = window.documents[segment.document]
+        document = reader.read_document(*window.blocks[block], int(index))
+        assert segment.start in document.sentences
+        assert segment.stop in document.sentences or segment.stop == len(document.tokens)
+    spans = window.plan.spans
+    assert (spans[:, 2] - spans[:, 1]).sum() == sum(reader.document_lengths(*b).sum() for b in window.blocks)

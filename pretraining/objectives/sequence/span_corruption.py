@@ -52,8 +52,8 @@ class SpanCorruptionConfig:
         would have no bounded length).
     mean_span_length: with mode=span, tokens of a span on average.
     targets_length: the most tokens that the decoder writes (null: as many as the noise needs for a full encoder).
-    documents: joined cuts rows out of all documents, one after another, and corrupts each row as one segment, across the
-        documents' borders, as T5 was trained; apart makes a segment of each document, or of a part of it, with
+    documents: joined cuts rows out of all documents, one after another, and corrupts each row as one segment, across
+        the documents' borders, as T5 was trained; apart makes a segment of each document, or of a part of it, with
         sentinels from the first one on and an end of its own, and masks keep the segments of a row apart.
     """
 
