@@ -139,8 +139,8 @@ class SentencePairsPlan:
 
     def segments(self, sequence: int) -> list[Segment]:
         """The first, and the second unless it is empty."""
-        first = PairSegment(*self.first[sequence].tolist(), Pairing.NONE)
-        second = PairSegment(*self.second[sequence].tolist(), Pairing(int(self.pairing[sequence])))
+        first = PairSegment(*self.first[sequence].tolist(), pairing=Pairing.NONE)
+        second = PairSegment(*self.second[sequence].tolist(), pairing=Pairing(int(self.pairing[sequence])))
         return [first, second] if second.stop > second.start else [first]
 
 
