@@ -11,7 +11,8 @@ VOCABULARY := $(if $(filter gpt,$(FAMILY)),512,384)
 OUT ?= quickstart/$(FAMILY)
 TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
 
-.PHONY: quickstart test check golden parity any-checkpoint gpu-check bench setup
+.PHONY: quickstart test check golden parity any-checkpoint gpu-check bench convergence \
+	convergence-optimizers setup
 
 quickstart: setup $(OUT)/data/manifest.json
 	$(BIN)/pretrain experiment=quickstart_$(FAMILY) data.path=$(OUT)/data run_dir=$(OUT)/run
@@ -56,6 +57,13 @@ bench: setup
 	$(BIN)/python -m benchmarks.trainer
 	$(BIN)/python -m benchmarks.checkpoint
 	$(BIN)/python -m benchmarks.loss_memory
+
+# Learning beside a plain loop of transformers' models, on two cores; the tables go into docs/benchmarks.md
+convergence: setup
+	$(BIN)/python -m benchmarks.convergence
+
+convergence-optimizers: setup
+	$(BIN)/python -m benchmarks.convergence.optimizers
 
 setup: $(VENV)/installed
 
