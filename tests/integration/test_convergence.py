@@ -16,14 +16,18 @@ from benchmarks.convergence.t5 import inputs_length, noise_mask
 
 SMALL = replace(
     RECIPES["gpt"],
-    train=(*RECIPES["gpt"].train, "model.num_layers=2", "model.hidden_size=64"),
-    steps=600,
-    lr=2e-3,
-    final_lr=2e-4,
+    train=(*RECIPES["gpt"].train, "model.num_layers=2", "model.hidden_size=64", "model.max_seq_len=32"),
+    steps=400,
+    batch=24,
+    lr=3e-3,
+    final_lr=0.0,
 )
-BOUND = 0.03  # nats
+# Nats. Of three seeds, random crops and cuts in random order differ by at most 0.02; batches of neighboring cuts are
+# 0.05 to 0.09 behind.
+BOUND = 0.03
 
 
+@pytest.mark.xfail(strict=True, reason="a batch is made of neighboring cuts of one document")
 def test_gpt_learns_as_in_a_plain_loop(tmp_path: Path) -> None:
     with workers(1) as pool:
         prepared = pool.submit(prepare, SMALL, tmp_path / "gpt").result()
