@@ -91,7 +91,7 @@ class _Draws:
 
     def following(self) -> Following:
         """A random segment's span goes on after its first segment."""
-        chance, place = self.chance.data, memoryview(self.place)  # one number is read faster than of an array
+        chance, place = self.chance.data, self.place.data  # one number is read faster than of an array
 
         def following(first: int, last: int, missing: bool) -> int:
             if last - first > 1 and chance[first] < (MISSING_RANDOM if missing else RANDOM):
