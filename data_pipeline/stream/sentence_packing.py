@@ -7,6 +7,8 @@ and given a shorter one by chance. All draws follow a fixed pattern: documents a
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -18,6 +20,9 @@ from data_pipeline.shards.text import TokenizedDocument
 from data_pipeline.stream.packing import Segment, SentenceStarts
 
 Ints = npt.NDArray[np.int64]
+RANDOM = 0.5  # share of the spans whose second segment comes from elsewhere
+# Of those that miss their target: likewise, and up to where they are not split. The rest is as often a continuation.
+MISSING_RANDOM, MISSING_WHOLE = 0.25, 0.75
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,9 @@ class SentenceSpans:
     def plan(self, lengths: np.ndarray, sentences: SentenceStarts | None = None) -> SentenceSpansPlan:
         """lengths: int [documents], in tokens."""
         assert sentences is not None
-        text = _Text.of(lengths, sentences())
+        text = Text.of(lengths, sentences())
         targets = draw_targets(len(lengths), self.length, self.short_rate, np.random.default_rng(0))
-        following = text.following(targets)
-        firsts = chain(following)
-        return SentenceSpansPlan(text.within(firsts, following[firsts]))
+        return SentenceSpansPlan(text.within(*text.spans(targets)))
 
     def cut(self, document: TokenizedDocument, segment: Segment) -> TokenizedDocument:
         first, last = np.searchsorted(document.sentences, [segment.start, segment.stop])
@@ -79,6 +82,34 @@ class PairPart:
 
 
 @dataclass(frozen=True)
+class _Draws:
+    """fp64 [sentences], for a span that begins with each. chance: in [0, 1), decides what becomes of it; 1 and more
+    makes no random pair. place: in [0, 1), where it is split."""
+
+    chance: np.ndarray
+    place: np.ndarray
+
+    def following(self) -> Following:
+        """A random segment's span goes on after its first segment."""
+        chance, place = self.chance.data, self.place.data  # memoryviews: one number is read faster
+
+        def following(first: int, last: int, missing: bool) -> int:
+            if last - first > 1 and chance[first] < (MISSING_RANDOM if missing else RANDOM):
+                return first + 1 + int(place[first] * (last - first - 1))
+            return last
+
+        return following
+
+    def decide(self, firsts: Ints, lasts: Ints, missing: np.ndarray) -> tuple[np.ndarray, np.ndarray, Ints]:
+        """-> for each span whether its second segment is random, whether it is not split, and where it is."""
+        chance, single = self.chance[firsts], lasts - firsts == 1
+        random = (chance < np.where(missing, MISSING_RANDOM, RANDOM)) & ~single
+        whole = single | (missing & (chance >= MISSING_RANDOM) & (chance < MISSING_WHOLE))
+        splits = firsts + 1 + (self.place[firsts] * (lasts - firsts - 1)).astype(np.int64)
+        return random, whole, np.where(whole, lasts, splits)
+
+
+@dataclass(frozen=True)
 class SentencePairs:
     """Each sequence is a span that is split at a sentence, any with equal probability. Half of the time the second
     segment is taken from another document of the window, any with equal probability, and the sentences that it replaces
@@ -97,18 +128,14 @@ class SentencePairs:
         """lengths: int [documents], in tokens."""
         assert sentences is not None
         rng = np.random.default_rng(0)
-        text = _Text.of(lengths, sentences())
+        text = Text.of(lengths, sentences())
         targets = draw_targets(len(lengths), self.length, self.short_rate, rng)
-        following, number = text.following(targets), np.arange(len(text.starts))
-        misses = text.borders[following] - text.starts < targets[text.document(number)]
-        whole = (following - number == 1) | (misses & (rng.random(len(number)) < 0.5))  # is not split
-        split = number + 1 + (rng.random(len(number)) * (following - number - 1)).astype(np.int64)
-        split[whole] = following[whole]
         alone = len(text.documents) < 2
-        random = (rng.random(len(number)) < 0.5) & ~whole & (not alone)
-        firsts = chain(np.where(random, split, following))
-        split, following, whole, random = (each[firsts] for each in (split, following, whole, random))
-        first, second = text.within(firsts, split), text.within(split, following)
+        draws = _Draws(rng.random(len(text.starts)) + alone, rng.random(len(text.starts)))
+        firsts, lasts = text.spans(targets, draws.following())
+        missing = text.borders[lasts] - text.starts[firsts] < targets[text.document[firsts]]
+        random, whole, splits = draws.decide(firsts, lasts, missing)
+        first, second = text.within(firsts, splits), text.within(splits, lasts)
         pairing = np.where(random, Pairing.RANDOM.value, Pairing.CONTINUATION.value)
         pairing[whole | alone] = Pairing.NONE.value
         if not alone:
@@ -121,7 +148,7 @@ class SentencePairs:
         return PairPart(document.tokens[segment.start : segment.stop], segment.pairing)
 
     def _excerpts(
-        self, text: _Text, first: Ints, second: Ints, targets: Ints, which: np.ndarray, rng: np.random.Generator
+        self, text: Text, first: Ints, second: Ints, targets: Ints, which: np.ndarray, rng: np.random.Generator
     ) -> Ints:
         """-> int64 [sum of which, 3], the segments that stand in the place of `second`."""
         document, a, b = first[which, 0], *((s[:, 2] - s[:, 1])[which] for s in (first, second))
@@ -139,40 +166,65 @@ class SentencePairsPlan:
 
     def segments(self, sequence: int) -> list[Segment]:
         """The first, and the second unless it is empty."""
-        first = PairSegment(*self.first[sequence].tolist(), Pairing.NONE)
-        second = PairSegment(*self.second[sequence].tolist(), Pairing(int(self.pairing[sequence])))
-        return [first, second] if second.stop > second.start else [first]
+        document, start, stop = self.first[sequence].tolist()
+        first = PairSegment(document, start, stop, Pairing.NONE)
+        document, start, stop = self.second[sequence].tolist()
+        if start == stop:
+            return [first]
+        return [first, PairSegment(document, start, stop, Pairing(int(self.pairing[sequence])))]
+
+
+# (first sentence of a span, the one behind its last, whether it misses its target) -> the first of the next span
+Following = Callable[[int, int, bool], int]
+
+
+def _next(first: int, last: int, missing: bool) -> int:
+    return last
 
 
 @dataclass(frozen=True)
-class _Text:
-    """The documents of a window one after another. borders: int64 [sentences + 1], where each sentence starts, then the
-    end. begins: int64 [documents + 1], where each document starts, then the end. documents: those with text."""
+class Text:
+    """The documents of a window one after another, in tokens and in sentences.
+
+    borders: int64 [sentences + 1], the token where each sentence starts, then the end. begins: int64 [documents + 1],
+    the token where each document starts, then the end; openings: the same as a number of a sentence. documents: those
+    with text. document: int64 [sentences], which one each is of.
+    """
 
     borders: Ints
     begins: Ints
+    openings: Ints
     documents: Ints
+    document: Ints
 
     @classmethod
-    def of(cls, lengths: np.ndarray, starts: np.ndarray) -> _Text:
+    def of(cls, lengths: np.ndarray, starts: np.ndarray) -> Text:
         begins = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        return cls(np.append(starts, begins[-1]), begins, np.flatnonzero(lengths))
+        openings = np.searchsorted(starts, begins)
+        document = np.repeat(np.arange(len(lengths)), np.diff(openings))
+        return cls(np.append(starts, begins[-1]), begins, openings, np.flatnonzero(lengths), document)
 
     @property
     def starts(self) -> Ints:
         return self.borders[:-1]
 
-    def document(self, sentences: Ints) -> Ints:
-        return np.searchsorted(self.begins, self.borders[sentences], side="right") - 1
-
-    def following(self, targets: Ints) -> Ints:
-        """targets: int [documents] -> int64 [sentences], the sentence before which a span from each one on ends."""
-        document = self.document(np.arange(len(self.starts)))
-        return np.searchsorted(self.borders, np.minimum(self.starts + targets[document], self.begins[document + 1]))
+    def spans(self, targets: Ints, following: Following = _next) -> tuple[Ints, Ints]:
+        """targets: int [documents] -> int64 [spans], the first sentence of each, and the one behind its last."""
+        borders = self.borders.data  # a memoryview, of whose numbers few are read
+        openings, wanted = self.openings.tolist(), targets.tolist()
+        firsts, lasts = [], []
+        for document in self.documents.tolist():
+            first, end, target = openings[document], openings[document + 1], wanted[document]
+            while first < end:
+                last = bisect_left(borders, borders[first] + target, first + 1, end)
+                firsts.append(first)
+                lasts.append(last)
+                first = following(first, last, borders[last] - borders[first] < target)
+        return np.array(firsts, np.int64), np.array(lasts, np.int64)
 
     def within(self, firsts: Ints, lasts: Ints) -> Ints:
         """From sentence to sentence, of one document -> int64 [n, 3]: document, start and stop in it."""
-        document = self.document(np.minimum(firsts, len(self.starts) - 1))
+        document = self.document[np.minimum(firsts, len(self.document) - 1)]
         begin = self.begins[document]
         return np.stack([document, self.borders[firsts] - begin, self.borders[lasts] - begin], axis=1)
 
@@ -184,7 +236,7 @@ class _Text:
     def excerpts(self, documents: Ints, tokens: Ints, fill: np.ndarray, rng: np.random.Generator) -> Ints:
         """-> int64 [n, 3]: whole sentences of each document, of some `tokens`: at least as many where `fill`, else as
         near as can be, and in both cases at least one sentence."""
-        begin, end = (np.searchsorted(self.borders, self.begins[documents + more]) for more in (0, 1))
+        begin, end = self.openings[documents], self.openings[documents + 1]
         enough = np.searchsorted(self.starts, self.begins[documents + 1] - tokens, side="right") - begin
         first = begin + (rng.random(len(documents)) * np.maximum(enough, 1)).astype(np.int64)
         wanted = self.borders[first] + tokens
@@ -198,12 +250,3 @@ def draw_targets(documents: int, length: int, short_rate: float, rng: np.random.
     """-> int64 [documents], in tokens (short_seq_prob)."""
     short = rng.random(documents) < short_rate
     return np.where(short, rng.integers(2, length + 1, documents), length)
-
-
-def chain(following: Ints) -> Ints:
-    """-> 0, following[0], following[following[0]], ..., as long as there is one."""
-    found, ends, at = [], following.tolist(), 0
-    while at < len(ends):
-        found.append(at)
-        at = ends[at]
-    return np.array(found, np.int64)

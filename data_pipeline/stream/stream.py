@@ -199,10 +199,11 @@ class Stream:
             [self.reader.sentence_starts(*block) + f for block, f in zip(blocks, firsts, strict=True)]
         )
         before = np.cumsum(lengths, dtype=np.int64) - lengths  # where each document starts
-        after = np.empty_like(before)
-        after[order] = np.cumsum(lengths[order], dtype=np.int64) - lengths[order]
-        document = np.searchsorted(before, starts, side="right") - 1
-        return np.sort(starts + (after - before)[document])
+        after = np.cumsum(lengths[order], dtype=np.int64) - lengths[order]
+        first = np.searchsorted(starts, np.append(before, sum(sizes)))  # sentence of each document
+        counts = np.diff(first)[order]
+        moved = np.arange(len(starts)) - np.repeat(np.cumsum(counts) - counts - first[order], counts)
+        return starts[moved] + np.repeat(after - before[order], counts)
 
     def _lengths(self, block: Block) -> np.ndarray:
         return self.reader.document_lengths(*block)
