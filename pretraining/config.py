@@ -59,9 +59,9 @@ class TrainConfig:
     micro_batch_size: of these, how many a rank computes at once; gradients are accumulated over the others.
     grad_clip: largest norm of the gradient; 0 does not clip.
     precision: what is computed in; weights, optimizer state and reductions stay fp32.
-    log_every: a line of metrics after so many steps.
+    log_every: a line of metrics after so many steps, and for the first and the last; 0 for none.
     eval_every: an evaluation after so many steps, before the first and after the last; 0 for none.
-    eval_batches: global batches of the validation data in one evaluation.
+    eval_batches: global batches of the validation data in one evaluation, no sequence twice; null takes all of them.
     checkpoint_every: a checkpoint after so many steps; 0 saves only the one at the end.
     keep_last: how many of the newest checkpoints are kept.
     keep_every: the checkpoint of every n-th step is kept as well; 0 for none.
@@ -76,9 +76,9 @@ class TrainConfig:
     micro_batch_size: Positive = 8
     grad_clip: NonNegativeFloat = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    log_every: Positive = 10
+    log_every: NonNegative = 10
     eval_every: NonNegative = 200
-    eval_batches: Positive = 4
+    eval_batches: Positive | None = 4
     checkpoint_every: NonNegative = 200
     keep_last: Positive = 3
     keep_every: NonNegative = 0
@@ -92,14 +92,14 @@ class TrainConfig:
 class TrackingConfig:
     """What Weights & Biases is told; metrics.jsonl and loss.png are written in any case.
 
-    wandb: offline writes run_dir/wandb, which `wandb sync` uploads later.
-    project: the project of the run.
-    run_name: the run's name; null takes that of run_dir.
-    tags: the run's tags.
+    wandb: offline writes run_dir/wandb, which `wandb sync` uploads later; null does as WANDB_MODE says, else offline.
+    project: the project of the run; null takes WANDB_PROJECT, else pretraining.
+    run_name: the run's name; null takes WANDB_NAME, else that of run_dir.
+    tags: the run's tags; none takes those of WANDB_TAGS.
     """
 
-    wandb: Literal["online", "offline", "disabled"] = "offline"
-    project: str = "pretraining"
+    wandb: Literal["online", "offline", "disabled"] | None = None
+    project: str | None = None
     run_name: str | None = None
     tags: list[str] = Field(default_factory=list)
 

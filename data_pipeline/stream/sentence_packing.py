@@ -91,7 +91,7 @@ class _Draws:
 
     def following(self) -> Following:
         """A random segment's span goes on after its first segment."""
-        chance, place = self.chance.data, self.place.data  # memoryviews: one number is read faster
+        chance, place = self.chance.data, self.place.data  # one number is read faster than of an array
 
         def following(first: int, last: int, missing: bool) -> int:
             if last - first > 1 and chance[first] < (MISSING_RANDOM if missing else RANDOM):
@@ -210,7 +210,7 @@ class Text:
 
     def spans(self, targets: Ints, following: Following = _next) -> tuple[Ints, Ints]:
         """targets: int [documents] -> int64 [spans], the first sentence of each, and the one behind its last."""
-        borders = self.borders.data  # a memoryview, of whose numbers few are read
+        borders = self.borders.data  # of whose numbers few are read
         openings, wanted = self.openings.tolist(), targets.tolist()
         firsts, lasts = [], []
         for document in self.documents.tolist():

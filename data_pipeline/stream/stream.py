@@ -137,6 +137,9 @@ class Stream:
     def number(self, state: Position) -> int:
         return state.number
 
+    def passes(self, state: Position) -> int:
+        return self.advance(state, 0).epoch
+
     def advance(self, state: Position, count: int) -> Position:
         """Raises InputError where no document of the split gives a sequence."""
         epoch, window, sequence = state.epoch, state.window, state.sequence + count

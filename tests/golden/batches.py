@@ -74,4 +74,4 @@ def compute(case: Case, data: Data) -> dict[str, Any]:
     """-> for each of steps 1 to 3, batch_hash, and the cumulative tokens or images."""
     lines = case.run(data)
     unit = "images" if case.kind == "images" else "tokens"
-    return {key: [line[key] for line in lines] for key in ("batch_hash", unit)}
+    return {key: [int(line[key]) for line in lines] for key in ("batch_hash", unit)}

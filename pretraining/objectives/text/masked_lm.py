@@ -46,6 +46,8 @@ class MaskedLMConfig:
         (Liu et al. 2019, "RoBERTa", section 4.2: DOC-SENTENCES, several to a sequence).
     masked_lm_weight: of the loss of masked tokens in the total.
     pair_weight: of the loss of pairs in the total.
+    z_loss: weight of the squared logarithm of the softmax's denominator, which the training loss then holds; T5 was
+        trained with 1e-4.
     """
 
     name: Literal["masked_lm"]
@@ -54,6 +56,7 @@ class MaskedLMConfig:
     pairing: Literal["next_sentence", "sentence_order", "none"] = "next_sentence"
     masked_lm_weight: NonNegativeFloat = 1.0
     pair_weight: Annotated[NonNegativeFloat, unused_with("pairing", "none")] = 1.0
+    z_loss: NonNegativeFloat = 0.0
 
 
 Content = np.ndarray | PairPart | TokenizedDocument
@@ -66,6 +69,7 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
     """
 
     unit = Unit.TOKENS
+    text_term = "masked_lm"
 
     def __init__(self, config: MaskedLMConfig, spec: SampleSpec) -> None:
         """Raises InputError where sequences are too short."""
@@ -118,6 +122,9 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
             counts[self.config.pairing] = sum(int(s["pair_label"] != IGNORED) for s in samples)
         return counts
 
+    def target_bytes(self, samples: Sequence[Sample]) -> int:
+        return sum(int(self.tokenizer.text_bytes[s["labels"][s["labels"] != IGNORED]].sum()) for s in samples)
+
     def size(self, sample: Sample) -> int:
         return len(sample["tokens"])
 
@@ -125,7 +132,7 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
         """Without pairs there is no pooler and no pair head."""
         from pretraining.models.heads import MaskedTokenHead, PairHead
 
-        heads: dict[str, nn.Module] = {"head": MaskedTokenHead(model, layers)}
+        heads: dict[str, nn.Module] = {"head": MaskedTokenHead(model, layers, self.config.z_loss)}
         return heads if self.config.pairing == "none" else {**heads, "pair_head": PairHead(model)}
 
     def loss(self, model: TokenEncoderWithHeads, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
