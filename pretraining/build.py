@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.common.errors import InputError
-from pretraining.config import RunConfig, identity
+from pretraining.config import MIXED_BATCHES, RunConfig, identity
 from pretraining.objectives.base import Objective
 from pretraining.objectives.registry import build_objective
 from pretraining.parallel.host import run_on_all_ranks
@@ -44,11 +44,14 @@ if TYPE_CHECKING:  # heavy: imported where they are used, after the inputs were 
 class Inputs:
     """What is read and checked before any process group: prepared data, run folder, checkpoint.
 
-    checkpoint: to go on from, if any. pretrained: the Hugging Face folder that a new run starts from, if any.
+    training, validation: the order of each split's sequences. checkpoint: to go on from, if any. pretrained: the
+    Hugging Face folder that a new run starts from, if any.
     """
 
     data: Prepared
     objective: Objective
+    training: Stream
+    validation: Stream
     identity: Identity
     checkpoint: Checkpoint | None
     pretrained: HuggingFaceFolder | None
@@ -62,7 +65,16 @@ def read_inputs(config: RunConfig) -> Inputs:
     run = identity(config, data.manifest.fingerprint)
     if not config.inspect:
         check_run_dir(config, run)
+    training = make_stream(config, data, objective, "train")
+    validation = make_stream(config, data, objective.for_evaluation(), "valid")
     checkpoint = find_checkpoint(config, run)
+    if checkpoint is not None:
+        try:
+            training.from_json(checkpoint.state["position"])
+        except InputError as error:
+            raise InputError(f"{checkpoint.folder}: {error}") from error
+    for stream in (training, validation) if config.train.eval_every else (training,):
+        stream.advance(stream.start(), 0)  # there is a sequence
     pretrained = None
     if config.model.init_from is not None and checkpoint is None:
         from pretraining.hub.init_from import HuggingFaceFolder
@@ -70,7 +82,7 @@ def read_inputs(config: RunConfig) -> Inputs:
 
         shapes = shapes_of(config.model, data.outputs, objective)
         pretrained = HuggingFaceFolder(config.model.init_from, shapes, data.outputs, data.tokenizer)
-    return Inputs(data, objective, run, checkpoint, pretrained)
+    return Inputs(data, objective, training, validation, run, checkpoint, pretrained)
 
 
 def check_target_length(config: RunConfig, length: int) -> None:
@@ -191,7 +203,13 @@ def make_stream(config: RunConfig, data: Prepared, objective: Objective, split: 
     """The order of one split's sequences."""
     from data_pipeline.stream.stream import Stream
 
-    return Stream(data.reader(split), objective.packing(), config.train.seed, window_blocks=config.data.window_blocks)
+    return Stream(
+        data.reader(split),
+        objective.packing(),
+        config.train.seed,
+        window_blocks=config.data.window_blocks,
+        least_sequences=MIXED_BATCHES * config.train.global_batch_size,
+    )
 
 
 def _feeds(config: RunConfig, inputs: Inputs, world: World) -> Feeds:
@@ -200,8 +218,8 @@ def _feeds(config: RunConfig, inputs: Inputs, world: World) -> Feeds:
 
     train, mesh, objective = config.train, world.mesh, inputs.objective
     return Feeds(
-        source=make_stream(config, inputs.data, objective, "train"),
-        validation_source=make_stream(config, inputs.data, objective.for_evaluation(), "valid"),
+        source=inputs.training,
+        validation_source=inputs.validation,
         objective=objective,
         share=RankSlice(train.global_batch_size, train.micro_batch_size, mesh.batch_rank, mesh.batch_ranks),
         num_workers=config.data.num_workers,

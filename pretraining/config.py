@@ -27,6 +27,8 @@ from pretraining.optim.schedules import ScheduleConfig
 from pretraining.patches import PatchGrid
 from pretraining.synonyms import SYNONYMS
 
+MIXED_BATCHES = 4  # global batches that a window of the data holds at least, where the data has so many
+
 
 @configclass
 class DataConfig:
@@ -36,7 +38,9 @@ class DataConfig:
     path: the folder that pretrain-data wrote; required.
     seq_len: tokens of a sequence; null means model.max_seq_len. For text only.
     num_workers: processes of each rank that make samples; 0 makes them in the training process.
-    window_blocks: blocks of the data whose documents are shuffled and packed together.
+    window_blocks: blocks of the data whose documents are shuffled and packed together, and whose sequences are handed
+        out in random order. Where so many hold less than four global batches, as many as hold four are taken; the last
+        of an epoch are shared among its windows, so that these have up to twice as many.
     """
 
     name: Literal["shards"] = "shards"

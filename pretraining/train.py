@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from data_pipeline.common.command import run_command
 from data_pipeline.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE
-from pretraining.build import Inputs, build, make_stream, read_inputs
+from pretraining.build import Inputs, build, read_inputs
 from pretraining.config import RunConfig, load_config
 from pretraining.parallel.host import broadcast_text, run_on_all_ranks
 from pretraining.parallel.launch import read_launch
@@ -123,9 +123,8 @@ def examples(config: RunConfig, inputs: Inputs) -> str:
     from pretraining.objectives.samples import first_samples
 
     objective = inputs.objective
-    stream = make_stream(config, inputs.data, objective, "train")
     shown = []
-    for number, sample in enumerate(first_samples(stream, objective, config.inspect)):
+    for number, sample in enumerate(first_samples(inputs.training, objective, config.inspect)):
         text, picture = objective.describe(sample), objective.picture(sample)
         if picture is not None:
             name = f"example_{number}.png"

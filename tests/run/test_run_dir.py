@@ -139,6 +139,32 @@ def test_a_state_that_lacks_something_is_told(corpus, run_dir, capsys):
     assert "the state in its manifest lacks position" in capsys.readouterr().err
 
 
+def test_a_checkpoint_whose_position_meant_another_sequence_is_refused(corpus, run_dir, capsys):
+    """Before positions had a format, a window's sequences came in the order of packing. Nothing is changed."""
+    for path in (run_dir / "checkpoints").glob("*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        assert manifest["state"]["position"].pop("format") == 2
+        path.write_text(json.dumps(manifest))
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.name != "verdict.json"}
+    assert pretrain(corpus, run_dir, "train.steps=12") == 2
+    told = capsys.readouterr().err
+    assert "step_00000008: its place in the data is of format 1" in told and "Traceback" not in told
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_split_without_a_sequence_is_refused_by_name_before_training(corpus, tmp_path, capsys):
+    """Documents of one token have no place for noise by themselves."""
+    lines = [json.dumps({"text": character}) for character in "abcdefghijklmnopqrstuvwxyz" * 2]
+    (tmp_path / "short.jsonl").write_text("\n".join(lines))
+    tokenizer = f"tokenizer.path={corpus}/tokenizer/tokenizer.model"
+    inputs = f"corpus.inputs=[{tmp_path}/short.jsonl]"
+    assert prepare(inputs, f"output={tmp_path}/data", tokenizer, "valid_fraction=0.2", "num_workers=0") == 0
+    run = (tmp_path / "data", tmp_path / "run", "model=t5_debug", "objective=span_corruption")
+    assert pretrain(*run, "objective.documents=apart") == 2
+    assert f"{tmp_path}/data, split train,: its documents are too short" in capsys.readouterr().err
+    assert not list(tmp_path.glob("run/checkpoints"))
+
+
 def test_a_checkpoint_of_another_run_is_refused(corpus, finished, tmp_path, capsys):
     assert pretrain(corpus, tmp_path / "new", f"train.resume={finished}/checkpoints/step_00000004", "train.seed=5") == 2
     assert "train.seed was 1, is 5" in capsys.readouterr().err

@@ -1,10 +1,12 @@
 """Denoising for encoder-decoders: T5's span corruption, prefix language modeling, UL2's mixture of denoisers.
 
 Raffel et al. 2019, "Exploring the Limits of Transfer Learning", sections 3.1.4 and 3.2; Tay et al. 2022, "UL2:
-Unifying Language Learning Paradigms", section 3.1. Each document of a sequence is corrupted by itself, with sentinels
-from the first one on, and masks keep documents apart. T5's own pretraining joins documents without a mark, cuts the
-text into pieces of 568 tokens, and corrupts and attends across their borders (preprocessors.py, reduce_concat_tokens,
-split_tokens).
+Unifying Language Learning Paradigms", section 3.1.
+
+As published, documents are joined without a mark, cut into rows that fill the encoder, and corrupted across their
+borders, and attention sees the whole row (google-research/text-to-text-transfer-transformer, t5/data/preprocessors.py,
+reduce_concat_tokens and split_tokens). There 128 documents are joined at a time, here those of a window: a shorter row
+comes once a window.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pydantic import Field
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import NonNegativeFloat, Positive, configclass, used_with
 from data_pipeline.loader import Sample
+from data_pipeline.stream.packing import Concatenation
 from pretraining.labels import IGNORED
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.inspect import decode_with_specials
@@ -49,6 +52,9 @@ class SpanCorruptionConfig:
         would have no bounded length).
     mean_span_length: with mode=span, tokens of a span on average.
     targets_length: the most tokens that the decoder writes (null: as many as the noise needs for a full encoder).
+    documents: joined cuts rows out of all documents, one after another, and corrupts each row as one segment, across
+        the documents' borders, as T5 was trained; apart makes a segment of each document, or of a part of it, with
+        sentinels from the first one on and an end of its own, and masks keep the segments of a row apart.
     z_loss: weight of the squared logarithm of the softmax's denominator, which the training loss then holds; T5 was
         trained with 1e-4.
     """
@@ -58,6 +64,7 @@ class SpanCorruptionConfig:
     noise_density: Annotated[float, Field(gt=0.0, le=0.9), used_with("mode", "span")] = 0.15
     mean_span_length: Annotated[float, Field(ge=1.0), used_with("mode", "span")] = 3.0
     targets_length: Positive | None = None
+    documents: Literal["joined", "apart"] = "joined"
     z_loss: NonNegativeFloat = 0.0
 
 
@@ -97,7 +104,8 @@ def mixture(config: SpanCorruptionConfig) -> list[ModeDenoiser]:
 class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
     """A sample, each int64: inputs and input_documents [read], decoder_inputs, labels and target_documents [written].
 
-    decoder_inputs are the labels shifted right within each document, beginning with pad (T5's start token).
+    decoder_inputs are the labels shifted right within each document, beginning with pad (T5's start token). With
+    documents=joined a sample is one document.
     """
 
     terms = {"span_corruption": 1.0}
@@ -117,12 +125,20 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
         self.targets_length = config.targets_length or solved
         self._check()
 
-    def packing(self) -> BudgetPacking:
+    def packing(self) -> Concatenation | BudgetPacking:
+        if self.config.documents == "apart":
+            return self._budget()
+        longest = self._budget().longest_segment
+        return Concatenation(longest, longest, shortest=2)  # a single token has no place for noise
+
+    def _budget(self) -> BudgetPacking:
         most = np.array([(1, 1), (1, 1), *(self._most(n) for n in range(2, self.longest + 1))])
         assert (np.diff(most, axis=0) >= 0).all()
         return BudgetPacking(most[:, 0], most[:, 1], self.inputs_length, self.targets_length)
 
     def corrupt(self, segments: Sequence[np.ndarray], rng: np.random.Generator) -> Sample:
+        if self.config.documents == "joined":
+            segments = [np.concatenate(segments)]
         parts = [self._corrupt_segment(segment.astype(np.int64), rng) for segment in segments]
         inputs, labels = [a for a, _ in parts], [b for _, b in parts]
         shifted = [np.concatenate([[self.pad], b[:-1]]) for b in labels]
@@ -171,7 +187,7 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
         return model.flops_per_token(self.inputs_length)
 
     def describe(self, sample: Sample) -> str:
-        """What the encoder reads and the decoder writes, document by document."""
+        """What the encoder reads and the decoder writes, segment by segment."""
         lines = []
         for document in range(int(sample["input_documents"].max()) + 1):
             for name, ids in (("inputs", "input_documents"), ("labels", "target_documents")):
@@ -248,7 +264,7 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
                 f"objective.mode={self.config.mode} with data.seq_len={self.inputs_length} needs {needed} "
                 f"sentinels, but there are {len(self.sentinels)}: a smaller data.seq_len{longer} needs fewer"
             )
-        longest = self.packing().longest_segment
+        longest = self._budget().longest_segment
         if longest < SHORTEST_SEGMENT:
             raise InputError(
                 f"data.seq_len={self.inputs_length} with objective.targets_length={self.targets_length} holds at most "
