@@ -149,7 +149,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _gradient_norm(self) -> Tensor:
         squares = squared_norms([p.grad for p in self.shards], self.tensor_numbers, len(self.layout.tensors))
-        return self.layout.sum_over_parts(squares).sum().sqrt()
+        return self.layout.agreed(self.layout.sum_over_parts(squares).sum()).sqrt()
 
     def _adjust_loss_scale(self) -> None:
         self.good_steps.copy_((self.good_steps + 1) * self.finite)

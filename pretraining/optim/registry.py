@@ -36,7 +36,7 @@ OPTIMIZERS = {
         "pretraining.optim.config:LambConfig",
         "pretraining.optim.lamb:Lamb",
         schedule="warmup_polynomial",
-        rate="for about a thousand steps; BERT's long runs have 5e-3 x sqrt(batch / 32768)",
+        rate="for about a thousand steps of small batches; BERT's long runs have 5e-3 x sqrt(batch / 32768)",
     ),
     "adafactor": OptimizerEntry(
         "pretraining.optim.config:AdafactorConfig",

@@ -18,10 +18,10 @@ def _peak(config: RunConfig) -> str:
     optimizer, entry = config.optimizer, OPTIMIZERS[config.optimizer.name]
     fields = {field.name: field for field in dataclasses.fields(load(entry.config))}
     is_default = "lr" in fields and optimizer.lr == fields["lr"].default
-    source = f", the default of {optimizer.name}" if is_default else ", as optimizer.lr says"
+    source = f"{optimizer.name}'s default" if is_default else "as optimizer.lr says"
     note = f" ({entry.rate})" if is_default and entry.rate else ""
-    batch = f"for global batches of {config.train.global_batch_size}"
-    return f"learning rate: {optimizer.lr:g} at its peak, {batch}{source}{note}"
+    batch = config.train.global_batch_size
+    return f"learning rate: {optimizer.lr:g} at its peak, {source}{note}; a global batch has {batch}"
 
 
 def _schedule(config: RunConfig) -> str:

@@ -61,10 +61,10 @@ def test_an_experiments_schedule_rules_over_the_optimizers_own() -> None:
         (["optimizer=lamb"], "schedule: warmup_polynomial, which comes with lamb; rises over 100 of 1000 steps"),
         (["optimizer=adafactor"], "schedule: constant, which comes with adafactor; begins at its peak"),
         (["optimizer=lamb", "scheduler=constant"], "constant, chosen in place of warmup_polynomial, which comes with"),
-        (["optimizer=lamb"], "for global batches of 64, the default of lamb (for about a thousand"),
+        (["optimizer=lamb"], "at its peak, lamb's default (for about a thousand"),
         (
             ["optimizer=adamw", "optimizer.lr=1e-3"],
-            "learning rate: 0.001 at its peak, for global batches of 64, as",
+            "learning rate: 0.001 at its peak, as optimizer.lr says; a global batch has 64",
         ),
     ],
 )

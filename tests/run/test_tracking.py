@@ -189,7 +189,7 @@ def test_a_bar_on_a_terminal_plain_lines_elsewhere(corpus, tmp_path, terminal):
     assert process.wait() == 0 and "4/4" in text and "loss" in text and "tokens/s" in text
 
 
-def test_metrics_are_valid_json_even_where_a_step_was_not_finite(corpus, tmp_path, monkeypatch):
+def test_metrics_are_valid_json_even_where_a_step_was_not_finite(corpus, tmp_path, monkeypatch, capsys):
     """A step with gradients that are not finite leaves the weights alone, is told, and the run goes on."""
     import torch
 
@@ -203,10 +203,13 @@ def test_metrics_are_valid_json_even_where_a_step_was_not_finite(corpus, tmp_pat
         return {t: v * torch.inf for t, v in value.items()} if len(calls) in (5, 6) else value
 
     monkeypatch.setattr(CausalLM, "loss", loss)
-    train_alone(*overrides(corpus, tmp_path / "run"))
+    train_alone(*overrides(corpus, tmp_path / "run", "tracking.wandb=offline"))
     lines = [
         json.loads(line, parse_constant=pytest.fail)
         for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
     assert [line.get("skipped", False) for line in lines] == [False, True, False, False]
     assert lines[1]["loss"] is None and lines[1]["grad_norm"] is None and lines[3]["loss"] is not None
+    assert "step 2 was skipped: its loss was not finite" in capsys.readouterr().err
+    shown = wandb_history(tmp_path / "run")
+    assert "skipped" in shown and "e+308" not in shown and "Infinity" not in shown
