@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.tokenizers.sentences import find_starts
 from data_pipeline.tokenizers.native_tokens import known_names
 from data_pipeline.tokenizers.protection import protected
+from data_pipeline.tokenizers.sentences import find_starts
 
 if TYPE_CHECKING:
     import tokenizers

@@ -230,8 +230,8 @@ class SentencePieceModel:
         wrong = [i for i in special_ids if not (processor.is_control(i) or processor.is_unknown(i))]
         if wrong:
             raise InputError(
-                f"tokenizer.special_tokens: {processor.id_to_piece(wrong[0])!r} is no control piece of the SentencePiece "
-                "model: text may become it"
+                f"tokenizer.special_tokens: {processor.id_to_piece(wrong[0])!r} is no control piece of the "
+                "SentencePiece model: text may become it"
             )
         return self
 

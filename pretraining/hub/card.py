@@ -49,7 +49,7 @@ def model_card(facts: Facts, run: RunConfig) -> str:
     sections = [
         "---\n" + "\n".join(head) + "\n---",
         f"# {run.model.name}, {run.objective.name}, step {facts.step}",
-        f"A {facts.architecture} of transformers. Its outputs differ from those of the model that was trained by at most "
+        f"A {facts.architecture} of transformers. Its outputs differ from the trained model's by at most "
         f"{facts.difference:.1e} (parity.json).",
         "## Data\n" + _data(facts, run),
         "## Losses\n" + _losses(facts),

@@ -48,7 +48,7 @@ PROBES = "parity/probe_inputs.tensors"  # in the format of safetensors
 class ExportConfig:
     """What is exported, and whereto.
 
-    checkpoint: RUN/checkpoints/step_..., of a run whose RUN/config.yaml stands where it was written, or RUN itself, whose
+    checkpoint: RUN/checkpoints/step_..., of a run whose RUN/config.yaml stands where it was written; or RUN, whose
       newest whole checkpoint is taken.
     output: the folder to write; it must not exist.
     data_path: where the run's prepared data is now; null means the run's data.path.

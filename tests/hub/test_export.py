@@ -27,6 +27,7 @@ from pretraining.models.gpt import huggingface as gpt_huggingface
 from pretraining.models.gpt.config import GPTConfig
 from pretraining.models.registry import huggingface_family
 from pretraining.models.t5.config import T5Config
+from pretraining.objectives.image.classification import ImageClassificationConfig
 from pretraining.run.checkpoint import newest_checkpoint, open_checkpoint
 from pretraining.run.run_dir import load_plain_model, read_run_config
 from pretraining.train import pretrain
@@ -160,7 +161,6 @@ def export_vision(digits, run_dir, output, *overrides):
 
 
 def test_an_exported_classifier_names_its_classes_and_sees_what_an_evaluation_sees(digits, tmp_path):
-    """Up to a shade of 256: theirs rounds twice, since it scales before it crops."""
     values = export_vision(
         digits,
         tmp_path / "r",
@@ -181,8 +181,22 @@ def test_an_exported_classifier_names_its_classes_and_sees_what_an_evaluation_se
     view = objective.evaluation_view(EncodedImage(data.getvalue(), 0, "x"), 56)
     theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")(photo, return_tensors="pt").pixel_values
     ours = objective.normalize(torch.from_numpy(view[None]))
-    shade = 1 / 255 / torch.tensor(objective.std)[:, None, None]
-    assert theirs.shape == ours.shape and bool(((theirs - ours).abs() <= 1.01 * shade).all())
+    assert theirs.shape == ours.shape and float((theirs - ours).abs().max()) <= 1e-6
+
+
+@pytest.mark.parametrize("size", [16, 64, 224, 384])
+@pytest.mark.parametrize("crop", [0.7, 0.875, 1.0])
+def test_a_processor_gives_what_an_evaluation_sees_at_every_size(size, crop, tmp_path):
+    objective, rng = ImageClassificationConfig("image_classification", eval_crop=crop), np.random.default_rng(size)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(objective.huggingface_processor(size)))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    for height, width in ((64, 64), (200, 128), (37, 501), (9, 9), (333, 222)):
+        photo = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        data = io.BytesIO()
+        photo.save(data, "PNG")
+        view = objective.evaluation_view(EncodedImage(data.getvalue(), 0, "x"), size)
+        theirs = processor(photo, return_tensors="pt").pixel_values
+        assert float((theirs - objective.normalize(torch.from_numpy(view[None]))).abs().max()) <= 1e-6
 
 
 def test_an_exported_autoencoder_tells_its_objective(digits, tmp_path):
@@ -196,7 +210,7 @@ def test_an_exported_autoencoder_tells_its_objective(digits, tmp_path):
         "objective.norm_pix_loss=false",
     )
     assert (values["mask_ratio"], values["norm_pix_loss"]) == (0.5, False)
-    assert transformers.AutoImageProcessor.from_pretrained(tmp_path / "out").crop_size["height"] == values["image_size"]
+    assert transformers.AutoImageProcessor.from_pretrained(tmp_path / "out").size["height"] == values["image_size"]
 
 
 def test_help_explains_the_keys(monkeypatch, capsys):
