@@ -45,8 +45,9 @@ def random_resized_crop(
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
             return image.resize((size, size), _BICUBIC, box=(left, top, left + w, top + h))
-    left, top, side = (width - min(image.size)) / 2, (height - min(image.size)) / 2, min(image.size)
-    return image.resize((size, size), _BICUBIC, box=(left, top, left + side, top + side))
+    side = min(image.size)
+    x, y = (width - side) / 2, (height - side) / 2
+    return image.resize((size, size), _BICUBIC, box=(x, y, x + side, y + side))
 
 
 def random_flip(image: Image.Image, probability: float, rng: np.random.Generator) -> Image.Image:
