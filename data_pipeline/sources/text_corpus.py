@@ -33,7 +33,7 @@ class TextCorpus:
         assert isinstance(config.corpus, TextConfig)
         self._config, self._source = config, TextSource(config.corpus)
         path = config.tokenizer.path
-        self._given = Tokenizer.from_file(path) if path else None
+        self._given = Tokenizer.from_file(path, config.tokenizer.special_tokens) if path else None
         self._scanner: Scanner | None = None
         self.settings = _settings(config, config.corpus, self._given)
         self.listing = listing_hash(self._source.files)
@@ -71,6 +71,7 @@ class TextCorpus:
         assert self._scanner is not None, "needs_scan() asks for a scan where there is no tokenizer"
         if self._given is None:
             return Vocabulary(self._train(self._scanner))
+        print(f"tokenizer.path={self._config.tokenizer.path}: {self._given.describe_special()}")
         _warn_if_inexact(self._given, self._scanner.sample.texts())
         return Vocabulary(self._given)
 
@@ -126,7 +127,8 @@ class TextCorpus:
 
 
 def _settings(config: PrepareConfig, corpus: TextConfig, given: Tokenizer | None) -> dict[str, Any]:
-    trained = {f"tokenizer.{key}": value for key, value in to_dict(config.tokenizer).items() if key != "path"}
+    trained = {f"tokenizer.{key}": value for key, value in to_dict(config.tokenizer).items()}
+    del trained["tokenizer.path"], trained["tokenizer.special_tokens"]
     return {
         "corpus.kind": corpus.kind,
         "corpus.text_field": corpus.text_field,

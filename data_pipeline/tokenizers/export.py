@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.tokenizers.sentencepiece_model import _ESCAPE, _NEWLINE, _STAND_INS, SentencePieceModel, read_model
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
 _SPACE = "\u2581"
+_SPACES = (_SPACE, "\u0120")  # of SentencePiece and of byte-level pieces
 
 # What tokenizers are known to disagree about; the last ones look like special tokens and like byte pieces.
 EDGE_CASE_TEXTS = (
@@ -67,8 +71,20 @@ EDGE_CASE_TEXTS = (
 )
 
 
+class Frame(NamedTuple):
+    """How a family's tokenizer frames texts, in the words of tokenizers' TemplateProcessing: roles stand for their
+    names, $A and $B for the texts, ":1" for the second token type. token_types: whether the model reads these."""
+
+    single: str
+    pair: str
+    token_types: bool = False
+
+
+Ids = npt.NDArray[np.int64]
+
+
 def special_tokens(tokenizer: Tokenizer) -> dict[int, str]:
-    """Id -> name in the exported vocabulary of every special token, in the order of the ids. A name that a piece of
+    """Id -> name in an exported vocabulary of every special token, in the order of the ids. A name that a piece of
     the vocabulary has already stands in more angle brackets."""
     pieces = {i: piece for piece, i in tokenizer.pieces.items()}
     names = {tokenizer.special_ids[token.role]: token.exported for token in ALL}
@@ -77,12 +93,18 @@ def special_tokens(tokenizer: Tokenizer) -> dict[int, str]:
     return {i: pieces[i] if i in pieces else _free(names[i], taken) for i in sorted(names)}
 
 
+def exported_ids(tokenizer: Tokenizer, used: Ids | None = None) -> dict[int, int]:
+    """Id -> id in an exported vocabulary, which holds the ids `used` (all where it is None) without gaps. Those of the
+    tokenizer's own pieces stay."""
+    return {int(i): n for n, i in enumerate(range(tokenizer.total_size) if used is None else used)}
+
+
 def _free(name: str, taken: set[str]) -> str:
     return name if name not in taken else _free(f"<{name}>", taken)
 
 
-def convert(tokenizer: Tokenizer) -> Any:
-    """-> tokenizers.Tokenizer with all ids of `tokenizer`.
+def convert(tokenizer: Tokenizer, used: Ids | None = None, frame: Frame | None = None) -> Any:
+    """-> tokenizers.Tokenizer that gives every text the ids of `tokenizer`, numbered by `exported_ids`.
 
     Specials are read from a text unless `encode_special_tokens` is set on it, which tokenizer.json does not keep.
     """
@@ -93,26 +115,70 @@ def convert(tokenizer: Tokenizer) -> Any:
         made = _from_sentencepiece(backend)
     else:
         made = tokenizers.Tokenizer.from_buffer(backend.data)
-    specials = special_tokens(tokenizer)
-    added = [tokenizers.AddedToken(name, special=True, normalized=False) for name in specials.values()]
-    made.add_special_tokens(added)
-    wrong = {name: made.token_to_id(name) for i, name in specials.items() if made.token_to_id(name) != i}
+        made.no_padding()
+        made.no_truncation()
+    numbers = exported_ids(tokenizer, used)
+    names = special_tokens(tokenizer)
+    special = {i: name for i, name in names.items() if i in numbers}
+    marked = {token.content for token in made.get_added_tokens_decoder().values() if token.special}
+    eats = _spans(tokenizer) if _spaces_begin_words(tokenizer) else set()
+    made.add_special_tokens(
+        [
+            tokenizers.AddedToken(name, special=True, normalized=False, lstrip=i in eats)
+            for i, name in special.items()
+            if name not in marked
+        ]
+    )
+    wrong = {name: made.token_to_id(name) for i, name in special.items() if made.token_to_id(name) != numbers[i]}
     assert not wrong, f"special tokens have other ids: {wrong}"
+    if frame is not None:
+        _add_frame(made, frame, {role: names[i] for role, i in tokenizer.special_ids.items() if i in numbers})
     return made
 
 
-def tokenizer_config(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
-    """tokenizer_config.json. With split_special_tokens '<s>' in a text is three characters, as it is in training."""
-    specials = special_tokens(tokenizer)
+def _spans(tokenizer: Tokenizer) -> set[int]:
+    """The ids that stand where pieces of text were: in "the <mask> dog" that is " cat", with its space."""
+    return {tokenizer.mask, *tokenizer.sentinels}
+
+
+def _spaces_begin_words(tokenizer: Tokenizer) -> bool:
+    return any(len(piece) > 1 and piece[0] in _SPACES for piece in tokenizer.pieces)
+
+
+def _add_frame(made: Any, frame: Frame, names: Mapping[str, str]) -> None:
+    """made: tokenizers.Tokenizer. names: role -> name."""
+    from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
+
+    def template(words: str) -> list[str]:
+        parts = [word.partition(":") for word in words.split()]
+        return [f"{names.get(role, role)}:{kind or 0}" for role, _, kind in parts]
+
+    roles = {word.partition(":")[0] for word in frame.pair.split()} - {"$A", "$B"}
+    ids = [(names[role], made.token_to_id(names[role])) for role in sorted(roles)]
+    framing = TemplateProcessing(single=template(frame.single), pair=template(frame.pair), special_tokens=ids)
+    offsets = made.post_processor  # a ByteLevel one only moves offsets to where words begin
+    made.post_processor = Sequence([offsets, framing]) if isinstance(offsets, ByteLevel) else framing
+
+
+def tokenizer_config(
+    tokenizer: Tokenizer, max_length: int, used: Ids | None = None, frame: Frame | None = None
+) -> dict[str, Any]:
+    """tokenizer_config.json. Here '<mask>' in a text is the mask, as transformers' users expect; texts are prepared for
+    training without ever being read so."""
+    numbers = exported_ids(tokenizer, used)
+    specials = {i: name for i, name in special_tokens(tokenizer).items() if i in numbers}
     roles = {
-        f"{token.role}_token": specials[tokenizer.special_ids[token.role]] for token in ALL if token.in_transformers
+        f"{token.role}_token": specials[tokenizer.special_ids[token.role]]
+        for token in ALL
+        if token.in_transformers and tokenizer.special_ids[token.role] in specials
     }
+    types = ["token_type_ids"] if frame is not None and frame.token_types else []
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **roles,
         "model_max_length": max_length,
+        "model_input_names": ["input_ids", *types, "attention_mask"],
         "extra_special_tokens": [name for name in specials.values() if name not in roles.values()],
-        "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "add_prefix_space": False,
     }
@@ -226,6 +292,15 @@ def rounds_ties(tokenizer: Tokenizer) -> bool:
         return False
     proto = read_model(tokenizer.backend.data)
     return proto.trainer_spec.model_type == 1 and any((256 * piece.score) % 1 for piece in proto.pieces)
+
+
+def texts_to_compare(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """EDGE_CASE_TEXTS. Of a tokenizer.json from elsewhere without those that name a special token of its own: its model
+    may find that in a text, from which training keeps it (see protection)."""
+    if isinstance(tokenizer.backend, SentencePieceModel):
+        return EDGE_CASE_TEXTS
+    names = [name for i, name in special_tokens(tokenizer).items() if i < tokenizer.backend.size]
+    return tuple(text for text in EDGE_CASE_TEXTS if not any(name in text for name in names))
 
 
 def disagreements(made: Codec, tokenizer: Tokenizer, texts: tuple[str, ...] = EDGE_CASE_TEXTS) -> list[str]:

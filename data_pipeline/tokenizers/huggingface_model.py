@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection, Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.tokenizers.native_tokens import known_names
+from data_pipeline.tokenizers.protection import protected
 from data_pipeline.tokenizers.sentences import find_starts
-from data_pipeline.tokenizers.special_tokens import NATIVE
+
+if TYPE_CHECKING:
+    import tokenizers
 
 
 class HuggingFaceModel:
-    """Encodes and decodes with a tokenizer.json; adds no special tokens and reads none from text."""
+    """Encodes and decodes with a tokenizer.json; adds no special tokens and reads none from text.
 
-    def __init__(self, data: bytes) -> None:
-        import tokenizers
+    special_ids: of the pieces that no text becomes, besides those that the file marks special.
+    """
 
+    def __init__(self, data: bytes, special_ids: Collection[int] = ()) -> None:
         self.data = data
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
-        except Exception as error:  # the library raises Exception itself
-            raise InputError(f"not a Hugging Face tokenizer.json ({error})") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = True  # '<s>' in a text is three characters, not a control token
+        self._special_ids = frozenset(special_ids)
+        self._tokenizer = _opened(data)
         self.size = 1 + max(self.pieces.values())
+
+    def protect(self, special_ids: Collection[int]) -> HuggingFaceModel:
+        """-> the same model, of which no text becomes one of these ids."""
+        return HuggingFaceModel(self.data, special_ids)
+
+    @cached_property
+    def _encoder(self) -> tokenizers.Tokenizer:
+        return _opened(protected(self.data, self._special_ids))
 
     @property
     def pieces(self) -> dict[str, int]:
@@ -34,15 +45,27 @@ class HuggingFaceModel:
         found: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         return found
 
-    @property
-    def native_special_ids(self) -> dict[str, int]:
-        """Role -> id of pad, bos, eos and unk, as far as the tokenizer has them under a known name."""
-        found = {}
-        for token in NATIVE:
-            ids = [i for i in map(self._tokenizer.token_to_id, token.found_as) if i is not None]
+    def special_ids(self, named: Mapping[str, str]) -> dict[str, int]:
+        """Role -> id of the special tokens that it has: those `named`, as far as there are such pieces; then added
+        tokens marked special and the model's own unknown piece. Only where nothing is marked, a usual name is enough
+        (Gemma's vocabulary has '<s>' as a piece of HTML, beside its own special '<bos>')."""
+        found = {role: i for role, name in named.items() if (i := self._tokenizer.token_to_id(name)) is not None}
+        if (unknown := self._unknown()) is not None:
+            found.setdefault("unk", unknown)
+        marked = {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        candidates = marked or self.pieces
+        for role, names in known_names().items():
+            ids = [candidates[name] for name in names if name in candidates]
             if ids:
-                found[token.role] = ids[0]
+                found.setdefault(role, ids[0])
         return found
+
+    def _unknown(self) -> int | None:
+        model = json.loads(self.data)["model"]
+        if model.get("unk_id") is not None:
+            return int(model["unk_id"])
+        name = model.get("unk_token")
+        return None if name is None else self._tokenizer.token_to_id(name)
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
@@ -59,13 +82,26 @@ class HuggingFaceModel:
         return np.array([i in known and i not in special for i in range(self.size)])
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._encoder.encode(text, add_special_tokens=False).ids
 
     def encode_with_starts(self, text: str) -> tuple[list[int], npt.NDArray[np.int64]]:
         """-> ids, first token of each sentence."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self._encoder.encode(text, add_special_tokens=False)
         ends = np.array([end for _, end in encoding.offsets], dtype=np.int64)
         return encoding.ids, find_starts(text, np.maximum.accumulate(ends))
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def _opened(data: bytes) -> tokenizers.Tokenizer:
+    import tokenizers
+
+    try:
+        opened = tokenizers.Tokenizer.from_buffer(data)
+    except Exception as error:  # the library raises Exception itself
+        raise InputError(f"not a Hugging Face tokenizer.json ({error})") from error
+    opened.no_padding()
+    opened.no_truncation()
+    opened.encode_special_tokens = True  # '<s>' in a text is three characters, not a control token
+    return opened

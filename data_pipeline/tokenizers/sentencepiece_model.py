@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.tokenizers.native_tokens import known_names
 from data_pipeline.tokenizers.sentences import find_starts
 
 if TYPE_CHECKING:
@@ -207,17 +208,35 @@ class SentencePieceModel:
         """The id of every piece, control pieces included."""
         return {self._processor.id_to_piece(i): i for i in range(self.size)}
 
-    @property
-    def native_special_ids(self) -> dict[str, int]:
-        """Role -> id of pad, bos, eos and unk, as far as the model has them."""
+    def special_ids(self, named: Mapping[str, str]) -> dict[str, int]:
+        """Role -> id of the special tokens that it has: those `named`, its own pad, bos, eos and unk, and control
+        pieces under a usual name (a model trained here has none)."""
         processor = self._processor
-        ids = {
+        found = {role: processor.piece_to_id(name) for role, name in named.items()}
+        own = {
             "pad": processor.pad_id(),
             "bos": processor.bos_id(),
             "eos": processor.eos_id(),
             "unk": processor.unk_id(),
         }
-        return {role: i for role, i in ids.items() if i >= 0}
+        found = {**{role: i for role, i in own.items() if i >= 0}, **found}
+        control = {piece: i for piece, i in self.pieces.items() if processor.is_control(i)}
+        for role, names in known_names().items():
+            ids = [control[name] for name in names if name in control]
+            if ids:
+                found.setdefault(role, ids[0])
+        return found
+
+    def protect(self, special_ids: Collection[int]) -> SentencePieceModel:
+        """Control pieces are never found in a text. Raises InputError where another kind of piece is to be special."""
+        processor = self._processor
+        wrong = [i for i in special_ids if not (processor.is_control(i) or processor.is_unknown(i))]
+        if wrong:
+            raise InputError(
+                f"tokenizer.special_tokens: {processor.id_to_piece(wrong[0])!r} is no control piece of the "
+                "SentencePiece model: text may become it"
+            )
+        return self
 
     def encode(self, text: str) -> list[int]:
         """Raises InputError that names the characters that a character model does not cover."""

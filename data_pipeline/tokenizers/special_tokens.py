@@ -23,25 +23,29 @@ class SpecialToken(NamedTuple):
         return f"[{self.role.upper()}]"
 
 
-# A tokenizer from elsewhere may have these four itself; then its own ids are used.
+# A tokenizer from elsewhere may have any of them itself; then its own ids are used. These four count as pieces.
 NATIVE = (
     SpecialToken("pad", "<pad>", ("[PAD]", "<pad>", "<|pad|>", "<|padding|>")),
     SpecialToken("bos", "<s>", ("<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>")),
     SpecialToken("eos", "</s>", ("</s>", "<eos>", "[EOS]", "<|end_of_text|>", "<|endoftext|>")),
     SpecialToken("unk", "<unk>", ("[UNK]", "<unk>", "<|unk|>")),
 )
-# The ids of all others follow the pieces, in this order, the sentinels between the two groups.
+# The ids of those that it lacks follow the pieces, in this order, the sentinels between the two groups.
 BEFORE_SENTINELS = (
     SpecialToken("mask", "<mask>", ("[MASK]", "<mask>")),
     SpecialToken("cls", "<cls>", ("[CLS]", "<cls>")),
     SpecialToken("sep", "<sep>", ("[SEP]", "<sep>")),
 )
 FILL_IN_THE_MIDDLE = (
-    SpecialToken("fim_prefix", "<fim_prefix>", in_transformers=False),
-    SpecialToken("fim_middle", "<fim_middle>", in_transformers=False),
-    SpecialToken("fim_suffix", "<fim_suffix>", in_transformers=False),
+    SpecialToken("fim_prefix", "<fim_prefix>", ("<fim_prefix>", "<|fim_prefix|>"), in_transformers=False),
+    SpecialToken("fim_middle", "<fim_middle>", ("<fim_middle>", "<|fim_middle|>"), in_transformers=False),
+    SpecialToken("fim_suffix", "<fim_suffix>", ("<fim_suffix>", "<|fim_suffix|>"), in_transformers=False),
 )
 ALL = (*NATIVE, *BEFORE_SENTINELS, *FILL_IN_THE_MIDDLE)  # but for the sentinels, which are counted
+
+
+SENTINEL_ROLES = tuple(f"sentinel_{n}" for n in range(SENTINELS))
+ROLES = tuple(token.role for token in ALL)
 
 
 def exported_sentinel(number: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import Positive, configclass, unused_with, used_with
@@ -27,10 +28,12 @@ from data_pipeline.common.files import (
     write_atomically,
 )
 from data_pipeline.common.json_files import read_json, write_json
-from data_pipeline.tokenizers.special_tokens import BEFORE_SENTINELS, FILL_IN_THE_MIDDLE, NATIVE, SENTINELS
+from data_pipeline.tokenizers.native_tokens import complete, mapped_names, require_pieces
+from data_pipeline.tokenizers.special_tokens import NATIVE, ROLES, SENTINEL_ROLES, SENTINELS
 from data_pipeline.tokenizers.words import WordPieces, word_pieces
 
 _INFO_FILE = "tokenizer_info.json"
+_MODEL_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")  # in a folder, the one that is taken first
 _FORMAT = 1
 
 
@@ -40,13 +43,18 @@ class TokenizerConfig:
 
     model_type: the kind of SentencePiece model that is trained; char has one piece for each character.
     vocab_size: pieces with pad, bos, eos and unk; for char the most there may be.
-    path: an existing SentencePiece .model, tokenizer.json, or tokenizer folder of prepared data; null trains one.
+    path: an existing SentencePiece .model, tokenizer.json, folder of either, or tokenizer folder of prepared data; null
+      trains one.
+    special_tokens: which of its pieces are special, as {bos: "<bos>", mask: "<mask>"}, where neither its folder nor the
+      file itself says so; roles are pad, bos, eos, unk, mask, cls, sep, fim_prefix, fim_middle, fim_suffix and
+      sentinel_0 to sentinel_99.
     sample_bytes: the most text, in bytes, that it is trained on.
     """
 
     model_type: Annotated[Literal["bpe", "unigram", "char"], used_with("path", None)] = "bpe"
     vocab_size: Annotated[Positive, used_with("path", None)] = 8192
     path: str | None = None
+    special_tokens: Annotated[dict[str, str], unused_with("path", None)] = Field(default_factory=dict)
     sample_bytes: Annotated[Positive, unused_with("model_type", "char")] = 10_000_000
 
 
@@ -61,9 +69,12 @@ class Backend(Protocol):
         """The id of every piece, its own special tokens included."""
         ...
 
-    @property
-    def native_special_ids(self) -> dict[str, int]:
-        """Role -> id of those of special_tokens.NATIVE that it has itself."""
+    def special_ids(self, named: Mapping[str, str]) -> dict[str, int]:
+        """Role -> id of the special tokens that it has itself. named: role -> name, as far as that is known."""
+        ...
+
+    def protect(self, special_ids: Collection[int]) -> Backend:
+        """-> the same, of which no text becomes one of these ids."""
         ...
 
     @property
@@ -107,41 +118,50 @@ _TRAINED = _Kind("sentencepiece", escaped=True)
 class Tokenizer:
     """Text to ids and back, with the special ids that every objective uses.
 
-    `vocab_size` counts the pieces with pad, bos, eos and unk. After them follow mask, cls, sep, 100 sentinels
-    and the three fill-in-the-middle ids, up to `total_size`: these stand for no text.
+    Special ids that the model has itself are used as they are; those that it lacks follow its pieces, pad, bos, eos and
+    unk first, up to `total_size`: these stand for no text. `vocab_size` counts the pieces with pad, bos, eos and unk.
     """
 
-    def __init__(self, backend: Backend, kind: _Kind) -> None:
-        self.backend, self._kind = backend, kind
-        ids = dict(backend.native_special_ids)
-        missing = [token.role for token in NATIVE if token.role not in ids]
-        ids.update({role: backend.size + i for i, role in enumerate(missing)})
-        self.pad, self.bos, self.eos, self.unk = (ids[token.role] for token in NATIVE)
-        self.vocab_size = backend.size + len(missing)
-        self.mask, self.cls, self.sep = (self.vocab_size + i for i in range(3))
-        self.sentinels = range(self.sep + 1, self.sep + 1 + SENTINELS)
-        self.fim_prefix, self.fim_middle, self.fim_suffix = (self.sentinels.stop + i for i in range(3))
-        self.total_size = self.fim_suffix + 1
-        self._native_ids = frozenset((self.pad, self.bos, self.eos, self.unk))
+    def __init__(self, backend: Backend, kind: _Kind, special_ids: Mapping[str, int]) -> None:
+        """special_ids: role -> id of all ROLES and SENTINEL_ROLES."""
+        own = sorted({i for role, i in special_ids.items() if i < backend.size and role != "unk"})
+        self.backend, self._kind = backend.protect(own), kind
+        self.pad, self.bos, self.eos, self.unk = (special_ids[token.role] for token in NATIVE)
+        self.mask, self.cls, self.sep = (special_ids[role] for role in ("mask", "cls", "sep"))
+        self.fim_prefix, self.fim_middle, self.fim_suffix = (special_ids[role] for role in ROLES[-3:])
+        self.sentinels: Sequence[int] = _as_range([special_ids[role] for role in SENTINEL_ROLES])
+        self.vocab_size = backend.size + sum(special_ids[token.role] >= backend.size for token in NATIVE)
+        self.total_size = max(backend.size, *(i + 1 for i in special_ids.values()))
+        self._own_special_ids = frozenset((*own, self.unk))
+
+    @classmethod
+    def _of(cls, backend: Backend, kind: _Kind, named: Mapping[str, str] | None = None) -> Tokenizer:
+        """With its own special ids and new ones for those that it lacks."""
+        return cls(backend, kind, complete(backend.special_ids(named or {}), backend.size))
 
     @classmethod
     def train(cls, texts: Iterable[str], model_type: Literal["bpe", "unigram"], vocab_size: int) -> Tokenizer:
         """A SentencePiece tokenizer of `vocab_size` pieces. Raises InputError where `texts` do not support as many."""
         from data_pipeline.tokenizers.sentencepiece_model import train
 
-        return cls(_TRAINED.open(train(texts, model_type, vocab_size)), _TRAINED)
+        return cls._of(_TRAINED.open(train(texts, model_type, vocab_size)), _TRAINED)
 
     @classmethod
     def from_characters(cls, characters: dict[str, int], vocab_size: int) -> Tokenizer:
         """One piece for each of `characters` (with their counts). Raises InputError where `vocab_size` is too small."""
         from data_pipeline.tokenizers.sentencepiece_model import train_characters
 
-        return cls(_TRAINED.open(train_characters(characters, vocab_size)), _TRAINED)
+        return cls._of(_TRAINED.open(train_characters(characters, vocab_size)), _TRAINED)
 
     @classmethod
-    def from_file(cls, path: str) -> Tokenizer:
-        """From a SentencePiece .model, a Hugging Face tokenizer.json, or a folder that `save` wrote."""
-        file = Path(path)
+    def from_file(cls, path: str, special_tokens: Mapping[str, str] | None = None) -> Tokenizer:
+        """From a SentencePiece .model, a Hugging Face tokenizer.json, a folder that has one of them, or a folder that
+        `save` wrote.
+
+        special_tokens: role -> name, which count before what the file's folder says (tokenizer_config.json,
+        special_tokens_map.json) and that before the file itself.
+        """
+        file = _model_file(Path(path))
         for folder in (file, file.parent):  # tokenizer.model inside such a folder expects escaped text, too
             if is_file(join(folder, _INFO_FILE)):
                 return cls.load(folder)
@@ -151,17 +171,23 @@ class Tokenizer:
                 "nor a tokenizer folder of prepared data"
             )
         kind = _Kind("sentencepiece" if file.suffix == ".model" else "huggingface", escaped=False)
-        return cls(_open(kind, file), kind)
+        backend, given = _open(kind, file), dict(special_tokens or {})
+        require_pieces(given, backend.pieces)
+        # Where a SentencePiece model says which pieces are its own, transformers' map may add to it names of new tokens
+        mapped = mapped_names(file.parent) if kind.type == "huggingface" else {}
+        return cls._of(backend, kind, {**mapped, **given})
 
     @classmethod
     def load(cls, folder: Location) -> Tokenizer:
         """From a folder that `save` wrote. Raises InputError where it is missing, broken or changed."""
         info = _read_info(folder)
         kind = _Kind(info["type"], info["escaped"])
-        tokenizer = cls(_open(kind, join(folder, kind.file)), kind)
-        if tokenizer._info() != info:
-            raise InputError(f"{folder}: {kind.file} is not the one that {_INFO_FILE} describes")
-        return tokenizer
+        backend = _open(kind, join(folder, kind.file))
+        if hashlib.sha256(backend.data).hexdigest() == info.get("sha256"):
+            tokenizer = cls(backend, kind, _ids_from_json(info["ids"]))
+            if tokenizer._info() == info:
+                return tokenizer
+        raise InputError(f"{folder}: {kind.file} is not the one that {_INFO_FILE} describes")
 
     def save(self, folder: Location) -> None:
         """Writes `folder` (model file and tokenizer_info.json) under another name, then renames it."""
@@ -187,7 +213,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special ids left out. For a tokenizer trained here, the inverse of `encode`."""
-        pieces = [int(i) for i in ids if i < self.backend.size and i not in self._native_ids]
+        pieces = [int(i) for i in ids if i < self.backend.size and i not in self._own_special_ids]
         return self.backend.decode(pieces)
 
     @property
@@ -211,12 +237,29 @@ class Tokenizer:
             "fim_suffix": self.fim_suffix,
         }
 
+    def used_ids(self, roles: Collection[str], sentinels: bool = False) -> npt.NDArray[np.int64]:
+        """The ids that an objective uses, ascending: all of the model's own, and of those that were added to it only
+        these roles'."""
+        special = [self.special_ids[role] for role in roles] + (list(self.sentinels) if sentinels else [])
+        return np.unique([*range(self.backend.size), *special]).astype(np.int64)
+
+    def describe_special(self) -> str:
+        """Which special tokens are the model's own, and which were added, for a person."""
+        names = {i: name for name, i in self.pieces.items()}
+        own = [f"{role} {names[i]!r}" for role, i in self.special_ids.items() if i in names]
+        count = sum(i in names for i in self.sentinels)
+        own += [f"{count} sentinels"] * bool(count)
+        added = [role for role, i in self.special_ids.items() if i not in names]
+        added += [f"{SENTINELS - count} sentinels"] * (count < SENTINELS)
+        lacking = f"; added behind its {self.backend.size} pieces: {', '.join(added)}" if added else ""
+        return f"special tokens of its own: {', '.join(own) or 'none'}{lacking}"
+
     @property
     def is_text(self) -> npt.NDArray[np.bool_]:
         """bool [total_size], True for the ids that stand for text."""
         is_text = np.zeros(self.total_size, bool)
         is_text[: self.backend.size] = self.backend.is_text
-        is_text[list(self._native_ids)] = False
+        is_text[list(self._own_special_ids)] = False
         return is_text
 
     @cached_property
@@ -234,8 +277,6 @@ class Tokenizer:
         return word_pieces(spelled, self.total_size)
 
     def _info(self) -> dict[str, Any]:
-        ids = {token.role: self.special_ids[token.role] for token in (*NATIVE, *BEFORE_SENTINELS)}
-        fim = {token.role: self.special_ids[token.role] for token in FILL_IN_THE_MIDDLE}
         return {
             "format": _FORMAT,
             "type": self._kind.type,
@@ -244,8 +285,36 @@ class Tokenizer:
             "sha256": hashlib.sha256(self.backend.data).hexdigest(),
             "vocab_size": self.vocab_size,
             "total_size": self.total_size,
-            "ids": {**ids, "first_sentinel": self.sentinels.start, "sentinels": SENTINELS, **fim},
+            "ids": _ids_to_json(self.special_ids, self.sentinels),
         }
+
+
+def _as_range(ids: list[int]) -> Sequence[int]:
+    """A range where the ids follow each other."""
+    expected = range(ids[0], ids[0] + len(ids))
+    return expected if list(expected) == ids else tuple(ids)
+
+
+def _ids_to_json(ids: Mapping[str, int], sentinels: Sequence[int]) -> dict[str, Any]:
+    follow = isinstance(sentinels, range)
+    counted = {"first_sentinel": sentinels[0], "sentinels": SENTINELS} if follow else {"sentinel_ids": [*sentinels]}
+    return {**{role: ids[role] for role in ROLES[:-3]}, **counted, **{role: ids[role] for role in ROLES[-3:]}}
+
+
+def _ids_from_json(ids: Mapping[str, Any]) -> dict[str, int]:
+    """Role -> id. Raises InputError where one is missing."""
+    first = ids.get("first_sentinel", 0)
+    sentinels = ids.get("sentinel_ids", range(first, first + SENTINELS))
+    if not set(ROLES) <= ids.keys() or len(sentinels) != SENTINELS:
+        raise InputError(f"{_INFO_FILE} lacks special ids")
+    return {**{role: ids[role] for role in ROLES}, **dict(zip(SENTINEL_ROLES, sentinels, strict=True))}
+
+
+def _model_file(path: Path) -> Path:
+    """The file of a tokenizer in a folder of one, or `path` itself."""
+    if is_file(join(path, _INFO_FILE)):
+        return path
+    return next((Path(join(path, name)) for name in _MODEL_FILES if is_file(join(path, name))), path)
 
 
 def _open(kind: _Kind, file: Location) -> Backend:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,15 @@ from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import EXIT_DONE, InputError
 from data_pipeline.common.fields import configclass
 from data_pipeline.shards.manifest import load_manifest
+from data_pipeline.tokenizers.export import exported_ids
+from data_pipeline.tokenizers.sentencepiece_export import sentencepiece_file
 from data_pipeline.tokenizers.tokenizer import Tokenizer
+from pretraining.hub.card import Facts, model_card
 from pretraining.models.registry import huggingface_family
 from pretraining.objectives.image.views import ImageViewsConfig
 from pretraining.objectives.registry import build_objective
-from pretraining.run.checkpoint import open_checkpoint
+from pretraining.run.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
+from pretraining.run.metrics import METRICS
 from pretraining.run.prepared import sample_spec
 from pretraining.run.run_dir import load_plain_model, read_run_config
 
@@ -36,11 +40,16 @@ Example:
 """
 
 
+# Beside the weights and with their ending, whatever loads *.safetensors would take it for a part of them.
+PROBES = "parity/probe_inputs.tensors"  # in the format of safetensors
+
+
 @configclass
 class ExportConfig:
     """What is exported, and whereto.
 
-    checkpoint: RUN/checkpoints/step_..., of a run whose RUN/config.yaml stands where it was written.
+    checkpoint: RUN/checkpoints/step_..., of a run whose RUN/config.yaml stands where it was written; or RUN, whose
+      newest whole checkpoint is taken.
     output: the folder to write; it must not exist.
     data_path: where the run's prepared data is now; null means the run's data.path.
     """
@@ -69,33 +78,37 @@ def export(config: ExportConfig) -> dict[str, Any]:
             **_prove_model(folder, source, model, values),
         }
         if source.tokenizer is not None:
-            report |= _write_tokenizer(folder, source.tokenizer, source.run.seq_len)
+            report |= _write_tokenizer(folder, source, source.tokenizer, values)
         else:
             _write_processor(folder, source)
         _write_json(folder / "parity.json", report)
+        (folder / "README.md").write_text(model_card(source.facts(report), source.run))
+        _make_readable(folder)
     return report
 
 
 class Source:
     """What is read and checked before anything is written: run config, checkpoint, tokenizer.
 
-    outputs: the size of the vocabulary or the number of classes. objective: the run's, whose heads the model has.
+    outputs: the size of the vocabulary or the number of classes. objective: the run's, whose heads the model has. used:
+    the ids that leave, without gaps and in this order; None for images.
     """
 
     def __init__(self, config: ExportConfig) -> None:
         if Path(config.output).exists():
             raise InputError(f"output={config.output} exists already and is not overwritten")
-        self.checkpoint = open_checkpoint(Path(config.checkpoint))
+        self.checkpoint = find_checkpoint(Path(config.checkpoint))
         self.run = read_run_config(self.checkpoint.folder.resolve().parents[1])
         self.family = huggingface_family(self.run.model.name)
         data = Path(config.data_path or self.run.data.path or "")
         if not (data / "manifest.json").is_file():
             raise InputError(f"{data}: there is no prepared data; data_path=DIR says where it is now")
-        manifest = load_manifest(data)
+        self.manifest = manifest = load_manifest(data)
         self.tokenizer = Tokenizer.load(data / "tokenizer") if manifest.kind == "text" else None
         self.classes = manifest.classes
         self.outputs = self.tokenizer.total_size if self.tokenizer else len(self.classes)
         self.objective = build_objective(self.run.objective, sample_spec(self.run, self.tokenizer, self.classes))
+        self.used = self.objective.used_ids()
 
     def huggingface_config(self) -> dict[str, Any]:
         """config.json. Raises InputError where transformers has no such model."""
@@ -103,7 +116,9 @@ class Source:
 
         model = shapes_of(self.run.model, self.outputs, self.objective)
         values = self.family.huggingface_config(model, self.special_ids)
-        return values if self.tokenizer else {**values, **self.image_views.huggingface_config(tuple(self.classes))}
+        if self.used is not None:
+            return {**values, "vocab_size": len(self.used)}
+        return {**values, **self.image_views.huggingface_config(tuple(self.classes))}
 
     @property
     def image_views(self) -> ImageViewsConfig:
@@ -113,7 +128,35 @@ class Source:
 
     @property
     def special_ids(self) -> dict[str, int]:
-        return {} if self.tokenizer is None else self.tokenizer.special_ids
+        """Role -> id in the exported vocabulary, of the roles that leave."""
+        if self.tokenizer is None:
+            return {}
+        numbers = exported_ids(self.tokenizer, self.used)
+        return {role: numbers[i] for role, i in self.tokenizer.special_ids.items() if i in numbers}
+
+    def facts(self, report: Mapping[str, Any]) -> Facts:
+        """What the model card tells. report: parity.json."""
+        return Facts(
+            architecture=report["architecture"],
+            step=report["step"],
+            tokens=self.checkpoint.state.get("tokens"),
+            difference=report["max_abs_difference"],
+            splits=self.manifest.splits,
+            seen="images" if self.tokenizer is None else "tokens",
+            metrics=self.checkpoint.folder.resolve().parents[1] / METRICS,
+        )
+
+
+def find_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, or the newest whole one of the run there. Raises InputError."""
+    runs = [folder for folder in (path / "checkpoints", path) if checkpoint_folders(folder)]
+    if not runs or (path / "manifest.json").is_file():
+        return open_checkpoint(path)
+    found = newest_checkpoint(runs[0])
+    if found is None:
+        raise InputError(f"checkpoint={path}: none of its {len(checkpoint_folders(runs[0]))} checkpoints is whole")
+    print(f"checkpoint={path}: its newest is taken, {found.folder}")
+    return found
 
 
 @contextmanager
@@ -148,13 +191,18 @@ def _write_generation_config(folder: Path, values: dict[str, Any]) -> None:
 
 
 def _write_weights(folder: Path, source: Source, model: Model) -> None:
+    import torch
     from safetensors.torch import save_file
 
     tensors = model.state_dict()  # buffers as well: fixed positions, which transformers has as parameters
     entries = source.family.weight_map(model)
     missing = {name for name, _ in model.named_parameters()} - {entry.ours for entry in entries}
     assert not missing, f"the weight map leaves out {sorted(missing)}"
-    weights = {e.theirs: e.export(tensors[e.ours].detach()).clone().contiguous() for e in entries}
+    weights = {}
+    for entry in entries:
+        tensor = entry.export(tensors[entry.ours].detach())
+        leaving = tensor if source.used is None or not entry.by_token else tensor[torch.from_numpy(source.used)]
+        weights[entry.theirs] = leaving.clone().contiguous()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -169,8 +217,8 @@ def _prove_model(folder: Path, source: Source, model: Model, values: dict[str, A
 
     (architecture,) = values["architectures"]
     assert architecture in source.family.architectures, architecture
-    examples = parity.probes(source.family, model, source.outputs)
-    ours = parity.our_outputs(source.family, model, examples, values)
+    examples = parity.probes(source.family, model, source.outputs, source.used)
+    ours = parity.our_outputs(source.family, model, examples, values, source.used)
     theirs = parity.their_outputs(folder, architecture, examples, list(ours[0]))
     difference = parity.largest_difference(ours, theirs)
     if not difference <= parity.TOLERANCE:
@@ -178,40 +226,44 @@ def _prove_model(folder: Path, source: Source, model: Model, values: dict[str, A
             f"transformers' {architecture} differs from the checkpoint's model by {difference:.2e}, more "
             f"than {parity.TOLERANCE:.0e}: nothing was exported"
         )
-    save_file(
-        {f"{i}.{name}": t for i, inputs in enumerate(examples) for name, t in inputs.items()},
-        folder / "parity_probe.safetensors",
-    )
+    (folder / PROBES).parent.mkdir()
+    probes = {f"{i}.{name}": t for i, inputs in enumerate(examples) for name, t in inputs.items()}
+    save_file(probes, folder / PROBES)
     return {
         "max_abs_difference": difference,
         "tolerance": parity.TOLERANCE,
         "architecture": architecture,
         "outputs": list(ours[0]),
-        "probe_inputs": "parity_probe.safetensors",
+        "probe_inputs": PROBES,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
-    """tokenizer.json and tokenizer_config.json -> what parity.json says of them. Raises InputError where the tokenizer
-    read back from them encodes a text of EDGE_CASE_TEXTS differently from ours."""
+def _write_tokenizer(folder: Path, source: Source, tokenizer: Tokenizer, values: dict[str, Any]) -> dict[str, Any]:
+    """tokenizer.json, tokenizer_config.json and, for Llama, tokenizer.model -> what parity.json says of them. Raises
+    InputError where the tokenizer read back from them encodes a text of EDGE_CASE_TEXTS differently from ours."""
     from transformers import AutoTokenizer
 
-    from data_pipeline.tokenizers.export import EDGE_CASE_TEXTS, convert, disagreements, rounds_ties, tokenizer_config
+    from data_pipeline.tokenizers.export import convert, disagreements, rounds_ties, texts_to_compare, tokenizer_config
 
-    convert(tokenizer).save(str(folder / "tokenizer.json"))
-    _write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer, max_length))
+    frame = source.family.frame
+    convert(tokenizer, source.used, frame).save(str(folder / "tokenizer.json"))
+    settings = tokenizer_config(tokenizer, source.run.seq_len, source.used, frame)
+    _write_json(folder / "tokenizer_config.json", settings)
+    if values["model_type"] == "llama" and (data := sentencepiece_file(tokenizer, source.used)) is not None:
+        (folder / "tokenizer.model").write_bytes(data)
     loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     loaded.model_max_length = sys.maxsize  # else transformers warns that the texts are too long for the model
-    wrong = disagreements(_WithoutSpecials(loaded), tokenizer)
+    texts = texts_to_compare(tokenizer)
+    wrong = disagreements(_WithoutSpecials(loaded), tokenizer, texts)
     if wrong:
         raise InputError(
             f"the exported tokenizer encodes {len(wrong)} texts differently from the run's, "
             f"{', '.join(wrong[:5])} among them: nothing was exported"
         )
     return {
-        "tokenizer_texts": len(EDGE_CASE_TEXTS),
+        "tokenizer_texts": len(texts),
         "tokenizer_order_of_equal_scores_differs": rounds_ties(tokenizer),
     }
 
@@ -223,16 +275,24 @@ def _write_processor(folder: Path, source: Source) -> None:
 
 
 class _WithoutSpecials:
-    """A transformers tokenizer that neither adds special tokens nor shows them."""
+    """A transformers tokenizer that neither adds special tokens nor reads or shows them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _make_readable(folder: Path) -> None:
+    """Every file for whoever may read the folder; safetensors writes its own for the owner alone."""
+    mode = folder.stat().st_mode & 0o666
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

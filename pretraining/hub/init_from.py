@@ -37,6 +37,7 @@ class HuggingFaceFolder:
 
     def __init__(self, folder: str, model: Model, outputs: int, tokenizer: Tokenizer | None) -> None:
         self.folder, self.vocab_size = Path(folder), outputs
+        _refuse_own(self.folder)
         family = huggingface_family(model.config.name)
         values = read_json(self.folder / "config.json", key="model.init_from")
         self.stored, problems = _stored_tensors(self.folder)
@@ -127,6 +128,23 @@ class HuggingFaceFolder:
                     "model.positions=sinusoidal, which a resumed run would have again"
                 )
         return problems
+
+
+def _refuse_own(folder: Path) -> None:
+    """A checkpoint, or a run, of ours has to leave through pretrain-export first: only then is it known to be equal to
+    what transformers reads."""
+    of_run = any((folder / name / "manifest.json").is_file() for name in (".", *_checkpoints(folder)))
+    if of_run and not (folder / "config.json").is_file():
+        raise InputError(
+            f"model.init_from={folder} is a checkpoint of pretrain, not a Hugging Face folder; "
+            f"pretrain-export checkpoint={folder} output=EXPORTED makes one of it, for model.init_from=EXPORTED"
+        )
+
+
+def _checkpoints(folder: Path) -> list[str]:
+    return [
+        f.relative_to(folder).as_posix() for parent in (folder, folder / "checkpoints") for f in parent.glob("step_*")
+    ]
 
 
 def _stored_tensors(folder: Path) -> tuple[dict[str, tuple[Path, list[int]]], list[str]]:

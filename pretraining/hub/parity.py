@@ -7,25 +7,46 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pretraining.models.base import Model
 from pretraining.models.huggingface_map import HuggingFaceFamily, Inputs, Values
 
 TOLERANCE = 1e-4  # largest absolute difference of any output
+IDS = "input_ids"  # the ending of what a text model reads
+LOGITS = ("prediction_logits", "logits")  # over the vocabulary
 Family = HuggingFaceFamily[Any]
 
 
-def probes(family: Family, model: Model, outputs: int) -> list[Inputs]:
-    """The same for the same shapes; outputs: the size of the vocabulary or the number of classes."""
-    return family.probe_inputs(model, np.random.default_rng(outputs))
+Ids = npt.NDArray[np.int64]
+
+
+def probes(family: Family, model: Model, outputs: int, used: Ids | None = None) -> list[Inputs]:
+    """The same for the same shapes; outputs: the size of the vocabulary or the number of classes. used: as for
+    our_outputs; the ids of probes are exported ones."""
+    made = family.probe_inputs(model, np.random.default_rng(outputs))
+    if used is None:
+        return made
+    return [{name: t % len(used) if name.endswith(IDS) else t for name, t in inputs.items()} for inputs in made]
 
 
 @torch.no_grad()
-def our_outputs(family: Family, model: Model, examples: Sequence[Inputs], values: Values) -> list[Inputs]:
-    """Without packing: no document mask, no padding. values: config.json."""
+def our_outputs(
+    family: Family, model: Model, examples: Sequence[Inputs], values: Values, used: Ids | None = None
+) -> list[Inputs]:
+    """Without packing: no document mask, no padding. values: config.json. used: ours of the exported ids, in their
+    order; None where both are the same."""
     model.eval()
-    return [family.probe_outputs(model, inputs, values) for inputs in examples]
+    if used is None:
+        return [family.probe_outputs(model, inputs, values) for inputs in examples]
+    ids = torch.from_numpy(used)
+    found = []
+    for inputs in examples:
+        own = {name: ids[t] if name.endswith(IDS) else t for name, t in inputs.items()}
+        outputs = family.probe_outputs(model, own, values)
+        found.append({name: t[..., ids] if name in LOGITS else t for name, t in outputs.items()})
+    return found
 
 
 @torch.no_grad()
@@ -34,6 +55,9 @@ def their_outputs(folder: Path, architecture: str, examples: Sequence[Inputs], n
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    # It warns of every T5 whose head is its own, whatever config.json says; what it computes is compared anyway.
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
     model = (
         getattr(transformers, architecture)
         .from_pretrained(
@@ -41,6 +65,7 @@ def their_outputs(folder: Path, architecture: str, examples: Sequence[Inputs], n
         )
         .eval()
     )
+    transformers.utils.logging.set_verbosity(verbosity)
     return [{name: getattr(made, name) for name in names} for made in (model(**inputs) for inputs in examples)]
 
 

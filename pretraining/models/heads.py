@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +21,8 @@ from pretraining.parallel.layers import Layers
 
 M = TypeVar("M", bound=Model)
 M_contra = TypeVar("M_contra", bound=Model, contravariant=True)
+
+Ids = npt.NDArray[np.int64]
 
 
 class BringsHeads(Protocol[M_contra]):
@@ -41,49 +46,66 @@ def attach_heads(model: M, objective: BringsHeads[M], layers: Layers) -> M:
 
 
 class TokenHead(nn.Module):
-    """Projects hidden states to the vocabulary; padded entries take no part in softmax or logits.
+    """Projects hidden states to the vocabulary; padded and unused entries take no part in the softmax.
 
-    weight: [padded vocabulary, features], or this rank's rows of it. z_loss: see VocabularyLoss; in training alone.
+    weight: [padded vocabulary, features], or this rank's rows of it. used: ascending ids that take part, None for all.
+    z_loss: see VocabularyLoss; in training alone.
     """
 
     def __init__(
-        self, layers: Layers, vocab_size: int, weight: nn.Parameter, bias: bool = False, z_loss: float = 0.0
+        self,
+        layers: Layers,
+        vocab_size: int,
+        weight: nn.Parameter,
+        bias: bool = False,
+        used: Ids | None = None,
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__()
         self.layers, self.vocab_size, self.z_loss = layers, vocab_size, z_loss
+        self.unused = () if used is None else _ranges_without(used, vocab_size)
         self.weight = weight
         self.bias = layers.parameter((weight.shape[0] * layers.size,), 0) if bias else None
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """hidden: [..., features]; labels: int [...], IGNORED where there is none -> sum of the losses, fp32 scalar."""
-        rows = Rows(self.vocab_size, self.layers.rank * self.weight.shape[0], self.layers.group)
+        rows = Rows(self.vocab_size, self.layers.rank * self.weight.shape[0], self.layers.group, self.unused)
         z_loss = self.z_loss if self.training else 0.0
         return VocabularyLoss.apply(hidden.flatten(0, -2), self.weight, self.bias, labels.flatten(), rows, z_loss)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: [..., features] -> [..., vocabulary]. For unsharded weights only."""
-        return F.linear(hidden, self.weight, self.bias)[..., : self.vocab_size]
+        """hidden: [..., features] -> [..., vocabulary], -inf for unused ids. For unsharded weights only."""
+        logits = F.linear(hidden, self.weight, self.bias)[..., : self.vocab_size]
+        for start, stop in self.unused:
+            logits[..., start:stop] = -torch.inf
+        return logits
 
 
-def token_head(model: TokenModel, layers: Layers, z_loss: float = 0.0) -> TokenHead:
+def _ranges_without(used: Ids, vocab_size: int) -> tuple[tuple[int, int], ...]:
+    """(start, stop) of the ids below `vocab_size` that are not in `used`, which ascends."""
+    borders = [-1, *used.tolist(), vocab_size]
+    return tuple((a + 1, b) for a, b in pairwise(borders) if b > a + 1)
+
+
+def token_head(model: TokenModel, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> TokenHead:
     """Every position predicts a token; with the embedding's table where the model ties it, else with one of its own."""
     if model.tie_embeddings:
         table = model.token_embedding.get_parameter("weight")
     else:
         table = layers.parameter((padded_vocabulary(model.vocab_size), model.config.hidden_size), 0)
-    return TokenHead(layers, model.vocab_size, table, z_loss=z_loss)
+    return TokenHead(layers, model.vocab_size, table, used=used, z_loss=z_loss)
 
 
 class MaskedTokenHead(nn.Module):
     """Losses or logits of the masked positions alone: a dense layer, GELU, norm, then the embedding's table with a bias
     (Devlin et al. 2018; google-research/bert, run_pretraining.py, get_masked_lm_output)."""
 
-    def __init__(self, model: TokenModel, layers: Layers, z_loss: float = 0.0) -> None:
+    def __init__(self, model: TokenModel, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> None:
         super().__init__()
         size, table = model.config.hidden_size, model.token_embedding.get_parameter("weight")
         self.transform = nn.Linear(size, size)
         self.norm = make_norm("layernorm", size, model.config.norm_eps)
-        self.decoder = TokenHead(layers, model.vocab_size, table, bias=True, z_loss=z_loss)
+        self.decoder = TokenHead(layers, model.vocab_size, table, bias=True, used=used, z_loss=z_loss)
 
     def forward(self, hidden: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
         """hidden: [batch, length, features]; positions, labels: int [batch, predictions], labels IGNORED where there is

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.tokenizers.export import Frame
 from pretraining.models.base import Model
 from pretraining.models.config import TransformerConfig
 from pretraining.models.weight_map import WeightMap
@@ -30,6 +31,7 @@ class HuggingFaceFamily(Protocol[M_contra]):
     """What a family's huggingface.py states."""
 
     architectures: tuple[str, ...]  # the classes of transformers that config.json may name
+    frame: Frame | None  # of its tokenizer; None where there is none
 
     def huggingface_config(self, model: M_contra, special_ids: Mapping[str, int]) -> Values:
         """config.json. special_ids: pad, bos, eos, ... -> id; empty for images. Raises InputError, naming the options,

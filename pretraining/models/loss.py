@@ -14,11 +14,21 @@ LOGITS_IN_MEMORY = 2**24  # elements of the logits that the loss holds at once (
 
 
 class Rows(NamedTuple):
-    """Which rows of the vocabulary a rank has: those from `first` on; the other ranks of `group` have the rest."""
+    """Which rows of the vocabulary a rank has: those from `first` on; the other ranks of `group` have the rest.
+
+    unused: (start, stop) of ids that take no part in the softmax, besides those from `vocab_size` on.
+    """
 
     vocab_size: int
     first: int = 0
     group: dist.ProcessGroup | None = None
+    unused: tuple[tuple[int, int], ...] = ()
+
+    def without_unused(self, logits: Tensor) -> Tensor:
+        """logits: [n, this rank's rows], changed in place."""
+        for start, stop in (*self.unused, (self.vocab_size, self.first + logits.shape[1])):
+            logits[:, max(0, start - self.first) : max(0, stop - self.first)] = float("-inf")
+        return logits
 
     def reduce(self, x: Tensor, maximum: bool = False) -> Tensor:
         if self.group is not None:
@@ -101,7 +111,7 @@ def _add_gradients(grads: list[Tensor | None], grad: Tensor, x: Tensor, w: Tenso
 
 def _chunk_loss(logits: Tensor, labels: Tensor, rows: Rows, z_loss: float) -> tuple[Tensor, Tensor]:
     """logits: fp32 [n, rows] -> (sum of the losses, its gradient by the logits), both fp32."""
-    logits[:, max(0, rows.vocab_size - rows.first) :] = float("-inf")  # padded entries take no part in the softmax
+    logits = rows.without_unused(logits)
     counted = labels != IGNORED
     target = labels.clamp(min=0)[:, None] - rows.first
     here = (target >= 0) & (target < logits.shape[1])

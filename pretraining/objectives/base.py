@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from data_pipeline.loader import Sample
 from data_pipeline.stream.packing import Packing
@@ -105,6 +106,11 @@ class Objective(Protocol[SegmentT, ModelT]):
     def heads(self, model: ModelT, layers: Layers) -> dict[str, nn.Module]:
         """What this objective puts on top of the model, by the attribute's name; weights still empty."""
         ...
+
+    def used_ids(self) -> npt.NDArray[np.int64] | None:
+        """Ascending: the ids that its samples may hold, and those that the tokenizer has itself. The others take no
+        part in its softmax and do not leave in an export. None for images."""
+        return None
 
     def loss(self, model: ModelT, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sum over the batch of every term (with a gradient) and metric, fp32 scalars."""

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
@@ -16,12 +17,18 @@ from data_pipeline.prepare import PrepareConfig, prepare
 from data_pipeline.tokenizers.export import convert
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.hub import parity
+from pretraining.hub.export import ExportConfig, export
+from pretraining.hub.init_from import HuggingFaceFolder
 from pretraining.models.bert.config import BertConfig
 from pretraining.models.gpt.config import GPTConfig
+from pretraining.models.heads import attach_heads
 from pretraining.models.mae.config import MAEConfig
-from pretraining.models.registry import huggingface_family
+from pretraining.models.registry import build_model, huggingface_family
 from pretraining.models.t5.config import T5Config
 from pretraining.models.vit.config import ViTConfig
+from pretraining.objectives.base import SampleSpec
+from pretraining.objectives.text.causal_lm import CausalLM, CausalLMConfig
+from pretraining.parallel.layers import PlainLayers
 from pretraining.run.checkpoint import newest_checkpoint
 from pretraining.run.run_dir import load_plain_model, read_run_config
 from pretraining.train import pretrain
@@ -37,6 +44,17 @@ BERT = {
     "max_position_embeddings": 64,
 }
 GPT2 = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": 64, "bos_token_id": 0, "eos_token_id": 0}
+ONE_STEP = [
+    "train.steps=1",
+    "optimizer.lr=1e-12",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=4",
+    "scheduler.warmup_steps=0",
+    "train.eval_every=0",
+    "train.checkpoint_every=0",
+    "tracking.wandb=disabled",
+    "data.num_workers=0",
+]
 SPARE = 7  # rows of the model that no token has
 
 
@@ -451,3 +469,42 @@ def test_fixed_positions_stay(family, tmp_path):
         loaded(tmp_path / "learned", config)
     for kind in ("fixed", "rounded"):
         assert torch.equal(loaded(tmp_path / kind, config)[0]["encoder.position_embedding"], fixed)
+
+
+def test_a_continued_bert_keeps_its_rows_and_names(published, tmp_path):
+    """Nothing is added to its vocabulary: what BERT's objective uses, it has."""
+    folder, data = published("bert")
+    tokenizer, fast = Tokenizer.load(data / "tokenizer"), tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    assert {role: tokenizer.special_ids[role] for role in names} == {r: fast.token_to_id(n) for r, n in names.items()}
+    shape = [f"model.{key}={value}" for key, value in SHAPE.items()]
+    start = ["model=bert_debug", "objective=masked_lm", *shape, f"model.init_from={folder}", f"data.path={data}"]
+    assert pretrain([*start, *ONE_STEP, f"run_dir={tmp_path}/r"]) == 0
+    export(ExportConfig(f"{tmp_path}/r", str(tmp_path / "out")))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert len(theirs) == fast.get_vocab_size() == json.loads((tmp_path / "out/config.json").read_text())["vocab_size"]
+    assert {role: getattr(theirs, f"{role}_token") for role in names} == names
+    assert theirs("The fox", "the dog").input_ids[0] == fast.token_to_id("[CLS]")
+    assert theirs.get_vocab() == fast.get_vocab()
+
+
+def test_the_first_loss_of_a_published_gpt2_is_transformers_own(published):
+    """Ids that were added to its vocabulary take no part in the softmax."""
+    folder, data = published("gpt")
+    tokenizer = Tokenizer.load(data / "tokenizer")
+    objective = CausalLM(CausalLMConfig("causal_lm"), SampleSpec(seq_len=64, tokenizer=tokenizer))
+    config = PUBLISHED["gpt"][1]
+    model = attach_heads(build_model(config, tokenizer.total_size, PlainLayers()), objective, PlainLayers())
+    model.initialize(1)
+    HuggingFaceFolder(str(folder), model, tokenizer.total_size, tokenizer).load_into(model)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+    size = len(tokenizer.pieces)
+    with torch.no_grad():  # the rows that no token has are no part of the vocabulary
+        theirs.resize_token_embeddings(size)
+    document = np.array([tokenizer.bos, *tokenizer.encode(TEXT)[:40], tokenizer.eos])
+    batch = {k: torch.from_numpy(v) for k, v in objective.collate([objective.corrupt([document], None)]).items()}
+    with torch.no_grad():
+        ours = objective.loss(model, batch)["causal_lm"] / (len(document) - 1)
+        tokens = torch.from_numpy(document)[None]
+        assert abs(float(ours) - float(theirs(input_ids=tokens, labels=tokens).loss)) <= 1e-5
+        assert tokenizer.total_size > size and not torch.isfinite(model.head.logits(torch.ones(1, 32)))[0, size:].any()

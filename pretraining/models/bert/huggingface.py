@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.tokenizers.export import Frame
 from pretraining.models.bert.model import BERT, SEGMENTS
 from pretraining.models.huggingface_map import ConfigMap, Inputs, Key, Values, probe_rows, require_model_type
 from pretraining.models.weight_map import WeightMap, vocabulary, with_and_without, with_parts
@@ -35,6 +36,7 @@ PRETRAINING = ConfigMap(
 )
 MASKED_LM = replace(PRETRAINING, architecture="BertForMaskedLM")
 architectures = (PRETRAINING.architecture, MASKED_LM.architecture)
+frame = Frame("cls $A sep", "cls $A sep $B:1 sep:1", token_types=True)
 
 BLOCK = {
     "attention.query": "attention.self.query",

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.tokenizers.export import Frame
 from pretraining.models.gpt.config import GPTConfig
 from pretraining.models.gpt.model import GPT
 from pretraining.models.huggingface_map import (
@@ -40,6 +41,7 @@ GPT2 = ConfigMap(
         "add_cross_attention": (False,),
     },
     written={
+        "n_ctx": "max_seq_len",  # llama.cpp's converter reads it
         "initializer_range": "initializer_range",
         **dict.fromkeys(("resid_pdrop", "embd_pdrop"), "dropout"),
         "attn_pdrop": "attention_dropout_rate",
@@ -67,6 +69,7 @@ LLAMA = ConfigMap(
     ours={"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False},
 )
 architectures = (GPT2.architecture, LLAMA.architecture)
+frame = Frame("bos $A", "bos $A bos $B")  # as training opens each document
 
 
 def huggingface_config(model: GPT, special_ids: Mapping[str, int]) -> Values:

@@ -34,6 +34,7 @@ PRETRAINING = ConfigMap(
     ours={"name": "mae", "positions": "sinusoidal"},
 )
 architectures = (PRETRAINING.architecture,)
+frame = None
 
 
 def huggingface_config(model: MAE, special_ids: Mapping[str, int]) -> Values:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from data_pipeline.tokenizers.export import Frame
 from pretraining.models.huggingface_map import ConfigMap, Inputs, Key, Values, probe_rows, require_model_type
 from pretraining.models.t5.config import T5Config
 from pretraining.models.t5.model import T5
@@ -33,6 +34,7 @@ CONDITIONAL_GENERATION = ConfigMap(
     },
 )
 architectures = (CONDITIONAL_GENERATION.architecture,)
+frame = Frame("$A eos", "$A eos $B eos")
 
 
 def huggingface_config(model: T5, special_ids: Mapping[str, int]) -> Values:

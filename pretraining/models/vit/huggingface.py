@@ -32,6 +32,7 @@ CLASSIFIER = ConfigMap(
     ours={"name": "vit", "pooling": "cls", "positions": "learned"},
 )
 architectures = (CLASSIFIER.architecture,)
+frame = None
 
 BLOCK = {
     "attention_norm": "layernorm_before",

@@ -21,10 +21,14 @@ def pixels(image: Image.Image) -> Pixels:
 
 
 def center_crop(image: Image.Image, size: int, fraction: float) -> Image.Image:
-    """The middle square that is `fraction` of the shorter side, at size x size (He et al. 2015: 224 of 256)."""
-    side = fraction * min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    return image.resize((size, size), _BICUBIC, box=(left, top, left + side, top + side))
+    """The middle square that is `fraction` of the shorter side, at size x size (He et al. 2015: 224 of 256).
+
+    It lies on whole pixels, and is cut out before it is scaled, as transformers' PerceiverImageProcessor does it: an
+    exported model's processor gives the same pixels.
+    """
+    side = max(1, int(size / (size / fraction) * min(image.size)))
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side)).resize((size, size), _BICUBIC)
 
 
 def random_resized_crop(
@@ -41,7 +45,9 @@ def random_resized_crop(
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
             return image.resize((size, size), _BICUBIC, box=(left, top, left + w, top + h))
-    return center_crop(image, size, 1.0)
+    side = min(image.size)
+    x, y = (width - side) / 2, (height - side) / 2
+    return image.resize((size, size), _BICUBIC, box=(x, y, x + side, y + side))
 
 
 def random_flip(image: Image.Image, probability: float, rng: np.random.Generator) -> Image.Image:

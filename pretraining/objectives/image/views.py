@@ -67,16 +67,18 @@ class ImageViewsConfig:
         return {}
 
     def huggingface_processor(self, size: int) -> dict[str, Any]:
-        """preprocessor_config.json for what an evaluation sees. It is Bit's, as for DINOv2: ViT's own processor
-        squeezes the whole image into a square instead of taking the middle."""
+        """preprocessor_config.json for what an evaluation sees. It is Perceiver's, which cuts out the middle before it
+        scales, and whose `size` is the model's, as fine-tuning scripts take it; ViT's own squeezes the whole image into
+        a square."""
+        shorter = size / self.eval_crop
         return {
-            "image_processor_type": "BitImageProcessor",
+            "image_processor_type": "PerceiverImageProcessor",
             "do_convert_rgb": True,
-            "do_resize": True,
-            "size": {"shortest_edge": round(size / self.eval_crop)},
-            "resample": int(Image.Resampling.BICUBIC),
             "do_center_crop": True,
-            "crop_size": {"height": size, "width": size},
+            "crop_size": {"height": shorter, "width": shorter},  # size / crop_size of the shorter side is cut out
+            "do_resize": True,
+            "size": {"height": size, "width": size},
+            "resample": int(Image.Resampling.BICUBIC),
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,

@@ -6,7 +6,7 @@ of google-research/text-to-text-transfer-transformer, t5/data/preprocessors.py (
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -31,7 +31,7 @@ class Denoiser(Protocol):
         """How many sentinels it uses."""
         ...
 
-    def corrupt(self, tokens: np.ndarray, sentinels: range, rng: np.random.Generator) -> Parts: ...
+    def corrupt(self, tokens: np.ndarray, sentinels: Sequence[int], rng: np.random.Generator) -> Parts: ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Spans:
         lengths = np.stack([random_division(n - noise, spans, rng), random_division(noise, spans, rng)], axis=1)
         return np.repeat(np.arange(2 * spans) % 2 == 1, lengths.reshape(-1))
 
-    def corrupt(self, tokens: np.ndarray, sentinels: range, rng: np.random.Generator) -> Parts:
+    def corrupt(self, tokens: np.ndarray, sentinels: Sequence[int], rng: np.random.Generator) -> Parts:
         mask = self.mask(len(tokens), rng)
         return Parts(_replace(tokens, mask, sentinels), _replace(tokens, ~mask, sentinels))
 
@@ -77,7 +77,7 @@ class Prefix:
     def sentinels(self, n: int) -> int:
         return 0
 
-    def corrupt(self, tokens: np.ndarray, sentinels: range, rng: np.random.Generator) -> Parts:
+    def corrupt(self, tokens: np.ndarray, sentinels: Sequence[int], rng: np.random.Generator) -> Parts:
         at = len(tokens) - int(rng.integers(1, self._most(len(tokens)) + 1))
         return Parts(tokens[:at], tokens[at:])
 
@@ -91,10 +91,10 @@ def random_division(items: int, count: int, rng: np.random.Generator) -> np.ndar
     return np.diff(np.concatenate([[0], borders, [items]]))
 
 
-def _replace(tokens: np.ndarray, mask: np.ndarray, sentinels: range) -> np.ndarray:
+def _replace(tokens: np.ndarray, mask: np.ndarray, sentinels: Sequence[int]) -> np.ndarray:
     """The n-th run of True in `mask` becomes the n-th sentinel."""
     begins = mask & ~np.concatenate([[False], mask[:-1]])
-    marked = np.where(begins, sentinels.start + np.cumsum(begins) - 1, tokens)
+    marked = np.where(begins, np.asarray(sentinels)[np.cumsum(begins) - 1], tokens)
     return marked[begins | ~mask].astype(np.int64)
 
 

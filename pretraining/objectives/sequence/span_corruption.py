@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from data_pipeline.common.errors import InputError
@@ -178,7 +179,10 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
     def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
         from pretraining.models.heads import token_head
 
-        return {"head": token_head(model, layers, self.config.z_loss)}
+        return {"head": token_head(model, layers, self.used_ids(), self.config.z_loss)}
+
+    def used_ids(self) -> npt.NDArray[np.int64]:
+        return self.tokenizer.used_ids(("pad", "eos"), sentinels=True)
 
     def loss(self, model: EncoderDecoderWithHead, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"span_corruption": model.head(_hidden(model, batch), batch["labels"])}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from data_pipeline.common.fields import NonNegativeFloat, Probability, configclass
 from data_pipeline.loader import Sample
@@ -94,7 +95,11 @@ class CausalLM(Objective[np.ndarray, DecoderWithHead]):
     def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
         from pretraining.models.heads import token_head
 
-        return {"head": token_head(model, layers, self.config.z_loss)}
+        return {"head": token_head(model, layers, self.used_ids(), self.config.z_loss)}
+
+    def used_ids(self) -> npt.NDArray[np.int64]:
+        fim = ("fim_prefix", "fim_middle", "fim_suffix") if self.config.fim_rate else ()
+        return self.tokenizer.used_ids(("bos", "eos", *fim))
 
     def loss(self, model: DecoderWithHead, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         hidden = model(batch["tokens"], batch["positions"], batch.get("documents"))

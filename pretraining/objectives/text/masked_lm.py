@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from data_pipeline.common.errors import InputError
@@ -132,8 +133,11 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
         """Without pairs there is no pooler and no pair head."""
         from pretraining.models.heads import MaskedTokenHead, PairHead
 
-        heads: dict[str, nn.Module] = {"head": MaskedTokenHead(model, layers, self.config.z_loss)}
+        heads: dict[str, nn.Module] = {"head": MaskedTokenHead(model, layers, self.used_ids(), self.config.z_loss)}
         return heads if self.config.pairing == "none" else {**heads, "pair_head": PairHead(model)}
+
+    def used_ids(self) -> npt.NDArray[np.int64]:
+        return self.tokenizer.used_ids(("pad", "cls", "sep", "mask"))
 
     def loss(self, model: TokenEncoderWithHeads, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         import torch.nn.functional as F

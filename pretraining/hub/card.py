@@ -1,0 +1,130 @@
+"""The model card of an export, README.md: what it was trained on, how, to which loss, and by which command."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.common.compose import composed, conf_dir, read_config
+from data_pipeline.common.errors import InputError
+from data_pipeline.common.fields import to_dict
+from data_pipeline.shards.manifest import Split
+from pretraining.config import RunConfig
+from pretraining.run.metrics import read_metrics
+
+# Task of the Hub's widget, where the weights fit one.
+_TASKS = {
+    "GPT2LMHeadModel": "text-generation",
+    "LlamaForCausalLM": "text-generation",
+    "BertForPreTraining": "fill-mask",
+    "BertForMaskedLM": "fill-mask",
+    "ViTForImageClassification": "image-classification",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the card tells beside the run's config.
+
+    tokens: units so far, None where the checkpoint doesn't say. difference: between our outputs and transformers'.
+    splits: of the prepared data. seen: tokens or images. metrics: the run's metrics.jsonl.
+    """
+
+    architecture: str
+    step: int
+    tokens: int | None
+    difference: float
+    splits: Mapping[str, Split]
+    seen: str
+    metrics: Path
+
+
+def model_card(facts: Facts, run: RunConfig) -> str:
+    task = _TASKS.get(facts.architecture)
+    head = ["library_name: transformers", *([f"pipeline_tag: {task}"] if task else []), "tags: [pretraining]"]
+    command = command_of(run)
+    sections = [
+        "---\n" + "\n".join(head) + "\n---",
+        f"# {run.model.name}, {run.objective.name}, step {facts.step}",
+        f"A {facts.architecture} of transformers. Its outputs differ from the trained model's by at most "
+        f"{facts.difference:.1e} (parity.json).",
+        "## Data\n" + _data(facts, run),
+        "## Losses\n" + _losses(facts),
+        "## Command\n" + (f"```\n{command}\n```" if command else "No command line gives the configuration below."),
+        "## Configuration\n```yaml\n" + _yaml(run) + "```",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _data(facts: Facts, run: RunConfig) -> str:
+    units = "images" if facts.seen == "images" else "documents"
+    lines = [
+        f"- {name}: {split.documents} {units}" + (f", {split.tokens} tokens" if facts.seen == "tokens" else "")
+        for name, split in facts.splits.items()
+    ]
+    trained = "" if facts.tokens is None else f" Trained on {facts.tokens} {facts.seen}, repetitions included."
+    return f"Prepared with `pretrain-data` in `{run.data.path}`.{trained}\n" + "\n".join(lines)
+
+
+def _losses(facts: Facts) -> str:
+    """The last values up to the checkpoint's step."""
+    lines = read_metrics(facts.metrics) if facts.metrics.is_file() else []
+    found = []
+    for key, meaning in (("loss", "training loss"), ("valid_loss", "validation loss")):
+        line = next((x for x in reversed(lines) if key in x and (x["step"] or 0) <= facts.step), None)
+        if line is not None:
+            found.append(f"- {meaning} at step {line['step']}: {line[key]}")
+    return "\n".join(found) or "The run's metrics.jsonl is not there."
+
+
+def _yaml(run: RunConfig) -> str:
+    import yaml
+
+    return yaml.safe_dump(to_dict(run), sort_keys=False)
+
+
+def command_of(run: RunConfig) -> str | None:
+    """A `pretrain` command line that gives this very configuration, whatever was typed; None where there is none (a
+    member of a group lies in a folder of the user's own)."""
+    wanted = to_dict(run)
+    groups = [f"{name}={wanted[name]['name']}" for name in ("objective", "optimizer", "scheduler", "engine")]
+    lines = []
+    for preset in sorted((conf_dir() / "model").glob("*.yaml")):
+        try:
+            found = _overrides([f"model={preset.stem}", *groups], wanted)
+        except InputError:
+            continue
+        if found is not None:
+            lines.append(found)
+    return min(lines, key=len, default=None)
+
+
+def _overrides(chosen: list[str], wanted: Mapping[str, object]) -> str | None:
+    """`chosen` and every key that it leaves different; None where the whole doesn't read as wanted."""
+    base = composed("pretrain", chosen, RunConfig)
+    given, target = _flat(base.whole), _flat(wanted)
+    if base.problems or given["model.name"] != target["model.name"]:
+        return None
+    words = [*chosen, *(f"{key}={_spelled(value)}" for key, value in target.items() if given.get(key, ...) != value)]
+    again = composed("pretrain", words, RunConfig)
+    if again.problems or to_dict(read_config(again.values, RunConfig)) != wanted:
+        return None
+    return " ".join(["pretrain", *map(shlex.quote, words)])
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict) and value
+        found |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}  # type: ignore[arg-type]
+    return found
+
+
+def _spelled(value: object) -> str:
+    """As Hydra reads it back: text in quotes where it is more than a word."""
+    if not isinstance(value, str) or value.replace("_", "").replace("/", "").replace(".", "").isalnum():
+        return value if isinstance(value, str) else json.dumps(value)
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
