@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +13,7 @@ from data_pipeline.common.command import run_command
 from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
 from data_pipeline.common.files import is_file, is_local, join
+from data_pipeline.common.supervise import supervised
 from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.sources.registry import build_corpus
 
@@ -29,8 +29,13 @@ Example:
 """
 
 
-def main() -> int:
+def console() -> int:
     """The console script; -> exit code."""
+    return supervised(main, "the same command continues")
+
+
+def main() -> int:
+    """-> exit code."""
     return run_command(_command, _ABOUT, "prepare", PrepareConfig)
 
 
@@ -80,12 +85,9 @@ def write_dataset(corpus: Corpus[Any], config: PrepareConfig) -> None:
 
 def _command(overrides: list[str]) -> int:
     config = compose_config("prepare", overrides, PrepareConfig)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does
     try:
         prepare(config)
         return EXIT_DONE
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues", file=sys.stderr)
     except BrokenProcessPool:
         print("a worker process was killed (out of memory?); the same command continues", file=sys.stderr)
     except OSError as error:  # a corpus reports its own as InputError: this one is of the output
@@ -125,4 +127,4 @@ def _write_shards(corpus: Corpus[Any], root: str, scan: Scan) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,11 +41,16 @@ def parse(text: str, problems: list[str]) -> Override | None:
     if text.startswith("-"):
         problems.append(f"unknown option {text!r}; --help lists the options, and keys are given as key=value")
         return None
+    parser = OverridesParser.create()
     try:
-        override = OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        problems.append(f"{text!r} is not an override of the form key=value: {str(error).splitlines()[0]}")
-        return None
+        override = parser.parse_override(text)
+    except (HydraException, RecursionError):
+        quoted = _quoted(text)
+        try:
+            override = parser.parse_override(quoted)
+        except (HydraException, RecursionError):
+            problems.append(f"{text!r} is not an override of the form key=value{_advice(text)}")
+            return None
     refusal = _refusal(text, override)
     if refusal is not None:
         problems.append(f"{text!r}: {refusal}")
@@ -52,6 +58,64 @@ def parse(text: str, problems: list[str]) -> Override | None:
     deletes = override.is_delete()
     adds = override.is_add() or override.is_force_add()
     return Override(text, override.key_or_group, None if deletes else override.value(), deletes, adds)
+
+
+def key_of(text: str) -> str:
+    """The key that an override is of, whether or not the rest can be read."""
+    return text.partition("=")[0].lstrip("+~")
+
+
+def _quoted(text: str) -> str:
+    """`text` with quotes where Hydra's grammar takes no bare characters, as in key=~/x, key=données, key=[a=b,c(1)].
+
+    A list's items are what its commas separate. What has quotes, braces or lists of lists of its own stays as it is:
+    that can be meant in several ways.
+    """
+    key, equals, value = text.partition("=")
+    if value.startswith("[") and value.endswith("]"):
+        items = value[1:-1].split(",")
+        if any(item.strip().startswith(("[", "{")) for item in items) or _is_unclear(value[1:-1]):
+            return text
+        return f"{key}{equals}[{','.join(_in_quotes(item.strip()) for item in items)}]"
+    if value.startswith(("[", "{")) or "," in value or _is_unclear(value):
+        return text
+    return f"{key}{equals}{_in_quotes(value)}"
+
+
+def _is_unclear(value: str) -> bool:
+    """Whether there are quotes, escapes, or brackets around commas or without their partner."""
+    depth = 0
+    for character in value:
+        depth += (character in "[({") - (character in "])}")
+        if depth < 0 or (depth and character == ",") or character in "'\"\\":
+            return True
+    return depth != 0
+
+
+def _in_quotes(value: str) -> str:
+    """As text, which numbers, true and null are not."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(f"key={value}")
+        return value
+    except HydraException:
+        return f"'{value}'"
+
+
+def _advice(text: str) -> str:
+    """': quote it as ...', for a shell, where there is a value."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        return ""
+    escaped = value.replace("'", "\\'")
+    if value.startswith("[") and value.endswith("]"):
+        items = [item.strip().strip("'\"").replace("'", "\\'") for item in value[1:-1].split(",")]
+        escaped = f"[{','.join(f"'{item}'" for item in items)}]"
+        return f"; if each part between commas is one text, quote it: {shlex.quote(f'{key}={escaped}')}"
+    quoted = f"{key}='{escaped}'"
+    return f"; if its value is one text, quote it: {shlex.quote(quoted)}"
 
 
 def _refusal(text: str, override: HydraOverride) -> str | None:
