@@ -45,12 +45,12 @@ def parse(text: str, problems: list[str]) -> Override | None:
     try:
         override = parser.parse_override(text)
     except (HydraException, RecursionError):
-        quoted = _quoted(text)
         try:
-            override = parser.parse_override(quoted)
+            override = parser.parse_override(quoted := _quoted(text))
         except (HydraException, RecursionError):
-            problems.append(f"{text!r} is not an override of the form key=value{_advice(text)}")
+            problems.append(f"{text[:200]!r} is not an override of the form key=value{_advice(text)}")
             return None
+        text = quoted
     refusal = _refusal(text, override)
     if refusal is not None:
         problems.append(f"{text!r}: {refusal}")
@@ -72,6 +72,8 @@ def _quoted(text: str) -> str:
     that can be meant in several ways.
     """
     key, equals, value = text.partition("=")
+    if not key:
+        return text
     if value.startswith("[") and value.endswith("]"):
         items = value[1:-1].split(",")
         if any(item.strip().startswith(("[", "{")) for item in items) or _is_unclear(value[1:-1]):
@@ -105,17 +107,22 @@ def _in_quotes(value: str) -> str:
 
 
 def _advice(text: str) -> str:
-    """': quote it as ...', for a shell, where there is a value."""
+    """'; if ..., quote it: ...', for a shell, where there is a value."""
     key, equals, value = text.partition("=")
-    if not equals or not key:
+    if not equals or not key or len(text) > 200:
         return ""
-    escaped = value.replace("'", "\\'")
     if value.startswith("[") and value.endswith("]"):
-        items = [item.strip().strip("'\"").replace("'", "\\'") for item in value[1:-1].split(",")]
-        escaped = f"[{','.join(f"'{item}'" for item in items)}]"
-        return f"; if each part between commas is one text, quote it: {shlex.quote(f'{key}={escaped}')}"
-    quoted = f"{key}='{escaped}'"
-    return f"; if its value is one text, quote it: {shlex.quote(quoted)}"
+        items = [item.strip().strip("'\"") for item in value[1:-1].split(",")]
+        meant, quoted = "each part between commas is one text", "[" + ",".join(map(_escaped, items)) + "]"
+    else:
+        meant, quoted = "its value is one text", _escaped(value)
+    argument = f"{key}={quoted}"
+    shown = shlex.quote(argument) if set(argument) & set('"$`\\!') else f'"{argument}"'
+    return f"; if {meant}, quote it: {shown}"
+
+
+def _escaped(value: str) -> str:
+    return "'" + value.replace("'", "\\'") + "'"
 
 
 def _refusal(text: str, override: HydraOverride) -> str | None:
@@ -124,7 +131,7 @@ def _refusal(text: str, override: HydraOverride) -> str | None:
     if "@" in text.split("=")[0]:
         return "the package of a group cannot be changed"
     if override.is_sweep_override():
-        return "sweeps are not supported; quote a value that has commas"
+        return f"sweeps are not supported{_advice(text)}"
     return None
 
 

@@ -35,7 +35,7 @@ def start(source: Path, output: Path, workers: int) -> subprocess.Popen[str]:
         *("-m", "data_pipeline.prepare", f"corpus.inputs=['{source}']", f"output={output}", f"num_workers={workers}"),
         *("tokenizer.vocab_size=400", "block_tokens=20000", "shard_bytes=200000"),
     ]
-    environment, pipe = {**os.environ, "OMP_NUM_THREADS": "1"}, subprocess.PIPE
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     # In a session of its own, so that a Ctrl-C of the whole group can be sent as a terminal does
     return subprocess.Popen(
         command,
