@@ -60,6 +60,7 @@ class ImageCorpus:
             "valid_fraction": config.valid_fraction,
             "seed": config.seed,
             "shard_bytes": config.shard_bytes,
+            "min_shards": config.min_shards,
         }
         self.listing = _listing(files)
 

@@ -178,6 +178,7 @@ def _settings(config: PrepareConfig, corpus: TextConfig, given: Tokenizer | None
         "seed": config.seed,
         "block_tokens": config.block_tokens,
         "shard_bytes": config.shard_bytes,
+        "min_shards": config.min_shards,
     }
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -352,3 +353,28 @@ def test_help_and_faults_import_nothing_heavy() -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert shown.returncode == 0, shown.stderr
     assert "pretrain-data corpus.inputs=" in shown.stdout and "tokenizer.vocab_size=8192 (" in shown.stdout
+
+
+@pytest.mark.parametrize("documents", [5, 60])
+def test_small_data_has_shards_for_several_workers(documents: int, tmp_path: Path, corpus: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for path in sorted(corpus.glob("*.txt"))[:documents]:
+        (tmp_path / "in" / path.name).write_bytes(path.read_bytes())
+    arguments = [f"corpus.inputs=['{tmp_path}/in']", f"output={tmp_path / 'o'}", "tokenizer.vocab_size=300"]
+    with pytest.MonkeyPatch.context() as patch:
+        assert run(patch, *arguments, "num_workers=0", "valid_fraction=0.2") == 0
+    for split in load_manifest(tmp_path / "o").splits.values():
+        assert len(split.shards) == min(8, split.documents)
+        counts = [shard.documents for shard in split.shards]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_the_lines_of_users_md_read_every_document(prepared: Path) -> None:
+    """By webdataset and torch alone, with workers."""
+    text = (ROOT / "docs/users.md").read_text()
+    lines = next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "webdataset" in code)
+    code = lines.replace("DIR/", f"{prepared}/").replace("print(len(block), block[0][:8])", "print(len(block))")
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    train = load_manifest(prepared).splits["train"]
+    assert sum(map(int, found.stdout.split())) == train.documents and len(found.stdout.split()) == train.samples
