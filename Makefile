@@ -36,6 +36,7 @@ endif
 test: setup check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=5
 
+# Lint, format and types
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -43,44 +43,47 @@ def attach_heads(model: M, objective: BringsHeads[M], layers: Layers) -> M:
 class TokenHead(nn.Module):
     """Projects hidden states to the vocabulary; padded entries take no part in softmax or logits.
 
-    weight: [padded vocabulary, features], or this rank's rows of it.
+    weight: [padded vocabulary, features], or this rank's rows of it. z_loss: see VocabularyLoss; in training alone.
     """
 
-    def __init__(self, layers: Layers, vocab_size: int, weight: nn.Parameter, bias: bool = False) -> None:
+    def __init__(
+        self, layers: Layers, vocab_size: int, weight: nn.Parameter, bias: bool = False, z_loss: float = 0.0
+    ) -> None:
         super().__init__()
-        self.layers, self.vocab_size = layers, vocab_size
+        self.layers, self.vocab_size, self.z_loss = layers, vocab_size, z_loss
         self.weight = weight
         self.bias = layers.parameter((weight.shape[0] * layers.size,), 0) if bias else None
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """hidden: [..., features]; labels: int [...], IGNORED where there is none -> sum of the losses, fp32 scalar."""
         rows = Rows(self.vocab_size, self.layers.rank * self.weight.shape[0], self.layers.group)
-        return VocabularyLoss.apply(hidden.flatten(0, -2), self.weight, self.bias, labels.flatten(), rows)
+        z_loss = self.z_loss if self.training else 0.0
+        return VocabularyLoss.apply(hidden.flatten(0, -2), self.weight, self.bias, labels.flatten(), rows, z_loss)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [..., features] -> [..., vocabulary]. For unsharded weights only."""
         return F.linear(hidden, self.weight, self.bias)[..., : self.vocab_size]
 
 
-def token_head(model: TokenModel, layers: Layers) -> TokenHead:
+def token_head(model: TokenModel, layers: Layers, z_loss: float = 0.0) -> TokenHead:
     """Every position predicts a token; with the embedding's table where the model ties it, else with one of its own."""
     if model.tie_embeddings:
         table = model.token_embedding.get_parameter("weight")
     else:
         table = layers.parameter((padded_vocabulary(model.vocab_size), model.config.hidden_size), 0)
-    return TokenHead(layers, model.vocab_size, table)
+    return TokenHead(layers, model.vocab_size, table, z_loss=z_loss)
 
 
 class MaskedTokenHead(nn.Module):
     """Losses or logits of the masked positions alone: a dense layer, GELU, norm, then the embedding's table with a bias
     (Devlin et al. 2018; google-research/bert, run_pretraining.py, get_masked_lm_output)."""
 
-    def __init__(self, model: TokenModel, layers: Layers) -> None:
+    def __init__(self, model: TokenModel, layers: Layers, z_loss: float = 0.0) -> None:
         super().__init__()
         size, table = model.config.hidden_size, model.token_embedding.get_parameter("weight")
         self.transform = nn.Linear(size, size)
         self.norm = make_norm("layernorm", size, model.config.norm_eps)
-        self.decoder = TokenHead(layers, model.vocab_size, table, bias=True)
+        self.decoder = TokenHead(layers, model.vocab_size, table, bias=True, z_loss=z_loss)
 
     def forward(self, hidden: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
         """hidden: [batch, length, features]; positions, labels: int [batch, predictions], labels IGNORED where there is
