@@ -139,8 +139,9 @@ class SentencePairsPlan:
 
     def segments(self, sequence: int) -> list[Segment]:
         """The first, and the second unless it is empty."""
-        first = PairSegment(*self.first[sequence].tolist(), Pairing.NONE)
-        second = PairSegment(*self.second[sequence].tolist(), Pairing(int(self.pairing[sequence])))
+        (document, start, stop), other = self.first[sequence].tolist(), self.second[sequence].tolist()
+        first = PairSegment(document, start, stop, Pairing.NONE)
+        second = PairSegment(other[0], other[1], other[2], Pairing(int(self.pairing[sequence])))
         return [first, second] if second.stop > second.start else [first]
 
 

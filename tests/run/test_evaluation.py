@@ -92,7 +92,7 @@ def test_two_ranks_evaluate_what_one_does(corpus: Path, tmp_path: Path) -> None:
     more = ("train.eval_batches=null", "train.global_batch_size=64", "train.micro_batch_size=32")
     train_alone(*overrides(corpus, tmp_path / "one", *more))
     for engine in (("engine=torch",), ("engine=deepspeed", "engine.zero_stage=3")):
-        folder = tmp_path / engine[-1]
+        folder = tmp_path / engine[0].removeprefix("engine=")
         run_world(2, train_in_world, *overrides(corpus, folder, *more, *engine))
         line, alone = evaluation(folder), evaluation(tmp_path / "one")
         assert line["valid_tokens"] == alone["valid_tokens"]
