@@ -10,6 +10,24 @@ from typing import IO
 from data_pipeline.common.errors import InputError
 
 AUTO = "auto"
+# Those in use for text, the likelier first: charset-normalizer takes a few Western letters for cp1250 or EBCDIC
+_COMMON = (
+    *(
+        "utf_16",
+        "utf_32",
+        "cp1252",
+        "cp1251",
+        "koi8_r",
+        "koi8_u",
+        "cp1250",
+        "iso8859_2",
+        "cp932",
+        "euc_jp",
+        "iso2022_jp",
+    ),
+    *("gb18030", "big5", "cp949", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp874", "cp866"),
+    *("iso8859_15", "mac_roman", "cp437", "cp850"),
+)
 _READ_BYTES = 1 << 16
 _GUESSED_BYTES = 1 << 14  # before and after the first byte that is not UTF-8
 REPLACEMENT = "\ufffd"
@@ -30,7 +48,7 @@ def check_encoding(name: str) -> None:
 
 def find_encoding(file: IO[bytes], name: str) -> str:
     """utf-8 where all of the file is; else what charset-normalizer makes of the part around the first byte that is
-    not. Raises InputError where that is no text."""
+    not, the most common one where several fit as well. Raises InputError where that is no text."""
     from charset_normalizer import from_bytes
 
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -41,12 +59,15 @@ def find_encoding(file: IO[bytes], name: str) -> str:
         except UnicodeDecodeError as error:
             at = len(before) + max(error.start, 0)
             part = (before + data + file.read(_GUESSED_BYTES))[max(0, at - _GUESSED_BYTES) : at + _GUESSED_BYTES]
-            best = from_bytes(part).best()
+            matches = from_bytes(part, cp_isolation=list(_COMMON))
+            best = matches.best()
             if best is None:
                 raise InputError(
                     f"{name}: not text in any encoding that can be found; corpus.exclude leaves files out"
                 ) from error
-            return best.encoding
+            equal = [m for m in matches if (m.chaos, m.coherence) == (best.chaos, best.coherence)]
+            possible = {name for match in equal for name in match.could_be_from_charset}
+            return next((name for name in _COMMON if name in possible), best.encoding)
         before = data
     return "utf-8"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,7 +68,9 @@ def try_moments(folder: Path, moments: int, documents: int, seed: int = 0) -> li
     assert start(source, folder / "whole", 2).wait() == 0
     duration, codes = time.monotonic() - started, []
     for moment in range(moments):
-        output = folder / f"stopped{moment % 2}"  # each is continued by the next but one
+        output = folder / f"stopped{moment % 2}"  # each is continued by the next but one, until it is done
+        if (output / "manifest.json").exists():
+            shutil.rmtree(output)
         process = start(source, output, workers=2 * (moment % 3 > 0))
         time.sleep(rng.uniform(0, duration))
         number = rng.choice([signal.SIGINT, signal.SIGTERM])

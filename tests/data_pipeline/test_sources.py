@@ -144,6 +144,28 @@ def test_other_encodings_are_read_by_name_or_found(tmp_path: Path) -> None:
             source(tmp_path, encoding=name)
 
 
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("été", "latin-1"),
+        ("El niño comió piña y bebió café mañana.", "latin-1"),
+        ("“quoted” text — here", "cp1252"),
+        ("Привет мир, как дела сегодня", "cp1251"),
+        ("Привет мир, как дела сегодня", "koi8_r"),
+        ("Zażółć gęślą jaźń, mój drogi przyjacielu", "iso8859_2"),
+        ("Příliš žluťoučký kůň úpěl ďábelské ódy.", "cp1250"),
+        ("Καλημέρα κόσμε, τι κάνετε σήμερα;", "cp1253"),
+        ("日本語のテキストです。これは例です。", "shift_jis"),
+        ("中文文本测试，这是一个例子。", "gb18030"),
+        ("plain " * 10000 + "naïve café", "latin-1"),
+        ("große Wörter", "utf-16"),
+    ],
+)
+def test_an_encoding_is_found(tmp_path: Path, text: str, encoding: str) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    assert texts(tmp_path, encoding="auto", max_document_bytes=100000) == [text]
+
+
 def test_nested_fields(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"meta": {"text": "x"}}\n{"meta.text": "y", "meta": {"text": "z"}}\n')
     assert texts(tmp_path, text_field="meta.text") == ["x", "y"]
