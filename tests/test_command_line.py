@@ -159,7 +159,7 @@ def test_the_option_takes_its_folder_as_hydra_does(own: Path, capsys: pytest.Cap
         (
             "experiment/bad",
             "# @package _global_\nrun_dir: ${oc.env:HOME}\n",
-            "run_dir: '${oc.env:HOME}' is not supported",
+            "run_dir\n    object_type=dict\n${resolver:...} is not supported: it could bring secrets",
         ),
         (
             "experiment/bad",
@@ -181,6 +181,79 @@ def test_own_files_are_checked_like_ours(tmp_path: Path, name: str, text: str, s
     with pytest.raises(InputError) as error:
         load_config([f"--config-dir={tmp_path}", "data.path=x", *chosen])
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tracking: {run_name: '${oc.env:KEPT}'}",
+        "tracking: {run_name: '${${tracking.project}:KEPT}', project: oc.env}",
+        "tracking: {run_name: '${oc.${tracking.project}:KEPT}', project: env}",
+        "tracking: {run_name: 'a${oc.decode:${oc.env:KEPT}}'}",
+        "tracking: {tags: ['${oc.env:KEPT}']}",
+        "train: {freeze: '${oc.create:[${oc.env:KEPT}]}'}",
+        "defaults: [{override /model: '${oc.env:KEPT}'}]",
+        "defaults: [{/model@tracking: '${oc.env:KEPT}'}]",
+    ],
+)
+def test_no_environment_variable_reaches_the_configuration(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KEPT", "bert_large")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    assert command("pretraining.train", f"--config-dir={tmp_path}", "experiment=mine", "--cfg", "job") == 2
+    shown = capsys.readouterr()
+    assert "could bring secrets" in shown.err and "bert_large" not in shown.out + shown.err
+
+
+def test_resolvers_of_others_are_there_again_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    from omegaconf import OmegaConf
+
+    monkeypatch.setenv("KEPT", "here")
+    load_config(["data.path=x"])
+    assert OmegaConf.create({"a": "${oc.env:KEPT}"}).a == "here"
+
+
+def test_interpolations_see_overrides_and_defaults(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    name = "lr-${optimizer.lr}-steps-${train.steps}-seed-${train.seed}-${model.num_layers}"
+    tracking = f"{{run_name: '{name}', project: '${{.run_name}}', tags: ['\\${{train.seed}}']}}"
+    (tmp_path / "experiment/mine.yaml").write_text(f"# @package _global_\ntracking: {tracking}\n")
+    arguments = [f"--config-dir={tmp_path}", "experiment=mine", "data.path=x"]
+    config = load_config([*arguments, "optimizer.lr=0.25", "model=gpt2_medium", "train.steps=7"])
+    assert config.tracking.run_name == config.tracking.project == "lr-0.25-steps-7-seed-1-24"
+    assert config.tracking.tags == ["${train.seed}"]
+    assert load_config([*arguments, "~train.steps", "tracking.project=p"]).tracking.run_name.endswith("seed-1-12")
+
+
+def test_an_interpolation_of_no_key_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\ntracking: {run_name: '${train.sed}'}\n")
+    with pytest.raises(InputError, match=r"Interpolation key 'train\.sed' not found"):
+        load_config([f"--config-dir={tmp_path}", "experiment=mine", "data.path=x"])
+
+
+def test_null_means_no_recipe() -> None:
+    plain = load_config(["data.path=x"])
+    for none in (
+        ["experiment=null"],
+        ["debug=null", "experiment=null"],
+        ["experiment=quickstart_t5", "experiment=null"],
+    ):
+        assert load_config(["data.path=x", *none]) == plain
+
+
+def test_a_command_without_standard_output_ends_by_its_own_code() -> None:
+    def closed(*arguments: str) -> tuple[int, str]:
+        line = [sys.executable, "-m", "pretraining.train", *arguments]
+        done = subprocess.run(
+            ["sh", "-c", '"$@" >&-', "sh", *line], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stderr
+
+    assert closed("--version") == (0, "")
+    assert closed("train.stepz=1")[0] == 2
 
 
 def test_a_key_that_a_file_gives_can_be_removed(tmp_path: Path) -> None:
