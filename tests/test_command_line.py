@@ -53,6 +53,17 @@ def test_help_is_that_of_the_choices(capsys: pytest.CaptureFixture[str]) -> None
     assert "  objective.fim_rate=0.0 (number at least 0 and at most 1): " in shown
 
 
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_names_groups_only_where_there_are_some(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name, schema = COMMANDS[module]
+    assert command(module, "--help") == 0
+    options = capsys.readouterr().out.split("Options:")[1].split("Keys")[0]
+    groups = composed(name, [], schema).groups.chosen
+    assert ("--config-dir" in options) == ("with choices" in options) == bool(groups)
+    if groups:
+        assert f"as in {groups[0]}=" in options
+
+
 def _members(group: str) -> list[str]:
     return [f"{group}={file.stem}" for file in sorted((conf_dir() / group).glob("*.yaml"))]
 
@@ -88,6 +99,12 @@ def test_cfg_job_prints_the_whole_configuration(capsys: pytest.CaptureFixture[st
         (["--config-dir"], "--config-dir needs a value"),
         (["--config-dir", "nowhere"], "there is no such folder"),
         (["--typo"], "unknown option '--typo'"),
+        (["--info", "defaults"], "--info defaults is not supported"),
+        (["--info=searchpath"], "--info=searchpath is not supported"),
+        (["--help=model"], "--help=model is not supported; --help takes no value"),
+        (["--version=1"], "--version takes no value"),
+        (["--resolve=1"], "--resolve takes no value"),
+        (["--cfg", "all"], "--cfg all is not supported; use --cfg job"),
         (["-sc", "install=tcsh"], "bash, fish, zsh"),
     ],
 )
@@ -108,6 +125,7 @@ def test_several_problems_stand_below_the_word_error(capsys: pytest.CaptureFixtu
 def test_info_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("pretraining.train", "--version") == 0
     assert capsys.readouterr().out.startswith("pretraining ")
+    assert command("pretraining.train", "--info", "all") == 0
     assert command("pretraining.train", "--info", "model=t5_base") == 0
     shown = capsys.readouterr().out
     assert "torch" in shown and str(conf_dir()) in shown and "model=t5_base" in shown
@@ -126,6 +144,21 @@ def own(tmp_path: Path) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.yaml").write_text(text)
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("beside", "key"),
+    [
+        ("tokenizer.path=x", "tokenizer.sample_bytes=3"),
+        ("tokenizer.model_type=char", "tokenizer.sample_bytes=3"),
+        ("tokenizer.path=x", "tokenizer.vocab_size=300"),
+        ("corpus=images", "block_tokens=300"),
+    ],
+)
+def test_every_condition_of_a_key_counts(beside: str, key: str) -> None:
+    with pytest.raises(InputError, match=f"{key.split('=')[0]} has no effect with "):
+        compose_config("prepare", ["corpus.inputs=[x]", "output=o", beside, key], PrepareConfig)
+    compose_config("prepare", ["corpus.inputs=[x]", "output=o", key], PrepareConfig)
 
 
 def test_own_groups_and_experiments_are_composed_like_ours(own: Path) -> None:
@@ -224,7 +257,7 @@ def test_interpolations_see_overrides_and_defaults(tmp_path: Path) -> None:
     config = load_config([*arguments, "optimizer.lr=0.25", "model=gpt2_medium", "train.steps=7"])
     assert config.tracking.run_name == config.tracking.project == "lr-0.25-steps-7-seed-1-24"
     assert config.tracking.tags == ["${train.seed}"]
-    assert load_config([*arguments, "~train.steps", "tracking.project=p"]).tracking.run_name.endswith("seed-1-12")
+    assert load_config([*arguments, "tracking.project=p"]).tracking.run_name.endswith("steps-1000-seed-1-12")
 
 
 def test_an_interpolation_of_no_key_is_reported(tmp_path: Path) -> None:

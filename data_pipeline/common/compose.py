@@ -145,6 +145,11 @@ def _choice(override: Override, groups: Groups) -> str:
 
 
 def _is_key(override: Override, hints: _Hints, from_files: Values, problems: list[str]) -> bool:
+    if override.deletes and hints.keys.get(override.key) and not has(from_files, override.key):
+        problems.append(
+            f"~{override.key}: no file of the configuration gives {override.key}; its default holds already"
+        )
+        return False
     if override.key in hints.keys or (override.deletes and has(from_files, override.key)):
         return True
     if hints.is_below_unknown(override.key):  # its section's name is what is wrong, and is reported

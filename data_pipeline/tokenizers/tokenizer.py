@@ -47,7 +47,7 @@ class TokenizerConfig:
     model_type: Annotated[Literal["bpe", "unigram", "char"], used_with("path", None)] = "bpe"
     vocab_size: Annotated[Positive, used_with("path", None)] = 8192
     path: str | None = None
-    sample_bytes: Annotated[Positive, unused_with("model_type", "char")] = 10_000_000
+    sample_bytes: Annotated[Positive, used_with("path", None), unused_with("model_type", "char")] = 10_000_000
 
 
 class Backend(Protocol):
