@@ -11,7 +11,7 @@ VOCABULARY := $(if $(filter gpt,$(FAMILY)),512,384)
 OUT ?= quickstart/$(FAMILY)
 TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
 
-.PHONY: quickstart test check golden parity any-checkpoint gpu-check setup \
+.PHONY: quickstart test check golden parity any-checkpoint gpu-check convergence convergence-optimizers setup \
 	bench bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-optimizers bench-tokenizer-memory
 
 quickstart: setup $(OUT)/data/manifest.json
@@ -36,6 +36,7 @@ endif
 test: setup check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=5
 
+# Lint, format and types
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,6 +63,13 @@ bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-optimi
 
 bench-tokenizer-memory: setup
 	$(BIN)/python -m benchmarks.tokenizer_memory bpe 8192 8 $(TEXT)
+
+# Learning beside a plain loop of transformers' models, on two cores; the tables go into docs/benchmarks.md
+convergence: setup
+	$(BIN)/python -m benchmarks.convergence
+
+convergence-optimizers: setup
+	$(BIN)/python -m benchmarks.convergence.optimizers
 
 setup: $(VENV)/installed
 

@@ -149,7 +149,7 @@ def measure_times(names: list[str], layers: int, rounds: int, device: str) -> di
 
 
 def bytes_in_use(device: str) -> int:
-    """From here on peak_bytes begins anew."""
+    """Resets peak_bytes."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()

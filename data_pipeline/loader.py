@@ -50,6 +50,10 @@ class SampleMaker(Protocol):
         """What throughput counts: tokens without padding, or 1 for an image."""
         ...
 
+    def target_bytes(self, samples: Sequence[Sample]) -> int:
+        """Bytes of the text that the samples' targets spell; 0 where they spell none."""
+        ...
+
     def for_evaluation(self) -> SampleMaker:
         """The maker for validation, without augmentation; itself where it has none."""
         ...
@@ -61,6 +65,8 @@ class MicroBatch:
 
     arrays: [micro_batch_size, ...], numpy in a worker, torch tensors once out of the loader.
     counts: for each loss term, the number of things its sum runs over.
+    samples: 0 where the data ended before this micro-batch; its arrays then hold a sample that counts for nothing.
+    target_bytes: see SampleMaker; counted where a number of passes was asked for.
     content_hash: sum modulo 2^64 of a hash of each corrupted, unpadded sample.
     """
 
@@ -69,6 +75,7 @@ class MicroBatch:
     samples: int
     tokens: int
     content_hash: int
+    target_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,32 +121,43 @@ def micro_batches(
     state: State,
     worker: int = 0,
     num_workers: int = 1,
+    passes: int | None = None,
 ) -> Iterator[tuple[MicroBatch, State]]:
-    """The micro-batches of one worker, without end, each with the state after its global batch."""
+    """The micro-batches of one worker, without end, each with the state after its global batch.
+
+    passes: after so many over the data they end, on all ranks with the same global batch, and no sequence of a further
+    pass is counted.
+    """
     turn = 0
-    while True:
+    while passes is None or source.passes(state) < passes:
         after = source.advance(state, rank_slice.global_batch_size)
         for index in range(rank_slice.micro_batches):
             if turn % num_workers == worker:
                 first = source.advance(state, rank_slice.first_sequence(index))
-                yield _make(source, maker, rank_slice.micro_batch_size, first), after
+                yield _make(source, maker, rank_slice.micro_batch_size, first, passes), after
             turn += 1
         state = after
 
 
-def _make(source: SequenceSource[State], maker: SampleMaker, size: int, state: State) -> MicroBatch:
-    samples = []
+def _make(source: SequenceSource[State], maker: SampleMaker, size: int, state: State, passes: int | None) -> MicroBatch:
+    samples: list[Sample] = []
+    beyond = passes is not None and source.passes(state) >= passes
     for _ in range(size):
+        if samples and passes is not None and source.passes(state) >= passes:
+            break
         # Keyed by the sample's number in the whole job: no rank, worker or micro-batch size changes a sample.
         rng = generator(source.seed, Purpose.CORRUPTION, source.number(state))
         samples.append(maker.corrupt(source.sequence(state), rng))
         state = source.advance(state, 1)
+    if beyond:  # a forward needs something: a rank that left one out would leave others waiting in a collective
+        return MicroBatch(maker.collate(samples), dict.fromkeys(maker.counts(samples), 0), 0, 0, 0)
     return MicroBatch(
         maker.collate(samples),
         maker.counts(samples),
         len(samples),
         sum(maker.size(s) for s in samples),
         sum(map(sample_hash, samples)) % 2**64,
+        0 if passes is None else maker.target_bytes(samples),
     )
 
 
@@ -150,12 +168,13 @@ def load(
     state: State,
     num_workers: int,
     pin_memory: bool = False,
+    passes: int | None = None,
 ) -> Iterator[tuple[MicroBatch | Fault, State]]:
     """As `micro_batches`, made in `num_workers` processes (0: in this one), arrays as torch tensors."""
     from torch.utils.data import DataLoader
 
     loader = DataLoader(
-        _dataset(source, maker, rank_slice, state),
+        _dataset(source, maker, rank_slice, state, passes),
         batch_size=None,
         num_workers=num_workers,
         pin_memory=pin_memory,
@@ -166,7 +185,7 @@ def load(
 
 
 def _dataset(
-    source: SequenceSource[State], maker: SampleMaker, rank_slice: RankSlice, state: State
+    source: SequenceSource[State], maker: SampleMaker, rank_slice: RankSlice, state: State, passes: int | None
 ) -> IterableDataset[tuple[_PackedBatch | Fault, State]]:
     from torch.utils.data import IterableDataset, get_worker_info
 
@@ -175,7 +194,7 @@ def _dataset(
             info = get_worker_info()
             worker, workers = (info.id, info.num_workers) if info else (0, 1)
             try:
-                for batch, after in micro_batches(source, maker, rank_slice, state, worker, workers):
+                for batch, after in micro_batches(source, maker, rank_slice, state, worker, workers, passes):
                     yield _PackedBatch.of(batch), after
             except InputError as error:
                 while True:  # a worker that ended would be taken for an end of the data

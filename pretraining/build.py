@@ -11,15 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import to_dict
-from pretraining.config import RunConfig, identity
+from pretraining.config import MIXED_BATCHES, RunConfig, identity
 from pretraining.objectives.base import Objective
 from pretraining.objectives.registry import build_objective
 from pretraining.parallel.host import run_on_all_ranks
-from pretraining.run.checkpoint import Checkpoint, check_fits, load_tensors, newest_checkpoint, set_aside_newer
+from pretraining.run.checkpoint import Checkpoint, check_fits, load_tensors, set_aside_newer
 from pretraining.run.faults import StopRequest
 from pretraining.run.prepared import Prepared
-from pretraining.run.run_dir import Identity, check_run_dir, find_checkpoint, require_of_run, write_config
+from pretraining.run.run_dir import (
+    Identity,
+    check_run_dir,
+    find_checkpoint,
+    older_checkpoint,
+    recorded_config,
+    require_of_run,
+    write_config,
+)
 
 if TYPE_CHECKING:  # heavy: imported where they are used, after the inputs were checked
     from data_pipeline.stream.stream import Stream
@@ -37,11 +44,14 @@ if TYPE_CHECKING:  # heavy: imported where they are used, after the inputs were 
 class Inputs:
     """What is read and checked before any process group: prepared data, run folder, checkpoint.
 
-    checkpoint: to go on from, if any. pretrained: the Hugging Face folder that a new run starts from, if any.
+    training, validation: the order of each split's sequences. checkpoint: to go on from, if any. pretrained: the
+    Hugging Face folder that a new run starts from, if any.
     """
 
     data: Prepared
     objective: Objective
+    training: Stream
+    validation: Stream
     identity: Identity
     checkpoint: Checkpoint | None
     pretrained: HuggingFaceFolder | None
@@ -53,8 +63,18 @@ def read_inputs(config: RunConfig) -> Inputs:
     objective = build_objective(config.objective, data.spec)
     check_target_length(config, objective.target_length())
     run = identity(config, data.manifest.fingerprint)
-    check_run_dir(config, run)
+    if not config.inspect:
+        check_run_dir(config, run)
+    training = make_stream(config, data, objective, "train")
+    validation = make_stream(config, data, objective.for_evaluation(), "valid")
     checkpoint = find_checkpoint(config, run)
+    if checkpoint is not None:
+        try:
+            training.from_json(checkpoint.state["position"])
+        except InputError as error:
+            raise InputError(f"{checkpoint.folder}: {error}") from error
+    for stream in (training, validation) if config.train.eval_every else (training,):
+        stream.advance(stream.start(), 0)  # there is a sequence
     pretrained = None
     if config.model.init_from is not None and checkpoint is None:
         from pretraining.hub.init_from import HuggingFaceFolder
@@ -62,7 +82,7 @@ def read_inputs(config: RunConfig) -> Inputs:
 
         shapes = shapes_of(config.model, data.outputs, objective)
         pretrained = HuggingFaceFolder(config.model.init_from, shapes, data.outputs, data.tokenizer)
-    return Inputs(data, objective, run, checkpoint, pretrained)
+    return Inputs(data, objective, training, validation, run, checkpoint, pretrained)
 
 
 def check_target_length(config: RunConfig, length: int) -> None:
@@ -103,7 +123,7 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     if checkpoint is not None:
         checkpoint = _load_into(engine, checkpoint, config, inputs.identity, world)
     # No file of a run changes before all inputs proved good.
-    tracker = _open_run_dir(config, inputs.identity, checkpoint, world, run_dir)
+    tracker = _open_run_dir(config, inputs, checkpoint, world, run_dir)
     record = Record(run_dir, inputs.identity, tracker, throughput)
     trainer = Trainer(config, engine, objective, _feeds(config, inputs, world), record, stop, world)
     if checkpoint is not None:
@@ -136,13 +156,13 @@ def freeze(model: Model, patterns: Iterable[str]) -> None:
 
 
 def _load_into(engine: Engine, checkpoint: Checkpoint, config: RunConfig, run: Identity, world: World) -> Checkpoint:
-    """-> the checkpoint that the engine is at now: with train.resume=auto the newest whose bytes are undamaged."""
+    """-> the checkpoint that the engine is at now: the newest whose bytes are undamaged, or the one that was named."""
     run_on_all_ranks(world, partial(check_fits, checkpoint, engine.tensors()))
     try:
         run_on_all_ranks(world, partial(load_tensors, checkpoint, engine.tensors()))
     except InputError as error:
-        older = newest_checkpoint(checkpoint.folder.parent, before=checkpoint)
-        if config.train.resume != "auto" or older is None:
+        older = older_checkpoint(config, checkpoint)
+        if older is None:
             raise
         print(f"skipped {checkpoint.folder.name}: {error}", file=sys.stderr)
         require_of_run(older, run)
@@ -152,7 +172,7 @@ def _load_into(engine: Engine, checkpoint: Checkpoint, config: RunConfig, run: I
 
 
 def _open_run_dir(
-    config: RunConfig, run: Identity, checkpoint: Checkpoint | None, world: World, run_dir: Path
+    config: RunConfig, inputs: Inputs, checkpoint: Checkpoint | None, world: World, run_dir: Path
 ) -> Tracker:
     """What an earlier run wrote beyond the checkpoint is cut off or set aside."""
     from pretraining.run.tracking import NullTracker, RunTracker
@@ -160,16 +180,36 @@ def _open_run_dir(
     if not world.is_main:
         return NullTracker()
     start = None if checkpoint is None else checkpoint.state["step"]
-    write_config(config, run_dir, run)
+    write_config(config, run_dir, inputs.identity, checkpoint)
     set_aside_newer(run_dir / "checkpoints", start)
-    return RunTracker(config.tracking, run_dir, start, config.train.steps, to_dict(config))
+    settings = recorded_config(config) | {"derived": _derived(config, inputs, world)}
+    return RunTracker(config.tracking, run_dir, start, config.train.steps, settings)
+
+
+def _derived(config: RunConfig, inputs: Inputs, world: World) -> dict[str, int]:
+    """What a run's numbers follow from and its config does not say."""
+    from pretraining.models.shapes import shapes_of
+
+    whole = shapes_of(config.model, inputs.data.outputs, inputs.objective)  # a rank may hold parts of its tensors
+    outputs = "vocab_size" if inputs.data.tokenizer else "classes"
+    return {
+        "parameters": sum(p.numel() for p in whole.parameters()),
+        "world_size": world.size,
+        outputs: inputs.data.outputs,
+    }
 
 
 def make_stream(config: RunConfig, data: Prepared, objective: Objective, split: str) -> Stream:
     """The order of one split's sequences."""
     from data_pipeline.stream.stream import Stream
 
-    return Stream(data.reader(split), objective.packing(), config.train.seed, window_blocks=config.data.window_blocks)
+    return Stream(
+        data.reader(split),
+        objective.packing(),
+        config.train.seed,
+        window_blocks=config.data.window_blocks,
+        least_sequences=MIXED_BATCHES * config.train.global_batch_size,
+    )
 
 
 def _feeds(config: RunConfig, inputs: Inputs, world: World) -> Feeds:
@@ -178,8 +218,8 @@ def _feeds(config: RunConfig, inputs: Inputs, world: World) -> Feeds:
 
     train, mesh, objective = config.train, world.mesh, inputs.objective
     return Feeds(
-        source=make_stream(config, inputs.data, objective, "train"),
-        validation_source=make_stream(config, inputs.data, objective.for_evaluation(), "valid"),
+        source=inputs.training,
+        validation_source=inputs.validation,
         objective=objective,
         share=RankSlice(train.global_batch_size, train.micro_batch_size, mesh.batch_rank, mesh.batch_ranks),
         num_workers=config.data.num_workers,

@@ -27,6 +27,8 @@ from pretraining.optim.schedules import ScheduleConfig
 from pretraining.patches import PatchGrid
 from pretraining.synonyms import SYNONYMS
 
+MIXED_BATCHES = 4  # global batches that a window of the data holds at least, where the data has so many
+
 
 @configclass
 class DataConfig:
@@ -36,7 +38,9 @@ class DataConfig:
     path: the folder that pretrain-data wrote; required.
     seq_len: tokens of a sequence; null means model.max_seq_len. For text only.
     num_workers: processes of each rank that make samples; 0 makes them in the training process.
-    window_blocks: blocks of the data whose documents are shuffled and packed together.
+    window_blocks: blocks of the data whose documents are shuffled and packed together, and whose sequences are handed
+        out in random order. Where so many hold less than four global batches, as many as hold four are taken; the last
+        of an epoch are shared among its windows, so that these have up to twice as many.
     """
 
     name: Literal["shards"] = "shards"
@@ -55,9 +59,9 @@ class TrainConfig:
     micro_batch_size: of these, how many a rank computes at once; gradients are accumulated over the others.
     grad_clip: largest norm of the gradient; 0 does not clip.
     precision: what is computed in; weights, optimizer state and reductions stay fp32.
-    log_every: a line of metrics after so many steps.
+    log_every: a line of metrics after so many steps, and for the first and the last; 0 for none.
     eval_every: an evaluation after so many steps, before the first and after the last; 0 for none.
-    eval_batches: global batches of the validation data in one evaluation.
+    eval_batches: global batches of the validation data in one evaluation, no sequence twice; null takes all of them.
     checkpoint_every: a checkpoint after so many steps; 0 saves only the one at the end.
     keep_last: how many of the newest checkpoints are kept.
     keep_every: the checkpoint of every n-th step is kept as well; 0 for none.
@@ -72,9 +76,9 @@ class TrainConfig:
     micro_batch_size: Positive = 8
     grad_clip: NonNegativeFloat = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    log_every: Positive = 10
+    log_every: NonNegative = 10
     eval_every: NonNegative = 200
-    eval_batches: Positive = 4
+    eval_batches: Positive | None = 4
     checkpoint_every: NonNegative = 200
     keep_last: Positive = 3
     keep_every: NonNegative = 0
@@ -88,14 +92,14 @@ class TrainConfig:
 class TrackingConfig:
     """What Weights & Biases is told; metrics.jsonl and loss.png are written in any case.
 
-    wandb: offline writes run_dir/wandb, which `wandb sync` uploads later.
-    project: the project of the run.
-    run_name: the run's name; null takes that of run_dir.
-    tags: the run's tags.
+    wandb: offline writes run_dir/wandb, which `wandb sync` uploads later; null does as WANDB_MODE says, else offline.
+    project: the project of the run; null takes WANDB_PROJECT, else pretraining.
+    run_name: the run's name; null takes WANDB_NAME, else that of run_dir.
+    tags: the run's tags; none takes those of WANDB_TAGS.
     """
 
-    wandb: Literal["online", "offline", "disabled"] = "offline"
-    project: str = "pretraining"
+    wandb: Literal["online", "offline", "disabled"] | None = None
+    project: str | None = None
     run_name: str | None = None
     tags: list[str] = Field(default_factory=list)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from data_pipeline.loader import Fault, MicroBatch, RankSlice, load
@@ -47,9 +48,9 @@ class Feeds:
         return ((item, self.source.to_json(s)) for item, s in make(self.source, self.objective, self.share, state))
 
     def validation(self) -> Feed:
-        """The same of the validation data, always from their beginning and unaugmented."""
+        """The same of the validation data: all of them once from their beginning, unaugmented."""
         source, objective = self.validation_source, self.objective.for_evaluation()
-        feed = load(source, objective, self.share, source.start(), num_workers=0)
+        feed = load(source, objective, self.share, source.start(), num_workers=0, passes=1)
         return ((item, source.to_json(state)) for item, state in feed)
 
 
@@ -57,13 +58,14 @@ class Feeds:
 class StepTotals:
     """One step, summed over all data-parallel ranks.
 
-    counts: of each term and metric, what its sum runs over. units: tokens without padding, or images. batch_hash: does
-    not depend on the order of samples, nor on which rank held them. faulty: some micro-batch could not be made. stop:
-    some rank was asked to stop.
+    counts: of each term and metric, what its sum runs over. units: tokens without padding, or images. target_bytes: of
+    text that is predicted, in an evaluation. batch_hash: does not depend on the order of samples, nor on which rank
+    held them. faulty: some micro-batch could not be made. stop: some rank was asked to stop.
     """
 
     counts: dict[str, float]
     units: int
+    target_bytes: int
     batch_hash: int
     faulty: bool
     stop: bool
@@ -76,6 +78,7 @@ class StepTotals:
         content = sum(batch.content_hash for batch in batches) % 2**64
         mine = {
             "units": sum(batch.tokens for batch in batches),
+            "target_bytes": sum(batch.target_bytes for batch in batches),
             "hash_low": content % 2**32,  # in halves: sums are fp64, which is exact to 2^53
             "hash_high": content >> 32,
             "faulty": faulty,
@@ -86,6 +89,7 @@ class StepTotals:
         return cls(
             counts={name: total[f"count of {name}"] for name in names},
             units=int(total["units"]),
+            target_bytes=int(total["target_bytes"]),
             batch_hash=(int(total["hash_low"]) + (int(total["hash_high"]) << 32)) % 2**64,
             faulty=total["faulty"] > 0,  # not >= 1, see host_sum
             stop=total["stop"] > 0,
@@ -104,10 +108,9 @@ class StepData:
 def gather_steps(
     feed: Feed, micro_batches: int, names: Sequence[str], world: World, stop: StopRequest
 ) -> Iterator[StepData]:
-    """micro_batches: of this rank in one step. Raises InputError, on all ranks, where one of them met a fault in the
-    data."""
-    while True:
-        items = [next(feed) for _ in range(micro_batches)]
+    """micro_batches: of this rank in one step. Ends with the feed, whose last step is whole. Raises InputError, on all
+    ranks, where one of them met a fault in the data."""
+    while items := list(islice(feed, micro_batches)):
         faults = [item.message for item, _ in items if isinstance(item, Fault)]
         batches = [item for item, _ in items if isinstance(item, MicroBatch)]
         totals = StepTotals.reduce(world, names, batches, bool(faults), stop.reason is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pretraining.objectives.base import Objective
 from pretraining.parallel.host import host_sum
 from pretraining.parallel.world import World
 from pretraining.run.checkpoint import Saver, checkpoint_folder, prune_checkpoints
-from pretraining.run.faults import NonFiniteWatch, Stopped, StopRequest
+from pretraining.run.faults import NonFiniteWatch, Stopped, StopRequest, TargetWatch
 from pretraining.run.metrics import EvaluationLine, TrainingLine
 from pretraining.run.run_dir import Identity
 from pretraining.run.throughput import Throughput
@@ -75,7 +76,8 @@ class Trainer:
         self.step, self.units, self.position = 0, 0, feeds.start()
         self.saved_step = self.evaluated_step = -1
         self.pending: Pending | None = None
-        self.watch, self.saver = NonFiniteWatch(), Saver(world)
+        self.watch, self.targets = NonFiniteWatch(), TargetWatch(objective.terms, config.train.global_batch_size)
+        self.saver = Saver(world)
 
     def resume(self, state: Json) -> None:
         """Goes on where `save` was called; the engine's tensors are loaded already."""
@@ -95,7 +97,7 @@ class Trainer:
             if data.totals.stop:
                 self.report()
                 self._save_at_the_end()
-                raise Stopped
+                raise Stopped(f"step {self.step} is saved in {checkpoint_folder(self.record.folder, self.step)}")
             began = self.train_step(data, began)
             evaluate, save = self._is_due(self.train.eval_every), self._is_due(self.train.checkpoint_every)
             if evaluate or save:
@@ -143,15 +145,21 @@ class Trainer:
         return torch.cat([total, torch.stack([optimizer.grad_norm, optimizer.finite, optimizer.loss_scale])])
 
     def report(self) -> None:
-        """Reads the numbers of the pending step, if there is one, and logs it where it is due."""
+        """Reads the numbers of the pending step, if there is one, and logs it where it is due or was skipped."""
         pending, self.pending = self.pending, None
         if pending is None:
             return
         numbers = dict(zip([*self.reported, *CONTROL], pending.numbers.tolist(), strict=True))
-        self.watch.see(pending.step, finite=bool(numbers["finite"]))
-        if pending.step % self.train.log_every and pending.step not in (1, self.train.steps):
+        loss_scale = numbers["loss_scale"] if self.train.precision == "fp16" else None
+        loss_is_finite = all(math.isfinite(numbers[term]) for term in self.objective.terms)
+        note = self.watch.see(pending.step, bool(numbers["finite"]), loss_is_finite, loss_scale)
+        if note is not None:
+            self.record.tracker.note(note)
+        for text in self.targets.see(pending.step, pending.totals.counts):
+            self.record.tracker.note(text)
+        if not self._is_logged(pending.step) and note is None:
             return
-        loss, parts = self._means(numbers, pending.totals.counts)
+        loss, parts, lacking = self._means(numbers, pending.totals.counts)
         throughput, units = self.record.throughput, pending.totals.units
         line = TrainingLine(
             step=pending.step,
@@ -166,35 +174,45 @@ class Trainer:
             batch_hash=pending.totals.batch_hash,
             utilization=throughput.utilization(units, pending.seconds),
             parts=parts,
+            lacking=lacking,
             skipped=not numbers["finite"],
-            loss_scale=numbers["loss_scale"] if self.train.precision == "fp16" else None,
+            loss_scale=loss_scale,
         )
         self.record.tracker.log(line)
 
     def evaluate(self) -> None:
-        """Logs the mean loss over the first train.eval_batches global batches of the validation split."""
+        """Logs the mean loss over the validation split, or over its first train.eval_batches global batches."""
         sums, counts = dict.fromkeys(self.reported, 0.0), dict.fromkeys(self.reported, 0.0)
         steps = gather_steps(
             self.feeds.validation(), self.feeds.share.micro_batches, self.reported, self.world, self.stop
         )
-        for _ in range(self.train.eval_batches):
-            data = next(steps)
+        units = text_bytes = 0
+        for data in itertools.islice(steps, self.train.eval_batches):
             for batch in data.micro_batches:
-                for name, value in self.engine.evaluate(batch.arrays).items():
+                found = self.engine.evaluate(batch.arrays)  # also where the rank's share is empty: others wait for it
+                for name, value in found.items() if batch.samples else ():
                     sums[name] += float(value)
             for name, count in data.totals.counts.items():
                 counts[name] += count
+            units, text_bytes = units + data.totals.units, text_bytes + data.totals.target_bytes
         totals = dict(zip(sums, host_sum(self.world, list(sums.values())), strict=True))
-        loss, parts = self._means(totals, counts)
-        self.record.tracker.log(EvaluationLine(self.step, loss, parts))
+        loss, parts, lacking = self._means(totals, counts)
+        bits = None
+        if text_bytes and self.objective.text_term is not None:
+            bits = totals[self.objective.text_term] / math.log(2) / text_bytes
+        self.record.tracker.log(
+            EvaluationLine(self.step, loss, parts, lacking, self.record.throughput.unit, units, bits)
+        )
         self.evaluated_step = self.step
 
-    def _means(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float]]:
-        """-> (the loss; each term and metric by its own count where there are several, NaN where nothing was counted:
-        such a term adds nothing to the loss)."""
+    def _means(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float], list[str]]:
+        """-> (the loss, NaN where nothing was counted; each term and metric by its own count where there are several,
+        NaN where it has none; the terms without a count, which the loss lacks)."""
         means = {name: sums[name] / counts[name] if counts[name] else math.nan for name in self.reported}
-        loss = sum(weight * means[term] for term, weight in self.objective.terms.items() if counts[term])
-        return loss, means if len(means) > 1 else {}
+        lacking = [term for term in self.objective.terms if not counts[term]]
+        present = {term: weight for term, weight in self.objective.terms.items() if counts[term]}
+        loss = sum(weight * means[term] for term, weight in present.items()) if present else math.nan
+        return loss, means if len(means) > 1 else {}, lacking
 
     def save(self) -> None:
         """Begins to write a checkpoint of this step in the background."""
@@ -217,6 +235,10 @@ class Trainer:
             self.save()  # a disk that was full may have room by now
             if not self.saver.wait():
                 raise Failure(f"the last checkpoint, of step {self.step}, could not be saved, see the warnings")
+
+    def _is_logged(self, step: int) -> bool:
+        every = self.train.log_every
+        return every > 0 and (step % every == 0 or step in (1, self.train.steps))
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0

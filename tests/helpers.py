@@ -165,7 +165,7 @@ def train_in_world(world: Any, *overrides: str) -> None:
     from pretraining.run.faults import StopRequest
     from pretraining.train import run
 
-    config = load_config(list(overrides))
+    config = load_config(list(overrides), world.size)
     run(config, read_inputs(config), world, Path(config.run_dir), StopRequest())
 
 

@@ -200,7 +200,7 @@ def test_a_key_that_a_file_gives_can_be_removed(tmp_path: Path) -> None:
         ("model=gpt2_", ["model=gpt2_large", "model=gpt2_medium", "model=gpt2_small", "model=gpt2_xl"]),
         ("mod", ["model.", "model=", "modules="]),
         ("optimizer=lamb optimizer.tr", ["optimizer.trust_clip="]),
-        ("scheduler=constant scheduler.", ["scheduler.name=", "scheduler.warmup_steps="]),
+        ("scheduler=constant scheduler.", ["scheduler.name=", "scheduler.warmup_fraction="]),
         ("train.precision=", ["train.precision=fp32", "train.precision=bf16", "train.precision=fp16"]),
         ("model.bias=t", ["model.bias=true"]),
         ("optimizer.betas=", ["optimizer.betas=[0.9,0.95]"]),

@@ -136,7 +136,7 @@ def test_identity_leaves_out_what_may_change():
 
 @pytest.mark.parametrize("overrides", [[], ["experiment=quickstart_t5"], ["scheduler=constant"]])
 def test_a_config_survives_writing_and_reading(overrides, tmp_path):
-    config = load_config(["data.path=x", *overrides])
+    config = load_config(["data.path=/x", *overrides])
     write_config(config, tmp_path, {})
     assert read_run_config(tmp_path) == config
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
@@ -271,7 +271,7 @@ def test_a_table_is_extended_by_a_module_of_the_users(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr("pretraining.optim.registry.OPTIMIZERS", dict(OPTIMIZERS))
-    toy = ["data.path=x", "modules=[toy_module]", "~optimizer.lr", "optimizer.name=toy"]
+    toy = ["data.path=/x", "modules=[toy_module]", "~optimizer.lr", "optimizer.name=toy"]
     config = load_config([*toy, "optimizer.momentum=0.5"])
     assert to_dict(config)["optimizer"] == {"name": "toy", "lr": 0.5, "momentum": 0.5}
     write_config(config, tmp_path, {})

@@ -10,8 +10,9 @@ from tests.helpers import ROOT
 
 def keys_of_lines() -> set[str]:
     """Every key that a line of metrics.jsonl can have, but those of an objective's own terms and metrics."""
-    found = set(EvaluationLine(step=1, loss=1.0, parts={}).as_json())
+    found: set[str] = set()
     for unit in ("tokens", "images"):
+        found |= set(EvaluationLine(1, 1.0, {}, lacking=["term"], unit=unit, units=1, bits_per_byte=1.0).as_json())
         line = TrainingLine(
             step=1,
             loss=1.0,
@@ -25,6 +26,7 @@ def keys_of_lines() -> set[str]:
             batch_hash=1,
             utilization={"tflops": 1.0, "mfu": 1.0},
             parts={},
+            lacking=["term"],
             skipped=True,
             loss_scale=1.0,
         )

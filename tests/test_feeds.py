@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import repeat
 
 import pytest
@@ -22,9 +23,11 @@ def micro_batch(tokens: int = 5, content_hash: int = HASH) -> MicroBatch:
 
 
 def test_totals_have_names_and_hashes_are_summed_modulo_two_to_the_64() -> None:
-    batches = [micro_batch(5), micro_batch(7, 10)]
+    batches = [micro_batch(5), replace(micro_batch(7, 10), target_bytes=3)]
     totals = StepTotals.reduce(start_world(Launch()), ["loss", "hits"], batches, faulty=False, stop=True)
-    assert totals == StepTotals({"loss": 12.0, "hits": 2.0}, units=12, batch_hash=7, faulty=False, stop=True)
+    assert totals == StepTotals(
+        {"loss": 12.0, "hits": 2.0}, units=12, target_bytes=3, batch_hash=7, faulty=False, stop=True
+    )
 
 
 def reduce(world: World) -> StepTotals:

@@ -1,6 +1,7 @@
 """What the trainer promises: the loss does not depend on how a global batch is cut."""
 
 import itertools
+import re
 
 import pytest
 
@@ -50,12 +51,58 @@ def test_learning_makes_the_loss_fall(corpus, tmp_path):
     assert last < 0.85 * first
 
 
-def test_divergence_ends_the_run():
+@pytest.mark.parametrize(
+    ("loss_is_finite", "loss_scale", "told"),
+    [
+        (True, 32768.0, "overflowed fp16; this is expected at the start and now and then later, .* to 32768$"),
+        (True, 1.0, "overflowed fp16 at the smallest loss scale, 1; .* train.precision=bf16$"),
+        (False, 32768.0, "its loss was not finite, which no loss scale mends; .*bf16"),
+        (True, None, "its gradients were not finite; .*optimizer.lr"),
+        (False, None, "its loss was not finite; .*optimizer.lr"),
+    ],
+)
+def test_advice_fits_why_a_step_was_skipped(loss_is_finite, loss_scale, told):
+    note = NonFiniteWatch().see(7, False, loss_is_finite, loss_scale)
+    assert note.startswith("step 7 was skipped: ") and re.search(told, note)
+    assert NonFiniteWatch().see(7, True, True, loss_scale) is None
+
+
+@pytest.mark.parametrize("loss_scale", [None, 2.0])
+def test_divergence_ends_the_run(loss_scale):
     watch = NonFiniteWatch()
     for step in range(NonFiniteWatch.LIMIT - 1):
-        watch.see(step, finite=False)
+        watch.see(step, False, True, loss_scale)
     with pytest.raises(Failure, match="diverged"):
-        watch.see(99, finite=False)
+        watch.see(99, False, True, loss_scale)
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw", "lamb"])
+def test_a_first_step_that_overflows_fp16_does_no_harm(digits, tmp_path, capsys, optimizer):
+    """fp16's first losses are scaled by 2^16, which is expected to overflow."""
+    train_alone(
+        "model=vit_tiny",
+        "model.image_size=64",
+        "model.num_layers=2",
+        "objective=image_classification",
+        f"data.path={digits}",
+        f"run_dir={tmp_path / 'r'}",
+        "data.num_workers=0",
+        "train.precision=fp16",
+        f"optimizer={optimizer}",
+        "scheduler=constant",
+        "train.global_batch_size=2",
+        "train.micro_batch_size=2",
+        "train.steps=6",
+        "train.eval_every=6",
+        "train.log_every=100",
+        "tracking.wandb=disabled",
+    )
+    lines = metrics(tmp_path / "r")
+    skipped = [step for step, line in lines.items() if line.get("skipped")]
+    assert skipped and skipped[0] == 1 and lines[1]["grad_norm"] is None
+    told = capsys.readouterr().err
+    assert all(f"step {step} was skipped: its gradients overflowed fp16" in told for step in skipped)
+    assert None not in valid_losses(tmp_path / "r").values() and lines[6]["loss"] is not None
 
 
 def test_dropout_seeds_differ_by_seed_step_micro_batch_and_data_parallel_rank_alone():

@@ -14,6 +14,7 @@ class Purpose(IntEnum):
     ORDER = 1  # of shards, blocks and documents in an epoch
     CORRUPTION = 2  # of a sample: masks, noise, crops
     DROPOUT = 3
+    SEQUENCES = 4  # the order in which a window's sequences are handed out
 
 
 def generator(seed: int, purpose: Purpose, *keys: int) -> np.random.Generator:

@@ -95,6 +95,13 @@ class ImageReader:
         self._shards = IndexedShards(manifest, split, ImageIndex)
 
     @property
+    def name(self) -> str:
+        return self._shards.name
+
+    def keep_blocks(self, count: int) -> None:
+        """Nothing: images are read one by one."""
+
+    @property
     def blocks_per_shard(self) -> list[int]:
         return [-(-shard.samples // IMAGES_PER_BLOCK) for shard in self._shards.shards]
 
@@ -102,6 +109,10 @@ class ImageReader:
         """Ones, int32 [images of the block]."""
         rest = self._shards.shards[shard].samples - block * IMAGES_PER_BLOCK
         return np.ones(min(IMAGES_PER_BLOCK, rest), np.int32)
+
+    def sentence_starts(self, shard: int, block: int) -> npt.NDArray[np.int64]:
+        """Each image is one sentence."""
+        return np.arange(len(self.document_lengths(shard, block)))
 
     def read_document(self, shard: int, block: int, document: int) -> EncodedImage:
         """One image of a block. Raises InputError where a checksum is wrong."""

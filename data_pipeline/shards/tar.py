@@ -162,6 +162,7 @@ class IndexedShards(Generic[IndexT]):
 
     def __init__(self, manifest: Manifest, split: str, index_type: type[IndexT]) -> None:
         self.shards = manifest.splits[split].shards
+        self.name = f"{manifest.root}, split {split},"
         self._root, self._index_type = manifest.root, index_type
         self._indexes: dict[int, IndexT] = {}
         self._verified: set[int] = set()

@@ -136,6 +136,14 @@ class TextReader:
         self._shards = IndexedShards(manifest, split, TextIndex)
         self._cached_block = lru_cache(maxsize=BLOCKS_IN_MEMORY)(self.read_block)
 
+    @property
+    def name(self) -> str:
+        return self._shards.name
+
+    def keep_blocks(self, count: int) -> None:
+        if count > BLOCKS_IN_MEMORY:
+            self._cached_block = lru_cache(maxsize=count)(self.read_block)
+
     def index(self, shard: int) -> TextIndex:
         return self._shards.index(shard)
 
@@ -152,6 +160,12 @@ class TextReader:
         index = self.index(shard)
         last = int(index.documents[: block + 1].sum())
         return index.lengths[last - int(index.documents[block]) : last]
+
+    def sentence_starts(self, shard: int, block: int) -> npt.NDArray[np.int64]:
+        """First token of each sentence of one block, int64 [sentences]. Raises InputError where a checksum is wrong."""
+        index = self.index(shard)
+        place = Place(int(index.sentences_offset[block]), int(index.sentences_bytes[block]))
+        return _array(self._shards.read(shard, place)[0])
 
     def read_document(self, shard: int, block: int, document: int) -> TokenizedDocument:
         """One document of a block, its sentences counted from its own first token."""

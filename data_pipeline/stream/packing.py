@@ -1,11 +1,12 @@
-"""Packing documents into sequences: pure functions of the documents' lengths.
+"""Packing documents into sequences: pure functions of the lengths of documents and sentences.
 
 A window's documents come in shuffled order; a plan says which segment of which document stands in which sequence.
-Nothing is read for a plan, so that any rank can seek to any sequence.
+No text is read for a plan, so that any rank can seek to any sequence.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -16,6 +17,9 @@ from data_pipeline.shards.text import TokenizedDocument
 Document = TypeVar("Document", contravariant=True)
 Content = TypeVar("Content", covariant=True)
 Whole = TypeVar("Whole")
+# -> int64 [sentences], where the sentences of all documents start, one document after another in the window's order.
+# Read from the shards when it is called.
+SentenceStarts = Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class Packing(Protocol[Document, Content]):
     and the objective's `corrupt` takes.
     """
 
-    def plan(self, lengths: np.ndarray) -> PackingPlan:
-        """lengths: int [documents], in tokens, in the window's order; ones for images."""
+    def plan(self, lengths: np.ndarray, sentences: SentenceStarts | None = None) -> PackingPlan:
+        """lengths: int [documents], in tokens, in the window's order; ones for images. sentences: of the same."""
         ...
 
     def cut(self, document: Document, segment: Segment) -> Content: ...
@@ -54,17 +58,19 @@ class Concatenation:
     most `length` tokens. `cut` gives an array of tokens.
 
     With length = stride + 1 neighbors share one token, and a language model predicts each token exactly once.
+    shortest: tokens; a last sequence of fewer is left out.
     """
 
     length: int
     stride: int
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+    shortest: int = 1
 
-    def plan(self, lengths: np.ndarray) -> ConcatenationPlan:
+    def plan(self, lengths: np.ndarray, sentences: SentenceStarts | None = None) -> ConcatenationPlan:
         """lengths: int [documents], in tokens, unframed."""
         framed = lengths.astype(np.int64) + len(self.before) + len(self.after)
-        return ConcatenationPlan(np.concatenate([[0], np.cumsum(framed)]), self.length, self.stride)
+        return ConcatenationPlan(np.concatenate([[0], np.cumsum(framed)]), self.length, self.stride, self.shortest)
 
     def cut(self, document: TokenizedDocument, segment: Segment) -> np.ndarray:
         tokens = document.tokens
@@ -75,10 +81,10 @@ class Concatenation:
 class ConcatenationPlan:
     """starts: int64 [documents + 1], where each framed document starts in the concatenation, then the end of all."""
 
-    def __init__(self, starts: np.ndarray, length: int, stride: int) -> None:
+    def __init__(self, starts: np.ndarray, length: int, stride: int, shortest: int) -> None:
         self.starts, self.length, self.stride = starts, length, stride
-        overlap = length - stride
-        self.num_sequences = max(0, -(-(int(starts[-1]) - overlap) // stride))
+        least = max(shortest, length - stride + 1)  # what overlaps stands in the sequence before
+        self.num_sequences = max(0, (int(starts[-1]) - least) // stride + 1)
 
     def segments(self, sequence: int) -> list[Segment]:
         begin = sequence * self.stride
@@ -93,96 +99,13 @@ class ConcatenationPlan:
 
 
 @dataclass(frozen=True)
-class SentenceSpan(Segment):
-    """A segment that cut() moves to the starts of sentences.
-
-    next_stop: where the document's next span stops; for its last span, `stop`.
-    """
-
-    next_stop: int
-
-
-@dataclass(frozen=True)
-class SentenceSpans:
-    """Each sequence is one span of consecutive sentences of a document, some `length` tokens; with `partners` also a
-    longer span of another document of the window, where there is one. `cut` gives a TokenizedDocument.
-
-    short_rate: this fraction of the spans has a length drawn from 2 to `length` (google-research/bert,
-    create_pretraining_data.py: short_seq_prob). Every token stands in exactly one span. A span begins and ends with
-    a sentence, as far as sentences are shorter than spans, and can therefore be longer than `length`.
-    """
-
-    length: int
-    short_rate: float = 0.1
-    partners: bool = False
-
-    def plan(self, lengths: np.ndarray) -> SentenceSpansPlan:
-        """lengths: int [documents], in tokens."""
-        rng = np.random.default_rng(0)  # the pattern is fixed; documents are shuffled under it
-        spans = []
-        for document, length in enumerate(lengths.tolist()):
-            start = 0
-            while start < length:
-                short = rng.random() < self.short_rate
-                stop = min(length, start + (int(rng.integers(2, self.length + 1)) if short else self.length))
-                spans.append((document, start, stop))
-                start = stop
-        return SentenceSpansPlan(np.array(spans, np.int64).reshape(-1, 3), lengths, self)
-
-    def cut(self, document: TokenizedDocument, segment: Segment) -> TokenizedDocument:
-        assert isinstance(segment, SentenceSpan)
-        start = _sentence_start(document, segment.start, segment.stop)
-        stop = _sentence_start(document, segment.stop, segment.next_stop)
-        first, last = np.searchsorted(document.sentences, [start + 1, stop])
-        sentences = np.concatenate([[start], document.sentences[first:last]]) - start
-        return TokenizedDocument(document.tokens[start:stop], sentences)
-
-
-class SentenceSpansPlan:
-    """spans: int64 [sequences, 3]: document, start and stop before they are moved to the starts of sentences."""
-
-    def __init__(self, spans: np.ndarray, lengths: np.ndarray, packing: SentenceSpans) -> None:
-        self.spans, self.lengths, self.packing = spans, lengths, packing
-        self.num_sequences = len(spans)
-
-    def segments(self, sequence: int) -> list[Segment]:
-        document, start, stop = self.spans[sequence].tolist()
-        following = self.spans[sequence + 1].tolist() if sequence + 1 < len(self.spans) else [-1, 0, 0]
-        own = SentenceSpan(document, start, stop, following[2] if following[0] == document else stop)
-        partner = self._partner(sequence, document) if self.packing.partners else None
-        return [own] if partner is None else [own, partner]
-
-    def _partner(self, sequence: int, document: int) -> SentenceSpan | None:
-        """From the sequence half a window away or, where that is of the same document, from the next document."""
-        number = len(self.spans)
-        other = (sequence + number // 2) % number
-        if self.spans[other, 0] == document:
-            other = int(np.searchsorted(self.spans[:, 0], document, side="right")) % number
-        found, start, _ = self.spans[other].tolist()
-        if found == document:
-            return None
-        room = 2 * self.packing.length  # so that most of its sentences have enough text after them
-        start = max(0, min(start, int(self.lengths[found]) - room))
-        stop = min(int(self.lengths[found]), start + room)
-        return SentenceSpan(found, start, stop, stop)
-
-
-def _sentence_start(document: TokenizedDocument, at: int, before: int) -> int:
-    """The first sentence start in [at, before), or `at` where there is none."""
-    index = int(np.searchsorted(document.sentences, at))
-    if index < len(document.sentences) and document.sentences[index] < before:
-        return int(document.sentences[index])
-    return at
-
-
-@dataclass(frozen=True)
 class Single:
     """One document a sequence: an image. With `partner`, a second document of the window follows it, half a window
     further, to be mixed into it (mixup, CutMix)."""
 
     partner: bool = False
 
-    def plan(self, lengths: np.ndarray) -> SinglePlan:
+    def plan(self, lengths: np.ndarray, sentences: SentenceStarts | None = None) -> SinglePlan:
         return SinglePlan(len(lengths), self.partner)
 
     def cut(self, document: Whole, segment: Segment) -> Whole:

@@ -32,6 +32,10 @@ class SequenceSource(Protocol[State]):
         """How many sequences were handed out before this state, in all epochs: the global sample number."""
         ...
 
+    def passes(self, state: State) -> int:
+        """How often every sequence was handed out before this state."""
+        ...
+
     def advance(self, state: State, count: int) -> State:
         """The state `count` sequences later. Reads no document."""
         ...

@@ -80,10 +80,12 @@ def train(texts: Iterable[str], model_type: str, vocab_size: int) -> bytes:
         _training_lines(texts),
         model_type,
         vocab_size,
-        byte_fallback=True,
-        character_coverage=0.9995,
-        required_chars=_STAND_INS["\n"] + _STAND_INS["\t"],
-        allow_whitespace_only_pieces=True,
+        {
+            "byte_fallback": True,
+            "character_coverage": 0.9995,
+            "required_chars": _STAND_INS["\n"] + _STAND_INS["\t"],
+            "allow_whitespace_only_pieces": True,
+        },
     )
     return _with_round_scores(model) if model_type == "unigram" else model
 
@@ -125,7 +127,8 @@ def train_characters(characters: dict[str, int], vocab_size: int) -> bytes:
         )
     ordered = "".join(sorted(escaped))
     lines = (ordered[i : i + 1000] + _NEWLINE for i in range(0, len(ordered), 1000))
-    return _train(lines, "char", len(escaped | {_NEWLINE}) + 4, character_coverage=1.0, hard_vocab_limit=False)
+    options = {"character_coverage": 1.0, "hard_vocab_limit": False}
+    return _train(lines, "char", len(escaped | {_NEWLINE}) + 4, options)
 
 
 def describe_characters(characters: Sequence[str], shown: int = 20) -> str:
@@ -142,7 +145,7 @@ def _training_lines(texts: Iterable[str]) -> Iterator[str]:
                 yield unit[start : start + _TRAINING_LINE_CHARS]
 
 
-def _train(lines: Iterator[str], model_type: str, vocab_size: int, **options: Any) -> bytes:
+def _train(lines: Iterator[str], model_type: str, vocab_size: int, options: dict[str, Any]) -> bytes:
     import sentencepiece
 
     model = io.BytesIO()

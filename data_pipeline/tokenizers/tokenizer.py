@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -260,6 +261,13 @@ class Tokenizer:
         is_text[: self.backend.size] = self.backend.is_text
         is_text[list(self._own_special_ids)] = False
         return is_text
+
+    @cached_property
+    def text_bytes(self) -> npt.NDArray[np.int64]:
+        """int64 [total_size]: bytes of UTF-8 that an id spells within a text; 0 for those that stand for none."""
+        sizes = np.zeros(self.total_size, np.int64)
+        sizes[: self.backend.size] = [len(spelled) for spelled in self.backend.token_bytes]
+        return np.where(self.is_text, sizes, 0)
 
     @property
     def words(self) -> WordPieces:

@@ -90,6 +90,7 @@ class EngineBase(ABC):
         self.parameters = {name: p for name, p in every.items() if p.requires_grad}
         self.frozen = {name: p for name, p in every.items() if not p.requires_grad}
         self.layout, self.frozen_layout = (ParameterLayout(ps, world.mesh) for ps in (self.parameters, self.frozen))
+        # here, before an engine shards them: ZeRO 3 empties the parameters, and their shapes decide
         self.settings = settings_by_name(module.model, self.layout.names, rule.weight_decay, rule.layer_decay)
         self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
 
@@ -102,7 +103,7 @@ class EngineBase(ABC):
     ) -> dict[str, Tensor]:
         totals: dict[str, Tensor] = {}
         for number, (batch, seed) in enumerate(zip(micro_batches, seeds, strict=True), 1):
-            torch.manual_seed(seed)
+            torch.manual_seed(seed)  # of the device as well: dropout there draws from it
             sums = self.forward_backward(self._on_device(batch), weights, last=number == len(micro_batches))
             totals = {name: totals.get(name, 0.0) + value.detach() for name, value in sums.items()}
         return totals

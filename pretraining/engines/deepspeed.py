@@ -74,15 +74,16 @@ class DeepSpeedEngine(EngineBase):
 
     def forward_backward(self, batch: Batch, weights: Mapping[str, float], last: bool) -> dict[str, Tensor]:
         sums = self.engine(batch)
+        # False: the weights divide by the counts of the whole step already, not of a micro-batch
         self.engine.backward(self.scaled(sums, weights), scale_wrt_gas=False)
         if not last:
-            self.engine.step()  # counts the micro-batch
+            self.engine.step()  # only counts the micro-batch: it updates at the last one
         return sums
 
     def step(self, lr: float) -> None:
         self.optimizer.param_groups[0]["lr"] = lr
         self.engine.step()
-        if self.stage and self.engine.optimizer.overflow:
+        if self.stage and self.engine.optimizer.overflow:  # ZeRO skipped the step, our optimizer never saw it
             self.optimizer.skip()
 
     def weights(self) -> list[tuple[Fragment, Tensor]]:
@@ -105,11 +106,11 @@ class DeepSpeedEngine(EngineBase):
         """The model's own tensors follow from the flat fp32 partitions."""
         zero = self.engine.optimizer
         if self.stage in (1, 2):
-            zero.update_lp_params()
+            zero.update_lp_params()  # gathers them from the ranks' partitions
         elif self.stage == 3:
             for group in range(len(zero.fp16_groups)):
                 zero._reassign_or_swap_out_partitioned_parameters(group)
-            if zero.persistent_parameters:
+            if zero.persistent_parameters:  # small tensors that stay whole on every rank
                 zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
     def _shards(self) -> Iterator[ParameterShard]:
@@ -134,6 +135,7 @@ class DeepSpeedEngine(EngineBase):
     def _zero3_range(self, name: str, parameter: PartitionedParameter) -> FlatRange:
         zero = self.engine.optimizer
         _, position, length = zero.grad_position[zero.get_param_id(parameter)]
+        # every rank's range has the same length: the last ones are padded, or all padding
         start = min(self.world.mesh.shard_rank * length, parameter.ds_numel)
         return FlatRange(name, start, min(start + length, parameter.ds_numel), position)
 
@@ -149,6 +151,7 @@ class DeepSpeedEngine(EngineBase):
         if flat is None:
             return self.parameters[where.name].data
         part = flat.data[where.position : where.position + where.stop - where.start]
+        # a whole tensor keeps its shape: Adafactor factors it without a reduction
         return part.view(fragment.box.size) if fragment.is_box else part
 
     def _read_gradients(self) -> None:
@@ -185,6 +188,7 @@ class ModelParallelUnit:
     def get_data_parallel_group(self) -> ProcessGroup | None:
         return self.mesh.group(Axis.DATA)
 
+    # DeepSpeed asks by these names as well, in some versions and places
     get_tensor_model_parallel_rank = get_model_parallel_rank
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
     get_tensor_model_parallel_group = get_model_parallel_group
@@ -233,9 +237,13 @@ def _deepspeed_config(train: TrainConfig, world: World, stage: int) -> dict[str,
         "gradient_accumulation_steps": train.global_batch_size // (train.micro_batch_size * world.mesh.batch_ranks),
         "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-        "zero_optimization": {"stage": stage, "round_robin_gradients": False, "sub_group_size": 10**15},
+        "zero_force_ds_cpu_optimizer": False,  # else it refuses every optimizer but its own CPU Adam
+        "steps_per_print": 10**9,  # never
+        "zero_optimization": {
+            "stage": stage,
+            "round_robin_gradients": False,  # else a partition is no longer a flat range of the parameters in order
+            "sub_group_size": 10**15,  # one sub-group: each more would be an optimizer step of its own
+        },
     }
 
 

@@ -39,7 +39,7 @@ class TorchEngine(EngineBase):
         return DistributedDataParallel(
             self.module,
             process_group=self.world.mesh.gradient_group,
-            gradient_as_bucket_view=True,
+            gradient_as_bucket_view=True,  # no second copy of the gradients
             device_ids=[self.world.device] if self.world.device.type == "cuda" else None,
         )
 
@@ -64,6 +64,7 @@ class TorchEngine(EngineBase):
     def _owners(self) -> dict[str, int]:
         """The data-parallel rank that updates each tensor: the largest first, each to the rank with the least."""
         load, owners = [0] * self.world.mesh.shard_ranks, {}
+        # layout.names has the same order on all ranks, and sorting is stable: all come to the same owners
         for name in sorted(self.layout.names, key=lambda n: -self.parameters[n].numel()):
             owners[name] = load.index(min(load))
             load[owners[name]] += self.parameters[name].numel()
@@ -87,7 +88,7 @@ class TorchEngine(EngineBase):
     def _share_updates(self, owners: dict[str, int]) -> None:
         group = self.world.mesh.shard_group
         assert group is not None, "tensors are dealt where there are ranks to deal them to"
-        waiting = [
+        waiting = [  # all at once: one by one, each would wait for the slowest rank
             dist.broadcast(self.parameters[name].data, dist.get_global_rank(group, owner), group=group, async_op=True)
             for name, owner in owners.items()
         ]

@@ -70,7 +70,7 @@ class Attention(nn.Module):
                 key,
                 value,
                 attn_mask=mask,
-                is_causal=causal and mask is None,
+                is_causal=causal and mask is None,  # torch takes one of the two; a causal mask says both
                 dropout_p=dropout,
                 scale=self.scale,
                 enable_gqa=self.groups > 1,

@@ -16,7 +16,11 @@ class TransformerConfig:
     num_heads: attention heads of a block.
     intermediate_size: features within a block's feed-forward; null means 4 x hidden_size.
     norm_eps: added to the variance in every norm.
-    dropout: rate after embeddings, attention and feed-forward, and of attention's weights.
+    dropout: rate after embeddings, attention and feed-forward.
+    attention_dropout: rate of attention's weights; null takes what the family was published with: none in images'
+        models, dropout in all others.
+    mlp_dropout: rate between a feed-forward's activation and its last layer; null takes what the family was published
+        with: dropout in T5 and in images' models, none in others.
     activation_checkpointing: compute each block again in the backward pass instead of keeping its activations.
     init_from: a Hugging Face folder whose weights a new run starts from.
     """
@@ -29,6 +33,8 @@ class TransformerConfig:
     intermediate_size: Positive | None = None
     norm_eps: PositiveFloat = 1e-6
     dropout: Fraction = 0.0
+    attention_dropout: Fraction | None = None
+    mlp_dropout: Fraction | None = None
     activation_checkpointing: bool = False
     init_from: str | None = None
 
@@ -36,6 +42,16 @@ class TransformerConfig:
     def mlp_size(self) -> int:
         """intermediate_size, with null resolved."""
         return self.intermediate_size or 4 * self.hidden_size
+
+    @property
+    def attention_dropout_rate(self) -> float:
+        """attention_dropout, with null resolved."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
+
+    @property
+    def mlp_dropout_rate(self) -> float:
+        """mlp_dropout, with null resolved."""
+        return 0.0 if self.mlp_dropout is None else self.mlp_dropout
 
     def problems(self) -> list[str]:
         """Contradictions between keys, each reported with its values."""

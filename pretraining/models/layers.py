@@ -44,8 +44,8 @@ GATED = {"swiglu", "gated_gelu"}
 class FeedForward(nn.Module):
     """Two linear layers, or three with a gate (Shazeer 2020, "GLU Variants Improve Transformer").
 
-    x: [batch, length, hidden] -> the same shape. dropout: between the activation and the last layer (T5 alone has it
-    there).
+    x: [batch, length, hidden] -> the same shape. dropout: between the activation and the last layer (T5 and ViT
+    have it there).
     """
 
     def __init__(

@@ -50,7 +50,8 @@ class VocabularyLoss(torch.autograd.Function):
     """Summed cross-entropy of hidden @ weight.T + bias, without ever holding all logits: fp32 scalar.
 
     hidden: [tokens, features]. weight: [rows, features] and bias: [rows], or None: this rank's rows of the
-    vocabulary. labels: int [tokens], IGNORED where there is none.
+    vocabulary. labels: int [tokens], IGNORED where there is none. z_loss: times the squared logarithm of the softmax's
+    denominator, added for each token (Mesh TensorFlow, layers.py, softmax_cross_entropy_with_logits).
 
     The gradients of a chunk are computed while its logits are there, so that nothing is computed twice
     (the idea of Hsu et al. 2024, "Liger Kernel", section 3.2).
@@ -58,7 +59,7 @@ class VocabularyLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _Context, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, rows: Rows
+        ctx: _Context, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, rows: Rows, z_loss: float
     ) -> Tensor:
         device = hidden.device.type
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -69,11 +70,11 @@ class VocabularyLoss(torch.autograd.Function):
                 torch.zeros_like(t) if t is not None and need else None
                 for t, need in zip((x, weight, bias), ctx.needs_input_grad, strict=False)
             ]
-            size = max(1, LOGITS_IN_MEMORY // weight.shape[0])
+            size = max(1, LOGITS_IN_MEMORY // weight.shape[0])  # tokens of a chunk
             for first in range(0, len(x), size):
                 part = slice(first, first + size)
                 logits = x[part] @ w.T if bias is None else x[part] @ w.T + bias
-                chunk_loss, grad = _chunk_loss(logits.float(), labels[part], rows)
+                chunk_loss, grad = _chunk_loss(logits.float(), labels[part], rows, z_loss)
                 loss += chunk_loss
                 _add_gradients(grads, grad, x, w, part)
         if grads[0] is not None:  # by this rank's rows alone so far
@@ -92,6 +93,7 @@ class VocabularyLoss(torch.autograd.Function):
             ),
             None,
             None,
+            None,
         )
 
 
@@ -107,7 +109,7 @@ def _add_gradients(grads: list[Tensor | None], grad: Tensor, x: Tensor, w: Tenso
         weight += grad.T @ x[part]
 
 
-def _chunk_loss(logits: Tensor, labels: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+def _chunk_loss(logits: Tensor, labels: Tensor, rows: Rows, z_loss: float) -> tuple[Tensor, Tensor]:
     """logits: fp32 [n, rows] -> (sum of the losses, its gradient by the logits), both fp32."""
     logits = rows.without_unused(logits)
     counted = labels != IGNORED
@@ -120,5 +122,11 @@ def _chunk_loss(logits: Tensor, labels: Tensor, rows: Rows) -> tuple[Tensor, Ten
     grad = logits.sub_(largest).exp_()
     total = rows.reduce(grad.sum(-1, keepdim=True))
     losses = (total.log() - chosen)[:, 0]
-    grad.div_(total).scatter_add_(1, target, -here.float())
+    # softmax minus one at the target, in place: the logits' memory becomes the gradient's
+    grad.div_(total)
+    if z_loss:
+        log_z = total.log() + largest
+        losses = losses + z_loss * log_z[:, 0].square()
+        grad.mul_(1.0 + 2.0 * z_loss * log_z)
+    grad.scatter_add_(1, target, -here.float())
     return (losses * counted).sum(), grad.mul_(counted[:, None])

@@ -26,6 +26,16 @@ class VisionConfig(TransformerConfig):
     drop_path: Fraction = 0.0
 
     @property
+    def attention_dropout_rate(self) -> float:
+        """None unless given: dropout follows every dense layer but queries, keys and values (Dosovitskiy et al. 2020,
+        appendix B.1)."""
+        return self.attention_dropout or 0.0
+
+    @property
+    def mlp_dropout_rate(self) -> float:
+        return self.dropout if self.mlp_dropout is None else self.mlp_dropout
+
+    @property
     def grid(self) -> PatchGrid:
         return PatchGrid(self.image_size, self.patch_size)
 

@@ -73,6 +73,7 @@ class Objective(Protocol[SegmentT, ModelT]):
     terms: Mapping[str, float]  # the loss terms that are optimized, each with its weight
     metrics: Sequence[str] = ()  # further sums of `loss` that are reported, not optimized
     unit: Unit
+    text_term: str | None = None  # the one that is a sum over the tokens of text in the targets, in nats
 
     def packing(self) -> Packing:
         """How documents are cut into sequences."""
@@ -89,6 +90,10 @@ class Objective(Protocol[SegmentT, ModelT]):
     def counts(self, samples: Sequence[Sample]) -> dict[str, int]:
         """How many targets each term and metric is a sum over."""
         ...
+
+    def target_bytes(self, samples: Sequence[Sample]) -> int:
+        """Bytes of the text that the samples' targets spell, special ids left out; 0 for images."""
+        return 0
 
     def size(self, sample: Sample) -> int:
         """How many units the sample has; padding is left out."""

@@ -3,8 +3,8 @@
 A tensor of two or more dimensions keeps the means of its squared gradients over its last and over its last but one
 dimension, as transformers' Adafactor does; for a matrix these are its rows' and columns'. Mesh TensorFlow's, which
 trained T5 (optimize.py, _factored_dims), takes the two largest dimensions, and factors nothing where the second largest
-is below 32. All tensors of the families here are vectors and matrices: what differs from it is a matrix with a side
-below 32, such as T5's relative biases of few heads or BERT's table of two segments.
+is below 128 (min_dim_size_to_factor; t5x has 128 too). All tensors of the families here are vectors and matrices: what
+differs from it is a matrix with a side below 128, such as T5's relative biases or BERT's table of two segments.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pretraining.optim.base import ParameterShard, Step, UpdateRule, squared_norms, unscale
+from pretraining.optim.base import ParameterShard, Step, UpdateRule, or_nothing, squared_norms, unscale
 from pretraining.optim.config import AdafactorConfig
 from pretraining.parallel.fragments import Box, Fragment, Shape
 from pretraining.parallel.layout import Layout
@@ -77,8 +77,10 @@ class Adafactor(UpdateRule):
         mean_squares = statistics.measure(shards, self.config.scale_parameter)
         # beta2 of step t is 1 - t ** decay_rate (section 7.2)
         fresh = step.finite * (step.updates + 1.0) ** self.config.decay_rate
-        self._average_factored(fresh)
-        self._average_unfactored(fresh)
+        # Before the first update the averages are zero and have no inverse; one is added where the step is not finite.
+        safe = 1.0 - step.finite
+        self._average_factored(fresh, safe)
+        self._average_unfactored(fresh, safe)
         statistics.precondition(shards)
         squares = layout.sum_over_parts(squared_norms(grads, statistics.numbers, len(layout.tensors)))
         if shards:
@@ -95,7 +97,7 @@ class Adafactor(UpdateRule):
         alpha = rho * self.lr_scales
         return alpha * mean_squares.sqrt().clamp(min=self.config.eps[1]) if self.config.scale_parameter else alpha
 
-    def _average_factored(self, fresh: Tensor) -> None:
+    def _average_factored(self, fresh: Tensor, safe: Tensor) -> None:
         """Averages the rows' and columns' means into the state, and makes the factors of the updates from it
         (algorithm 4, lines 5 to 7)."""
         statistics = self.statistics
@@ -106,11 +108,11 @@ class Adafactor(UpdateRule):
         torch._foreach_mul_(rows + columns, 1.0 - fresh)
         torch._foreach_add_(rows + columns, statistics.rows + statistics.columns)
         for row, out in zip(rows, statistics.rows, strict=True):
-            torch.div(row, row.mean(-1, keepdim=True), out=out)
+            torch.div(row, row.mean(-1, keepdim=True) + safe, out=out)
         torch._foreach_copy_(statistics.columns, columns)
-        statistics.vector.rsqrt_()
+        statistics.vector.add_(safe).rsqrt_()
 
-    def _average_unfactored(self, fresh: Tensor) -> None:
+    def _average_unfactored(self, fresh: Tensor, safe: Tensor) -> None:
         grads, averages = [p.grad for p in self.unfactored], [p.state["exp_avg_sq"] for p in self.unfactored]
         if not grads:
             return
@@ -119,21 +121,27 @@ class Adafactor(UpdateRule):
         torch._foreach_mul_(squares, fresh)
         torch._foreach_mul_(averages, 1.0 - fresh)
         torch._foreach_add_(averages, squares)
-        torch._foreach_mul_(grads, torch._foreach_rsqrt(averages))
+        factors = torch._foreach_add(averages, safe)
+        torch._foreach_rsqrt_(factors)
+        torch._foreach_mul_(grads, factors)
 
     def _apply(self, shards: list[ParameterShard], alpha: Tensor, update_rms: Tensor, finite: Tensor) -> None:
         """alpha, update_rms: [shards]. Clips the updates (algorithm 4, line 9), averages them, subtracts them."""
         values, updates = [p.value for p in shards], [p.grad for p in shards]
         if self.weight_decay:
             torch._foreach_mul_(values, list((1.0 - finite * alpha * self.decays).unbind()))
-        rates = finite * alpha / (update_rms / self.config.clip_threshold).clamp(min=1.0)
+        rates = alpha / (update_rms / self.config.clip_threshold).clamp(min=1.0)
         if self.config.beta1 is None:
-            torch._foreach_addcmul_(values, updates, list((-rates).unbind()))
+            torch._foreach_addcmul_(values, updates, list(or_nothing(-rates, finite).unbind()))
             return
         averages = [p.state["exp_avg"] for p in shards]
+        fresh = or_nothing(rates * (1.0 - self.config.beta1), finite)
         torch._foreach_mul_(averages, 1.0 - finite * (1.0 - self.config.beta1))
-        torch._foreach_addcmul_(averages, updates, list((rates * (1.0 - self.config.beta1)).unbind()))
-        torch._foreach_addcmul_(values, averages, list((-finite).repeat(len(shards)).unbind()))
+        torch._foreach_addcmul_(averages, updates, list(fresh.unbind()))
+        torch._foreach_copy_(updates, averages)
+        for update in updates:
+            update.masked_fill_(finite == 0, 0.0)
+        torch._foreach_sub_(values, updates)
 
 
 class Statistics:

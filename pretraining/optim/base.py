@@ -81,6 +81,8 @@ class Optimizer(torch.optim.Optimizer):
     change to fp16.
     """
 
+    # Below 1, gradients would be lost that fp16 can hold: what still overflows there is no matter of the scale.
+    SMALLEST_SCALE = 1.0
     GROWTH_INTERVAL = 2000  # finite steps after which the loss scale doubles (Micikevicius et al. 2018, section 3.2)
 
     def __init__(self, parameters: list[Tensor], rule: UpdateRule, grad_clip: float, dynamic_loss_scale: bool) -> None:
@@ -104,7 +106,7 @@ class Optimizer(torch.optim.Optimizer):
     def attach(
         self, shards: list[ParameterShard], layout: Layout, read_gradients: Callable[[], None] = lambda: None
     ) -> None:
-        """Tells which fragments this rank updates; their state begins anew.
+        """Sets which fragments this rank updates, with fresh state.
 
         read_gradients: sets each shard's grad, at the beginning of a step.
         """
@@ -129,7 +131,7 @@ class Optimizer(torch.optim.Optimizer):
             self._adjust_loss_scale()
 
     def skip(self) -> None:
-        """Counts a step whose gradients somebody else found not to be finite."""
+        """Records a step that DeepSpeed skipped because its gradients were not finite."""
         self.grad_norm = torch.full_like(self.grad_norm, float("inf"))
         self.finite = torch.zeros_like(self.finite)
         if self.dynamic:
@@ -147,12 +149,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def _gradient_norm(self) -> Tensor:
         squares = squared_norms([p.grad for p in self.shards], self.tensor_numbers, len(self.layout.tensors))
-        return self.layout.sum_over_parts(squares).sum().sqrt()
+        return self.layout.agreed(self.layout.sum_over_parts(squares).sum()).sqrt()
 
     def _adjust_loss_scale(self) -> None:
         self.good_steps.copy_((self.good_steps + 1) * self.finite)
         grow = (self.good_steps >= self.GROWTH_INTERVAL).float()
         self.dynamic_scale *= torch.where(self.finite > 0, 1.0 + grow, 0.5)
+        self.dynamic_scale.clamp_(min=self.SMALLEST_SCALE)
         self.good_steps *= 1.0 - grow
 
 
@@ -178,8 +181,14 @@ def squared_norms(parts: list[Tensor], numbers: Tensor, tensors: int) -> Tensor:
 
 
 def unscale(grads: list[Tensor], step: Step) -> None:
-    """Divides by grad_scale, in place; all zero, so that nothing spreads, where the step is not finite."""
+    """Divides by grad_scale, in place; all +0.0, so that nothing spreads, where the step is not finite."""
     for grad in grads:
-        grad.nan_to_num_(0.0, 0.0, 0.0)
+        grad.masked_fill_(step.finite == 0, 0.0)
     if grads:
         torch._foreach_mul_(grads, step.finite / step.grad_scale)
+
+
+def or_nothing(factors: Tensor, finite: Tensor) -> Tensor:
+    """The factors of what is added to weights or state, or -0.0 where the step is not finite: what +0.0 times -0.0 is
+    added to keeps its bits, and -0.0 is one of the values that it may have."""
+    return torch.where(finite > 0, factors, -0.0)

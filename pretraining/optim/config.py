@@ -35,7 +35,7 @@ LayerDecay = Annotated[float, pydantic.Field(gt=0.0, le=1.0)]
 class AdamWConfig:
     """Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
 
-    lr: peak of the learning rate.
+    lr: peak of the learning rate; 6e-4 is nanoGPT's for GPT-2 small, small models take up to 2e-3.
     betas: decay rates of the averages of gradients and of squared gradients.
     eps: added to the root of the squared gradients' average.
     weight_decay: decay of weights and embeddings, times the learning rate; biases and norms have none.
@@ -54,8 +54,9 @@ class AdamWConfig:
 class LambConfig:
     """You et al. 2019, "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", algorithm 2.
 
-    lr: peak of the learning rate; the paper's for BERT is 6.25e-4 at 512 sequences, times sqrt(2) per doubling up to
-        5e-3 at 32768, with scheduler=warmup_polynomial and a warm-up of 1/320 to 1/5 of the steps (tables 4 and 5).
+    lr: peak of the learning rate; 1e-2 is for about a thousand steps. The paper's for BERT's long runs is 6.25e-4 at
+        512 sequences, times sqrt(2) per doubling up to 5e-3 at 32768, with a warm-up of 1/320 to 1/5 of the steps
+        (tables 4 and 5).
     betas: decay rates of the averages of gradients and of squared gradients.
     eps: added to the root of the squared gradients' average.
     weight_decay: decay of weights and embeddings; biases and norms have none.
@@ -67,7 +68,7 @@ class LambConfig:
     """
 
     name: Literal["lamb"]
-    lr: PositiveFloat = 6.25e-4
+    lr: PositiveFloat = 1e-2
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: PositiveFloat = 1e-6
     weight_decay: NonNegativeFloat = 0.01
@@ -87,7 +88,7 @@ class AdafactorConfig:
     """Shazeer and Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost".
 
     lr: peak of the learning rate. With relative_step an upper bound of 1 / sqrt(step): the paper's 1e-2 makes T5's
-        schedule (Raffel et al. 2020, section 3.1.2), with scheduler=constant.
+        schedule (Raffel et al. 2020, section 3.1.2), with scheduler=constant, which comes with it.
     eps: added to squared gradients, and the smallest scale of a parameter (epsilon 1 and 2 of algorithm 6).
     clip_threshold: largest root mean square of an update (section 6).
     decay_rate: the average of squared gradients decays by 1 - step ** decay_rate (section 7.2).

@@ -32,9 +32,10 @@ def settings_by_name(
 ) -> dict[str, Settings]:
     """The settings of the parameters of these names.
 
-    The learning rate falls by a factor of layer_decay per layer from the top (Clark et al. 2020, ELECTRA; Bao et al.
-    2022, BEiT). To be called before ZeRO 3 empties the parameters, whose shapes decide. Raises InputError where the
-    model does not say at which depth a parameter lies.
+    The learning rate falls by a factor of layer_decay per layer from the top, as in BEiT (Bao et al. 2022); ELECTRA's
+    (Clark et al. 2020) has one factor more below the head: its last block has the square. To be called before ZeRO 3
+    empties the parameters, whose shapes decide. Raises InputError where the model does not say at which depth a
+    parameter lies.
     """
     names, depths = list(names), model.parameter_depths()
     if missing := [name for name in names if name not in depths]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from pretraining.optim.base import ParameterShard, Step, UpdateRule
+from pretraining.optim.base import ParameterShard, Step, UpdateRule, or_nothing
 from pretraining.optim.config import LambConfig
 from pretraining.parallel.layout import Layout
 
@@ -71,7 +71,8 @@ class Lamb(UpdateRule):
         sizes = [s.stop - s.start for s in chunk]
         descent = list(self.buffer[: sum(sizes)].split(sizes))
         for owner, value, out in zip(owners, values, descent, strict=True):
-            torch.mul(value, 0.0 if self.config.decoupled_decay else -owner.settings.weight_decay, out=out)
+            # -0.0, not 0.0: of a step that is skipped, -0.0 times this times -0.0 is added to x, see or_nothing.
+            torch.mul(value, -0.0 if self.config.decoupled_decay else -owner.settings.weight_decay, out=out)
         self._subtract_adam(
             descent,
             grads,
@@ -120,7 +121,8 @@ class Lamb(UpdateRule):
         rates = step.lr * step.finite * self.lr_scales
         if self.config.decoupled_decay:
             torch._foreach_mul_(values, list((1.0 - rates * self.decays).unbind()))
-        torch._foreach_addcmul_(values, [p.grad for p in shards], list((rates * ratios).unbind()))
+        factors = or_nothing(rates * ratios, step.finite)
+        torch._foreach_addcmul_(values, [p.grad for p in shards], list(factors.unbind()))
 
 
 def chunks(shards: list[ParameterShard], limit: int) -> Iterator[list[ElementRange]]:

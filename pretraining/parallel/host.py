@@ -28,11 +28,9 @@ def broadcast_text(world: World, text: str) -> str:
     """Rank 0's text, on every rank."""
     if world.mesh.host_group is None:
         return text
-    import torch.distributed as dist
-
-    texts = [text]
-    dist.broadcast_object_list(texts, src=0, group=world.mesh.host_group)
-    return texts[0]
+    first = _gather_texts(world, text if world.is_main else None)[0]
+    assert first is not None
+    return first
 
 
 def run_on_all_ranks(world: World, work: Callable[[], None]) -> None:
@@ -61,10 +59,20 @@ def raise_on_all_ranks(world: World, failure: str | None) -> None:
 
 
 def _gather_texts(world: World, text: str | None) -> list[str | None]:
+    """Every rank's text, as bytes in tensors: torch's collectives of objects unpickle what any peer sends."""
     if world.mesh.host_group is None:
         return [text]
+    import torch
     import torch.distributed as dist
 
-    gathered: list[str | None] = [None] * world.size
-    dist.all_gather_object(gathered, text, group=world.mesh.host_group)
-    return gathered
+    data = b"" if text is None else text.encode()
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(world.size)]
+    dist.all_gather(lengths, torch.tensor([-1 if text is None else len(data)]), group=world.mesh.host_group)
+    sizes = [int(length) for length in lengths]
+    buffers = [torch.zeros(max(1, *sizes), dtype=torch.uint8) for _ in sizes]
+    own = torch.frombuffer(bytearray(data.ljust(len(buffers[0]), b"\0")), dtype=torch.uint8)
+    dist.all_gather(buffers, own, group=world.mesh.host_group)
+    return [
+        None if size < 0 else bytes(buffer[:size].tolist()).decode()
+        for size, buffer in zip(sizes, buffers, strict=True)
+    ]

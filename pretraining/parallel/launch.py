@@ -8,34 +8,59 @@ from dataclasses import dataclass
 
 from data_pipeline.common.errors import InputError
 
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher's environment says."""
+    """What the launcher's environment says.
+
+    local_rank: among the ranks of this host, of which there are local_size.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
 
 
 def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     """torchrun and deepspeed set RANK; srun sets SLURM_PROCID, and its job script MASTER_ADDR and MASTER_PORT.
 
-    Raises InputError where ranks are not whole numbers or could not find each other.
+    Raises InputError where ranks are not whole numbers, are none of the job, or could not find each other.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if "RANK" not in environment and int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    names = TORCHRUN
+    if "RANK" not in environment and "SLURM_PROCID" in environment and _number(environment, "SLURM_NTASKS", 1) > 1:
+        names = SLURM
     if names[0] not in environment:
         return Launch()
-    try:
-        launch = Launch(*(int(environment.get(name, default)) for name, default in zip(names, "010", strict=True)))
-    except ValueError as error:
-        raise InputError(f"{', '.join(names)} must be whole numbers: {error}") from error
-    missing = [n for n in ("MASTER_ADDR", "MASTER_PORT") if n not in environment]
-    if launch.size > 1 and missing:
+    rank, size, local_rank = (_number(environment, *entry) for entry in zip(names[:3], (0, 1, 0), strict=True))
+    if size < 1 or not 0 <= rank < size:
         raise InputError(
-            f"{launch.size} ranks, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: "
+            f"{names[0]}={rank} is no rank of {names[1]}={size}: ranks count from 0 to {size - 1}, and the job would "
+            "wait for those that are missing"
+        )
+    if local_rank < 0:
+        raise InputError(f"{names[2]}={local_rank} must not be negative")
+    if size > 1:
+        _require_meeting_point(environment, size)
+    return Launch(rank, size, local_rank, max(1, _number(environment, names[3], size)))
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    try:
+        return int(environment.get(name, default))
+    except ValueError as error:
+        raise InputError(f"{name}={environment[name]} must be a whole number") from error
+
+
+def _require_meeting_point(environment: Mapping[str, str], size: int) -> None:
+    missing = [n for n in ("MASTER_ADDR", "MASTER_PORT") if n not in environment]
+    if missing:
+        raise InputError(
+            f"{size} ranks, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: "
             "the ranks could not find each other"
         )
-    return launch
+    if not 0 < _number(environment, "MASTER_PORT", 0) < 1 << 16:
+        raise InputError(f"MASTER_PORT={environment['MASTER_PORT']} is no port: 1 to 65535")

@@ -47,6 +47,22 @@ class Layout:
             dist.all_reduce(statistics[begins[first] : begins[stop]], group=self.mesh.group(axis))
         return statistics
 
+    def agreed(self, norm: Tensor) -> Tensor:
+        """norm: of all gradients, scalar -> the largest of the tensor-parallel ranks', inf where one is not finite.
+
+        Each has computed it, in part from tensors that all of them hold. Should one bit of these differ, one rank would
+        skip a step, or clip, and another not, and replicas would part for good.
+        """
+        import torch
+        import torch.distributed as dist
+
+        if self.mesh.size(Axis.TENSOR) == 1:
+            return norm
+        # NaN has no place in an order: it travels as a flag.
+        both = torch.stack([norm.nan_to_num(0.0, 0.0, 0.0), (~norm.isfinite()).to(norm.dtype)])
+        dist.all_reduce(both, dist.ReduceOp.MAX, group=self.mesh.group(Axis.TENSOR))
+        return torch.where(both[1] > 0, torch.inf, both[0])
+
     def _runs(self) -> Iterator[tuple[Axis, int, int]]:
         """(axis, first, stop): tensors [first, stop) are split over it, and it has more ranks than one."""
         for axis in Axis:

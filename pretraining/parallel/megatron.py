@@ -26,7 +26,7 @@ from pretraining.parallel.marks import mark_sequence_parallel, mark_sharded
 from pretraining.parallel.mesh import Axis, Mesh
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it tells at length which CUDA extensions are not there
+    warnings.simplefilter("ignore")  # about every CUDA extension that is not installed
     from megatron.core import ModelParallelConfig
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 
@@ -45,13 +45,14 @@ class _Row(RowParallelLinear):
     def forward(self, x: Tensor) -> Tensor:
         leave = ReduceScatterToSequenceRegion if self.sequence_parallel else ReduceFromTensorRegion
         out = leave.apply(F.linear(x, self.weight), self.tp_group)
+        # behind the sum: each rank would add the bias once otherwise
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
 class _Embedding(VocabParallelEmbedding):
     def forward(self, tokens: Tensor) -> Tensor:
         here = (tokens >= self.vocab_start_index) & (tokens < self.vocab_end_index)
-        local = (tokens - self.vocab_start_index).masked_fill(~here, 0)
+        local = (tokens - self.vocab_start_index).masked_fill(~here, 0)  # row 0 stands in, and is zeroed below
         return ReduceFromTensorRegion.apply(F.embedding(local, self.weight) * here[..., None], self.tp_group)
 
 
@@ -66,7 +67,7 @@ class MegatronLayers:
             tensor_model_parallel_size=self.size,
             use_cpu_initialization=True,
             sequence_parallel=sequence_parallel,
-            perform_initialization=False,
+            perform_initialization=False,  # weights are drawn by name, equal at every tensor-parallel size
             params_dtype=torch.float32,
         )
 
@@ -125,7 +126,7 @@ class MegatronLayers:
             return
         seed = int(torch.randint(2**62, ()))  # the same on all tensor-parallel ranks
         devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices):  # what follows draws as if nothing had been drawn here
             torch.manual_seed(seed + self.rank)
             yield
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from data_pipeline.common.errors import InputError
 from pretraining.parallel.launch import Launch
 from pretraining.parallel.mesh import Axis, Mesh
 
@@ -41,6 +42,10 @@ def start_world(launch: Launch, tensor_parallel: int = 1, timeout_seconds: float
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", launch.local_rank) if cuda else torch.device("cpu")
     if cuda:
+        if launch.local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"local rank {launch.local_rank} has no GPU: {torch.cuda.device_count()} visible, one a rank is needed"
+            )
         torch.cuda.set_device(device)
     if launch.size == 1:
         return World(0, 1, device)
@@ -98,5 +103,4 @@ def _limit_threads(launch: Launch) -> None:
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", launch.size)))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // launch.local_size))

@@ -85,15 +85,15 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such checkpoint (train.resume takes auto, never, or the folder of one)")
     if not path.is_file():
-        raise InputError(f"{folder}: not a whole checkpoint, its manifest.json is missing (cut short while saving?)")
+        raise InputError(f"{folder}: incomplete checkpoint: manifest.json is missing (interrupted while saving?)")
     manifest = _read_manifest(path)
     for name, size in manifest["files"].items():
         file = folder / name
         found = file.stat().st_size if file.is_file() else None
         if found != size:
             raise InputError(
-                f"{file}: {'missing' if found is None else f'{found} bytes'}, {size} bytes expected: "
-                "the checkpoint was cut short"
+                f"{file}: {'missing' if found is None else f'{found} bytes'}, expected {size} bytes: "
+                "the checkpoint is truncated"
             )
     return Checkpoint(folder, manifest)
 
@@ -138,7 +138,7 @@ def newest_checkpoint(folder: Path, before: Checkpoint | None = None) -> Checkpo
 class Saver:
     """Saves in the background: training waits for the copy of the tensors only.
 
-    A save that fails is told and does not end the run: the checkpoint before it stays the newest.
+    A save that fails is reported and does not end the run: the checkpoint before it stays the newest.
     """
 
     def __init__(self, world: World) -> None:
@@ -177,8 +177,8 @@ class Saver:
 
 
 def _save(share: list[Entry], state: dict[str, Any], folder: Path, world: World) -> bool:
-    """Every rank writes its share of the boxes; rank 0 then the manifest. A job that is killed meanwhile
-    leaves a folder without a manifest, a save that fails none. -> whether it succeeded."""
+    """Every rank writes its share of the boxes, then rank 0 the manifest -> whether it succeeded. A job that is killed
+    in between leaves a folder without a manifest; a save that fails leaves no folder."""
     main = world.is_main
     made = _agree(world, folder, lambda: _new_folder(folder) if main else None)
     written = made and _agree(world, folder, lambda: _write_share(share, folder, f"rank_{world.rank:05d}"))
@@ -189,8 +189,8 @@ def _save(share: list[Entry], state: dict[str, Any], folder: Path, world: World)
 
 
 def _agree(world: World, folder: Path, work: Callable[[], Any]) -> list[Any] | None:
-    """-> what `work` gave on every rank; None, and the reasons told, where it failed on some. Everything is caught,
-    since the other ranks wait to hear of it; what no disk is to blame for is shown with its traceback."""
+    """-> what `work` returned on every rank; None where it failed on some, with the reasons printed. All is caught,
+    since the other ranks wait to hear of it; errors other than I/O are printed with a traceback."""
     from safetensors import SafetensorError
 
     try:
@@ -243,7 +243,7 @@ def prune_checkpoints(folder: Path, keep_last: int, keep_every: int) -> None:
 
 
 def set_aside_newer(folder: Path, step: int | None) -> None:
-    """Renames checkpoints beyond `step` (None: all), which the run that goes on from there does not come from."""
+    """Renames checkpoints beyond `step` (None: all), which are not ancestors of the resumed run."""
     for newer in checkpoint_folders(folder):
         if step is None or int(newer.name.removeprefix("step_")) > step:
             aside = newer.with_name(f"abandoned_{newer.name}")

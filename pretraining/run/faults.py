@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterable, Mapping
 from types import FrameType
 
 from data_pipeline.common.errors import Failure
@@ -18,6 +20,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.announces = True  # one rank's message is enough
 
     def install(self) -> StopRequest:
         for signum in SIGNALS:
@@ -28,10 +31,12 @@ class StopRequest:
         if signum == signal.SIGINT and self.reason:  # a second Ctrl-C means it
             raise KeyboardInterrupt
         self.reason = f"stopped by {signal.Signals(signum).name}"
+        if signum == signal.SIGINT and self.announces:  # os.write: print may be what was interrupted
+            os.write(2, b"\nstopping after this step and saving a checkpoint; Ctrl-C again ends at once\n")
 
 
 class Stopped(Exception):
-    """All ranks agreed to stop; the checkpoint is saved. Exit code 75: please requeue."""
+    """All ranks agreed to stop; the checkpoint that its message names is saved. Exit code 75: please requeue."""
 
 
 class NonFiniteWatch:
@@ -42,10 +47,58 @@ class NonFiniteWatch:
     def __init__(self) -> None:
         self.in_a_row = 0
 
-    def see(self, step: int, finite: bool) -> None:
+    def see(self, step: int, finite: bool, loss_is_finite: bool, loss_scale: float | None) -> str | None:
+        """What is to be told of a step; None where it was not skipped.
+
+        loss_scale: the next step's, under fp16 only. Raises Failure after LIMIT skipped steps in a row.
+        """
         self.in_a_row = 0 if finite else self.in_a_row + 1
+        if finite:
+            return None
+        cause, advice = _skipped(loss_is_finite, loss_scale)
         if self.in_a_row == self.LIMIT:
             raise Failure(
                 f"the gradients of the last {self.LIMIT} steps up to step {step} were not finite: "
-                "the run has diverged; a smaller optimizer.lr or more warm-up may help"
+                f"the run has diverged ({cause}); {advice}"
             )
+        expected = loss_scale is not None and loss_is_finite and loss_scale > 1.0
+        hint = EXPECTED.format(loss_scale) if expected else f"weights are as they were; should more follow, {advice}"
+        return f"step {step} was skipped: {cause}; {hint}"
+
+
+EXPECTED = "this is expected at the start and now and then later, and the loss scale falls to {:g}"
+SMALLER = "a smaller optimizer.lr or more warm-up may help"
+
+
+def _skipped(loss_is_finite: bool, loss_scale: float | None) -> tuple[str, str]:
+    """-> (why a step's gradients were not finite, what helps)."""
+    if loss_scale is None:
+        return "its gradients were not finite" if loss_is_finite else "its loss was not finite", SMALLER
+    if not loss_is_finite:
+        return (
+            "its loss was not finite, which no loss scale mends",
+            f"{SMALLER}, as may train.precision=bf16, which does not overflow",
+        )
+    if loss_scale > 1.0:
+        return "its gradients overflowed fp16", SMALLER
+    return "its gradients overflowed fp16 at the smallest loss scale, 1", f"{SMALLER}, or train.precision=bf16"
+
+
+class TargetWatch:
+    """Notices loss terms of which a batch has next to no targets, as whole-word masking of one-word documents leaves:
+    nothing fails, and next to nothing is learned."""
+
+    LEAST = 0.1  # targets of a sample, in the mean
+
+    def __init__(self, terms: Iterable[str], global_batch_size: int) -> None:
+        self.waiting, self.samples = set(terms), global_batch_size
+
+    def see(self, step: int, counts: Mapping[str, float]) -> list[str]:
+        """What is to be told of a step, once for each term. counts: of targets of each term in its global batch."""
+        few = sorted(term for term in self.waiting if counts[term] < self.LEAST * self.samples)
+        self.waiting -= set(few)
+        return [
+            f"warning: the {self.samples} samples of step {step} have {counts[term]:.0f} targets of {term}: little is "
+            "trained of it. Are documents too short for the objective's keys? inspect=3 shows samples"
+            for term in few
+        ]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.common.files import write_atomically
 
-Value = int | float | None
+Value = int | float | str | list[str] | None
 Values = dict[str, Value]  # one line of metrics.jsonl
 METRICS = "metrics.jsonl"
+LARGEST_EXACT = 1 << 53  # a reader whose numbers are doubles, as JavaScript's or jq's, rounds integers beyond it
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class TrainingLine:
     """One update. `step` counts updates from 1; `samples` and `units` are totals of the run so far.
 
     unit: tokens or images, which names two keys. parts: the means of the terms and metrics, where there are several.
+    lacking: terms of which the batch has no target; the loss, not finite where it has none at all, is without them.
     grad_norm: before clipping; not finite where the step was skipped. loss_scale: under fp16 only.
     """
 
@@ -34,6 +37,7 @@ class TrainingLine:
     batch_hash: int
     utilization: dict[str, float]
     parts: dict[str, float]
+    lacking: list[str]
     skipped: bool
     loss_scale: float | None
 
@@ -47,10 +51,12 @@ class TrainingLine:
             self.unit: self.units,
             "step_seconds": self.step_seconds,
             f"{self.unit}_per_second": self.units_per_second,
-            "batch_hash": self.batch_hash,
+            "batch_hash": self.batch_hash if self.batch_hash <= LARGEST_EXACT else str(self.batch_hash),
             **self.utilization,
             **{name: finite(value) for name, value in self.parts.items()},
         }
+        if self.lacking:
+            line["lacking"] = self.lacking
         if self.skipped:
             line["skipped"] = True
         return line if self.loss_scale is None else {**line, "loss_scale": self.loss_scale}
@@ -58,15 +64,26 @@ class TrainingLine:
 
 @dataclass(frozen=True)
 class EvaluationLine:
-    """Means over the validation data after `step` updates. parts: as in a training line."""
+    """Means over the validation data after `step` updates. parts, lacking: as in a training line.
+
+    units: tokens without padding, or images, of this evaluation. bits_per_byte: of the text in the targets; None where
+    they have none.
+    """
 
     step: int
     loss: float
     parts: dict[str, float]
+    lacking: list[str]
+    unit: str
+    units: int
+    bits_per_byte: float | None
 
     def as_json(self) -> Values:
-        named = {f"valid_{name}": finite(value) for name, value in self.parts.items()}
-        return {"step": self.step, "valid_loss": finite(self.loss), **named}
+        line: Values = {"step": self.step, "valid_loss": finite(self.loss), f"valid_{self.unit}": self.units}
+        if self.bits_per_byte is not None:
+            line["valid_bits_per_byte"] = finite(self.bits_per_byte)
+        line |= {f"valid_{name}": finite(value) for name, value in self.parts.items()}
+        return {**line, "valid_lacking": self.lacking} if self.lacking else line
 
 
 Line = TrainingLine | EvaluationLine
@@ -79,7 +96,7 @@ def finite(value: float) -> float | None:
 def cut_metrics(path: Path, step: int | None) -> None:
     """Drops torn lines and those beyond `step`, the checkpoint that the run continues from (None: all)."""
     if path.exists():
-        kept = [line for line in read_metrics(path) if step is not None and (line["step"] or 0) <= step]
+        kept = [line for line in read_metrics(path) if step is not None and step_of(line) <= step]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
@@ -96,6 +113,16 @@ def read_metrics(path: Path) -> list[Values]:
     return lines
 
 
+def step_of(line: Values) -> int:
+    step = line["step"]
+    return step if isinstance(step, int) else 0
+
+
+def points(lines: Iterable[Values], key: str) -> list[tuple[int, float]]:
+    """(step, value) of the lines that have a number there."""
+    return [(step_of(line), value) for line in lines if isinstance(value := line.get(key), int | float)]
+
+
 def draw_losses(run_dir: Path) -> Path:
     """Training and validation loss over the steps -> run_dir/loss.png."""
     import matplotlib
@@ -104,12 +131,11 @@ def draw_losses(run_dir: Path) -> Path:
     from matplotlib import pyplot
 
     lines = read_metrics(run_dir / METRICS)
-    train = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
-    valid = [(line["step"], line["valid_loss"]) for line in lines if line.get("valid_loss") is not None]
+    train, valid = points(lines, "loss"), points(lines, "valid_loss")
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for points, label, style in ((train, "training", "-"), (valid, "validation", "o-")):
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.2)
+    for curve, label, style in ((train, "training", "-"), (valid, "validation", "o-")):
+        if curve:
+            axes.plot(*zip(*curve, strict=True), style, label=label, markersize=4, linewidth=1.2)
     axes.set(xlabel="step", ylabel="loss", title=run_dir.name)
     axes.grid(alpha=0.3)
     if train or valid:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.common.compose import read_config
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
 from data_pipeline.common.fields import to_dict
-from data_pipeline.common.files import write_atomically
+from data_pipeline.common.files import is_local, write_atomically
 from data_pipeline.common.json_files import read_json_if_there
 from pretraining.config import RunConfig
 from pretraining.run.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
@@ -21,13 +23,23 @@ if TYPE_CHECKING:
     from pretraining.models.heads import BringsHeads
 
 VERDICT = "verdict.json"
+RUNS = "runs"  # where runs go that are given no run_dir
 Identity = dict[str, Any]  # see pretraining.config.identity
 STATE = {"step", "tokens", "evaluated_step", "position", "identity"}  # what Trainer.save adds to the tensors
 
 
-def default_run_dir(config: RunConfig) -> str:
-    """A new folder's name; rank 0's counts."""
-    return f"runs/{datetime.now():%Y%m%d-%H%M%S}-{config.model.name}-{config.objective.name}"
+def make_run_dir(config: RunConfig) -> str:
+    """Makes a folder that no other job has, also of those that start in the same second -> its name."""
+    name = f"{RUNS}/{datetime.now():%Y%m%d-%H%M%S}-{config.model.name}-{config.objective.name}"
+    for number in itertools.count(2):
+        try:
+            Path(name).mkdir(parents=True)  # fails where it is there: whoever makes a folder owns it
+            return name
+        except FileExistsError:
+            name = f"{name.removesuffix(f'.{number - 1}')}.{number}"
+        except OSError as error:
+            raise InputError(f"run_dir={name} cannot be made: {error}") from error
+    raise AssertionError("some number is free")
 
 
 def named_run_dir(overrides: Sequence[str]) -> Path | None:
@@ -39,7 +51,7 @@ def named_run_dir(overrides: Sequence[str]) -> Path | None:
 def find_checkpoint(config: RunConfig, run: Identity) -> Checkpoint | None:
     """The checkpoint to start from, as train.resume says. Raises InputError."""
     if config.train.resume not in ("auto", "never"):
-        checkpoint: Checkpoint | None = open_checkpoint(Path(config.train.resume))
+        checkpoint: Checkpoint | None = _descendant(config) or open_checkpoint(Path(config.train.resume))
     elif config.run_dir is None:
         return None
     elif config.train.resume == "never":
@@ -49,9 +61,45 @@ def find_checkpoint(config: RunConfig, run: Identity) -> Checkpoint | None:
         checkpoint = newest_checkpoint(Path(config.run_dir) / "checkpoints")
         if checkpoint is None:
             _require_never_saved(Path(config.run_dir))
-    if checkpoint is not None:
-        require_of_run(checkpoint, run)
+    if checkpoint is None:
+        return None
+    require_of_run(checkpoint, run)
+    reached = checkpoint.state["step"]
+    if reached > config.train.steps:
+        raise InputError(
+            f"train.steps={config.train.steps}: the run is at step {reached} already ({checkpoint.folder}); nothing "
+            "was changed. Name more steps, or an earlier checkpoint by train.resume=PATH"
+        )
     return checkpoint
+
+
+def older_checkpoint(config: RunConfig, damaged: Checkpoint) -> Checkpoint | None:
+    """What the run can go on from where `damaged` cannot be read; None where that is the one which train.resume
+    names, or the last."""
+    if config.train.resume == "auto":
+        return newest_checkpoint(damaged.folder.parent, before=damaged)
+    named = Path(config.train.resume)
+    if damaged.folder.resolve() == named.resolve():
+        return None
+    return _descendant(config, before=damaged) or open_checkpoint(named)
+
+
+def _descendant(config: RunConfig, before: Checkpoint | None = None) -> Checkpoint | None:
+    """The run's newest checkpoint (of those older than `before`) that it has reached since it started from
+    train.resume=PATH. None where it never did, or has not got beyond: then PATH counts."""
+    if config.run_dir is None:
+        return None
+    start = read_json_if_there(Path(config.run_dir) / "run.json").get("resumed")
+    if start is None or start["checkpoint"] != _name_of(Path(config.train.resume)):
+        return None
+    newest = newest_checkpoint(Path(config.run_dir) / "checkpoints", before)
+    # those beyond were set aside when it started from PATH, so that what is newer comes from there
+    return newest if newest is not None and newest.state.get("step", 0) > start["step"] else None
+
+
+def _name_of(checkpoint: Path) -> str:
+    """The same by whatever path it is reached, and after it was pruned."""
+    return str(checkpoint.resolve())
 
 
 def require_of_run(checkpoint: Checkpoint, run: Identity) -> None:
@@ -59,7 +107,7 @@ def require_of_run(checkpoint: Checkpoint, run: Identity) -> None:
     missing = STATE - checkpoint.state.keys()
     if missing:
         raise InputError(f"{checkpoint.folder}: the state in its manifest lacks {', '.join(sorted(missing))}")
-    _refuse_changes(f"{checkpoint.folder} is of another run", checkpoint.state["identity"], run)
+    _refuse_changes(f"{checkpoint.folder} belongs to another run", checkpoint.state["identity"], run)
 
 
 def _require_no_run(folder: Path) -> None:
@@ -71,25 +119,31 @@ def _require_no_run(folder: Path) -> None:
 
 
 def _require_never_saved(folder: Path) -> None:
-    """A run may begin anew before its first checkpoint was whole, never after that."""
+    """A run may start over before its first complete checkpoint, never after it."""
     found = checkpoint_folders(folder / "checkpoints")
     ended_in_order = read_json_if_there(folder / VERDICT).get("exit_code") in (EXIT_DONE, EXIT_REQUEUE)
     if found and (len(found) > 1 or ended_in_order or (found[0] / "manifest.json").exists()):
         raise InputError(
-            f"{folder / 'checkpoints'}: no whole checkpoint is left among {len(found)}; "
-            "choose another run_dir to begin anew"
+            f"{folder / 'checkpoints'}: none of the {len(found)} checkpoints is complete; "
+            "choose another run_dir to start over"
         )
 
 
 def check_run_dir(config: RunConfig, run: Identity) -> None:
-    """Makes the folder. Refuses to continue a run whose model, objective, optimizer, seed, batch or data differ."""
-    if config.run_dir is None:
-        return
-    folder = Path(config.run_dir)
+    """Makes the folder, or the one that a new run's will be made in, and sees that it can be written to. Refuses to
+    continue a run whose model, objective, optimizer, seed, batch or data differ."""
+    folder = Path(config.run_dir or RUNS)
+    key = f"run_dir={folder}" if config.run_dir else f"run_dir is not given, and {folder.absolute()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"run_dir={folder} cannot be made: {error}") from error
+        raise InputError(f"{key} cannot be created: {error}") from error
+    try:  # mode bits would not tell of a read-only mount
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"{key} cannot be written to: {error.strerror or error}; choose another run_dir") from error
+    if config.run_dir is None:
+        return
     before = read_json_if_there(folder / "run.json").get("identity")
     if before is not None:
         _refuse_changes(f"run_dir={folder} holds another run; choose another run_dir", before, run)
@@ -102,24 +156,40 @@ def _refuse_changes(what: str, before: Identity, now: Identity) -> None:
         if before.get(key) != now.get(key) and key != "data.content"
     ]
     if before["data.content"] != now["data.content"]:
-        changed.append("data.path holds other data, or was prepared anew: its content differs")
+        changed.append("data.path holds other data, or was prepared again: its content differs")
     if changed:
-        raise InputError(f"{what}. Different are: {'; '.join(changed)}")
+        raise InputError(f"{what}. Differences: {'; '.join(changed)}")
 
 
-def write_config(config: RunConfig, run_dir: Path, run: Identity) -> None:
-    """config.yaml and run.json; an earlier, different config.yaml is kept as config.1.yaml, config.2.yaml, ..."""
+def recorded_config(config: RunConfig) -> dict[str, Any]:
+    """The config as a run records it: what it reads is named so that it is found from any folder."""
+    values = to_dict(config)
+    for group, key in (("data", "path"), ("model", "init_from")):
+        found = values[group][key]
+        if found is not None and is_local(found):
+            values[group][key] = os.path.abspath(found)
+    return values
+
+
+def write_config(config: RunConfig, run_dir: Path, run: Identity, start: Checkpoint | None = None) -> None:
+    """config.yaml and run.json; an earlier, different config.yaml is kept as config.1.yaml, config.2.yaml, ...
+
+    start: the checkpoint that the run goes on from.
+    """
     from omegaconf import OmegaConf
 
     run_dir.mkdir(parents=True, exist_ok=True)
-    path, text = run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+    path, text = run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(recorded_config(config)))
     values = read_json_if_there(run_dir / "run.json")
     if path.exists() and path.read_bytes() != text.encode():
         _warn_of_schedule(values.get("steps"), config.train.steps)
         number = next(n for n in range(1, 10**6) if not (run_dir / f"config.{n}.yaml").exists())
         os.replace(path, run_dir / f"config.{number}.yaml")
     write_atomically(path, text)
-    write_atomically(run_dir / "run.json", json.dumps({**values, "identity": run, "steps": config.train.steps}))
+    values |= {"identity": run, "steps": config.train.steps}
+    if start is not None and _name_of(start.folder) == _name_of(Path(config.train.resume)):
+        values["resumed"] = {"checkpoint": _name_of(start.folder), "step": start.state["step"]}
+    write_atomically(run_dir / "run.json", json.dumps(values))
 
 
 def read_run_config(run_dir: Path) -> RunConfig:
@@ -134,7 +204,7 @@ def read_run_config(run_dir: Path) -> RunConfig:
         values = OmegaConf.to_container(OmegaConf.load(path))
         return read_config(values, RunConfig)
     except (InputError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is not a run's config of this version: {error}") from error
+        raise InputError(f"{path} is not a config of this version: {error}") from error
 
 
 def load_plain_model(config: RunConfig, outputs: int, objective: BringsHeads, checkpoint: Checkpoint) -> Any:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PEAK_FLOPS = {  # dense bf16, from the vendors' data sheets
+PEAK_FLOPS = {  # dense bf16, from the vendors' data sheets; the first name that a device's contains counts
+    "B200": 2250e12,
     "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,

@@ -41,6 +41,8 @@ CASES = [
     _case("span_corruption", "span_corruption"),
     _case("span_corruption, dense", "span_corruption", "noise_density=0.5", "mean_span_length=5.0"),
     _case("span_corruption, prefix", "span_corruption", "mode=prefix_lm"),
+    _case("span_corruption, documents apart", "span_corruption", "documents=apart"),
+    _case("span_corruption, documents apart, ul2", "span_corruption", "documents=apart", "mode=ul2"),
     _case("span_corruption, short targets", "span_corruption", "targets_length=6"),
     _case("span_corruption, ul2", "span_corruption", "mode=ul2"),
     _case("image_classification", "image_classification"),
@@ -72,4 +74,4 @@ def compute(case: Case, data: Data) -> dict[str, Any]:
     """-> for each of steps 1 to 3, batch_hash, and the cumulative tokens or images."""
     lines = case.run(data)
     unit = "images" if case.kind == "images" else "tokens"
-    return {key: [line[key] for line in lines] for key in ("batch_hash", unit)}
+    return {key: [int(line[key]) for line in lines] for key in ("batch_hash", unit)}

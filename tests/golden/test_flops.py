@@ -71,7 +71,7 @@ def tensor_parallel_lines(golden_data: Data, tmp_path_factory: pytest.TempPathFa
 
 def test_tensor_parallel_ranks_count_a_batch_once(tensor_parallel_lines: list[dict[str, Any]]) -> None:
     """What both of them hold is one sample and one token: sums on the host over all ranks are divided by them."""
-    found = {key: [line[key] for line in tensor_parallel_lines] for key in ("batch_hash", "tokens")}
+    found = {key: [int(line[key]) for line in tensor_parallel_lines] for key in ("batch_hash", "tokens")}
     check(batches.KIND, causal_lm().name, found)
 
 

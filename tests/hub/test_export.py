@@ -261,7 +261,7 @@ def test_an_existing_output_is_refused(train, tmp_path):
 
 
 def test_a_checkpoint_outside_its_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match="not a whole checkpoint"):
+    with pytest.raises(InputError, match="incomplete checkpoint"):
         to_folder(tmp_path, tmp_path / "out")
 
 

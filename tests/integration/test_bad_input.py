@@ -104,7 +104,7 @@ def test_data_prepared_anew(run, data):
     manifest["splits"]["train"]["samples"] -= dropped["samples"]
     (data / "manifest.json").write_text(json.dumps(manifest))
     code, said = run("train.steps=3")
-    assert code == EXIT_INPUT_ERROR and "prepared anew" in said
+    assert code == EXIT_INPUT_ERROR and "prepared again" in said
 
 
 def test_a_checkpoint_cut_short(run, tmp_path):
@@ -113,14 +113,14 @@ def test_a_checkpoint_cut_short(run, tmp_path):
     file = next(newest.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:100])
     code, said = run(f"train.resume={newest}", f"run_dir={tmp_path / 'other'}")
-    assert code == EXIT_INPUT_ERROR and "cut short" in said
+    assert code == EXIT_INPUT_ERROR and "truncated" in said
     code, said = run("train.steps=3")  # auto takes the one before, and says so
     assert code == 0 and "skipped step_00000002" in said
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000001")
     for left in (tmp_path / "run" / "checkpoints").glob("*/*.safetensors"):
         left.write_bytes(b"")
     code, said = run("train.steps=4")
-    assert code == EXIT_INPUT_ERROR and "no whole checkpoint" in said
+    assert code == EXIT_INPUT_ERROR and "checkpoints is complete" in said
 
 
 def test_never_resume_over_a_run(run):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +96,26 @@ def test_sigkill_of_two_ranks_under_zero(corpus, tmp_path):
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_ctrl_c_says_what_was_saved_and_how_to_go_on(corpus, tmp_path):
+    """Without run_dir as well: its folder's name is what the next command needs."""
+    process = start(corpus, "null")
+    deadline = time.time() + 120
+    while "step 2/" not in process.stdout.readline():
+        assert process.poll() is None and time.time() < deadline
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 75 and "Traceback" not in output, output
+    assert "stopping after this step and saving a checkpoint; Ctrl-C again ends at once" in output
+    told = r"stopped by SIGINT: step (\d+) is saved in (\S+)\. The same command with run_dir=(\S+) goes on from there"
+    found = re.search(told, output)
+    assert found is not None, output
+    folder, run_dir = ROOT / found.group(2), ROOT / found.group(3)
+    try:
+        assert folder.name == f"step_{int(found.group(1)):08d}" and (folder / "manifest.json").is_file()
+    finally:
+        shutil.rmtree(run_dir)
 
 
 def test_sigterm_saves_and_asks_for_a_requeue(corpus, whole, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,20 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
     bound = (6 / 64) ** 0.5
     assert 0.9 * bound < float(weights[0].detach().abs().max()) <= bound
     assert float(first.head.weight.detach().abs().sum()) == 0.0
+
+
+def test_mae_draws_queries_keys_and_values_as_parts_of_one_matrix() -> None:
+    """models_mae.py applies Xavier to timm's fused matrix: uniform up to sqrt(6 / (fan in + 3 x fan out))."""
+    model = build(SMALL_MAE, 0)
+    model.initialize(1)
+    for name, parameter in model.named_parameters():
+        if name.endswith("position_embedding") or parameter.ndim < 2:
+            continue
+        fan_out, fan_in = parameter.shape
+        fused = name.endswith(("query.weight", "key.weight", "value.weight"))
+        bound = math.sqrt(6 / (fan_in + (3 if fused else 1) * fan_out))
+        assert 0.9 * bound < float(parameter.detach().abs().max()) <= bound, name
+        assert float(parameter.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.1), name
 
 
 def test_flops_of_vit_base_are_the_known_ones() -> None:

@@ -48,7 +48,12 @@ CASES = [
     ("image_classification", ("mixup=0.4", "cutmix=1.0", "rand_augment_ops=1")),
     ("masked_image", ()),
 ]
-DEFAULTS = {"for_evaluation", "picture", "target_length"}  # what a class may leave as the Protocol has it
+DEFAULTS = {
+    "for_evaluation",
+    "picture",
+    "target_bytes",
+    "target_length",
+}  # what a class may leave as the Protocol has it
 METHODS = {name for name, member in vars(Objective).items() if inspect.isfunction(member) and name[0] != "_"}
 
 

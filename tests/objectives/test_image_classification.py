@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data_pipeline.common.errors import InputError
 from data_pipeline.shards.images import EncodedImage
 from pretraining.objectives.base import Demonstration, SampleSpec
 from pretraining.objectives.image.augmentation import (
@@ -316,3 +317,10 @@ def test_data_and_objective_that_do_not_fit_are_told_at_once(
             overrides = tuple(o for o in overrides if "objective." not in o and o != "objective=image_classification")
         assert command("pretraining.train", *overrides) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("classes", [(), ("only",)])
+def test_less_than_two_classes_are_refused(classes: tuple[str, ...]) -> None:
+    spec = SampleSpec(grid=PatchGrid(8, 4), classes=classes)
+    with pytest.raises(InputError, match=r"needs at least two classes, data\.path holds"):
+        ImageClassification(ImageClassificationConfig(name="image_classification"), spec)

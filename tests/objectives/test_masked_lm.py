@@ -8,6 +8,7 @@ import torch
 from data_pipeline.common.randomness import Purpose, generator
 from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.shards.text import TextReader, TokenizedDocument
+from data_pipeline.stream.sentence_packing import Pairing, PairPart
 from data_pipeline.stream.stream import Position, Stream
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from data_pipeline.tokenizers.words import WordPieces
@@ -16,7 +17,7 @@ from pretraining.models.bert.config import BertConfig
 from pretraining.objectives.base import Demonstration, SampleSpec
 from pretraining.objectives.text.masked_lm import MaskedLM, MaskedLMConfig
 from pretraining.objectives.text.masking import choose, find_words, ngram_lengths, replace
-from pretraining.objectives.text.sentence_pairs import excerpt, next_sentence, sentence_order, truncate
+from pretraining.objectives.text.sentence_pairs import next_sentence, sentence_order, truncate
 from tests.building import build
 
 PAD, UNK, CLS, SEP, MASK = 0, 3, 101, 102, 100
@@ -54,7 +55,7 @@ class Scripted:
 
 
 def test_worked_example():
-    """Two sentences of 7 and 6 tokens, swapped. 15% of 13 are 2: the first word in the drawn order is masked, the
+    """Two sentences of 7 and 6 tokens, swapped. 15% of 16 are 2: the first word in the drawn order is masked, the
     second, next to it, becomes a random token."""
     rng = Scripted(7, 0.1, [5, 4, *range(4), *range(6, 13)], [0.79, 0.85], [44, 55])
     task = objective(20, pairing="sentence_order")
@@ -82,14 +83,14 @@ def test_packed_worked_example():
     assert tokens.tolist() == [CLS, 50, 51, SEP, CLS, 60, 61, 62, SEP, CLS, 70, 71, SEP]
     assert sample["documents"].tolist() == [0] * 4 + [1] * 5 + [2] * 4
     assert sample["positions"].tolist() == [*range(4), *range(5), *range(4)]
-    assert len(sample["labels"]) == 1 and list(task.terms) == ["masked_lm"]
+    assert len(sample["labels"]) == 2 and list(task.terms) == ["masked_lm"]
     alone = task.corrupt([np.array([SEP]), np.array([CLS, 60, 61])], generator(1, Purpose.CORRUPTION, 3))
     assert len(alone["tokens"]) == 4  # a lone end is left out
 
 
 @pytest.mark.parametrize("masking", ["token", "whole_word", "ngram"])
 def test_rates(masking):
-    """15% of the tokens of text; of those 80% masked, 10% random, 10% kept; never a special token."""
+    """15% of the tokens; of those 80% masked, 10% random, 10% kept; never a special token."""
     task, rng = objective(512, masking=masking), np.random.default_rng(1)
     special = tokens_total = chosen = masked = kept = 0
     seen, randoms = np.zeros(512), []
@@ -100,7 +101,7 @@ def test_rates(masking):
         assert np.all(np.diff(positions) > 0) and np.array_equal(sample["labels"], tokens[positions])
         assert np.array_equal(np.delete(sample["tokens"], positions), np.delete(tokens, positions))
         special += int((~IS_TEXT[tokens[positions]]).sum())
-        tokens_total += int(IS_TEXT[tokens].sum())
+        tokens_total += len(tokens)
         chosen += len(positions)
         masked += int((now == MASK).sum())
         kept += int((now == sample["labels"]).sum())
@@ -162,34 +163,39 @@ def test_replace_takes_its_shares_from_the_first_draw():
     assert out.tolist() == [MASK, 11, 7, 13, 14, 15] and tokens[0] == 10
 
 
-def test_next_sentence_is_the_continuation_half_of_the_time():
-    own, partner, rng = document([10] * 6, first=0), document([7] * 20, first=1000), np.random.default_rng(5)
-    labels, splits, totals = [], [], {0: [], 1: []}
-    for _ in range(3000):
-        first, second, label = next_sentence(own, partner, 100, rng)
-        labels.append(label)
-        splits.append(len(first))
-        totals[label].append(len(first) + len(second))
-        assert np.array_equal(first, np.arange(len(first)))
-        if label == 0:
-            assert np.array_equal(second, np.arange(len(first), 60))
-        else:
-            assert second[0] >= 1000 and (second[0] - 1000) % 7 == 0 and np.all(np.diff(second.astype(int)) == 1)
-    assert np.mean(labels) == pytest.approx(0.5, abs=0.03)
-    assert np.bincount(splits)[10::10] / 3000 == pytest.approx([0.2] * 5, abs=0.03)  # any border is as likely
-    assert set(splits) == {10, 20, 30, 40, 50}
-    assert np.mean(totals[1]) == pytest.approx(60, abs=2)  # the length tells nothing
+def part(tokens, pairing=Pairing.NONE):
+    return PairPart(np.asarray(tokens), pairing)
 
 
-def test_pairs_where_there_is_little_to_choose_from():
-    rng = np.random.default_rng(6)
-    single, partner = document([9], first=0), document([3, 3], first=500)
-    assert {next_sentence(single, partner, 20, rng).label for _ in range(50)} == {IGNORED}
-    first, second, label = next_sentence(single, None, 20, rng)
-    assert len(first) == 9 and len(second) == 0 and label == IGNORED
-    assert next_sentence(document([4, 4]), None, 20, rng).label == IGNORED
+def test_next_sentence_takes_the_packings_word_for_it():
+    rng, tokens = np.random.default_rng(5), np.arange(30)
+    for pairing, label in ((Pairing.CONTINUATION, 0), (Pairing.RANDOM, 1), (Pairing.NONE, IGNORED)):
+        first, second, found = next_sentence([part(tokens), part(tokens[:9], pairing)], 100, rng)
+        assert found == label and np.array_equal(first, tokens) and np.array_equal(second, tokens[:9])
+    first, second, found = next_sentence([part(tokens)], 20, rng)
+    assert found == IGNORED and (len(first), len(second)) == (20, 0)
+    first, second, _ = next_sentence([part(tokens), part(tokens, Pairing.RANDOM)], 20, rng)
+    assert (len(first), len(second)) == (10, 10)
+
+
+def published_predictions(tokens):
+    """create_masked_lm_predictions: of all tokens, [cls] and [sep] counted."""
+    return max(1, round(tokens * 0.15))
+
+
+@pytest.mark.parametrize("length, predictions", [(128, 19), (512, 77)])
+def test_as_many_predictions_as_published(length, predictions):
+    rng, task = np.random.default_rng(11), objective(length)
+    for first, second in ((length, length), (30, 20), (3, 2), (1, 1)):
+        sample = task.corrupt([part(rng.integers(4, 100, n)) for n in (first, second)], rng)
+        assert len(sample["labels"]) == published_predictions(len(sample["tokens"]))
+    assert task.max_predictions == published_predictions(length) == predictions
+
+
+def test_a_single_sentence_has_no_order():
+    rng, task = np.random.default_rng(6), objective(pairing="sentence_order")
+    single = document([9], first=4)
     assert sentence_order(single, 20, rng).label == IGNORED
-    task = objective(pairing="sentence_order")
     sample = task.corrupt([single], rng)
     assert (sample["segments"] == 0).all() and task.counts([sample])["sentence_order"] == 0
 
@@ -219,15 +225,6 @@ def test_truncation_takes_from_the_longer_one_front_or_back():
     assert first.tolist() == [1, 2] and second.tolist() == [5, 6]
 
 
-def test_excerpt_takes_whole_sentences_near_the_target():
-    partner = document([10, 10, 10, 4], first=0)
-    rng = np.random.default_rng(9)
-    assert {excerpt(partner, 14, rng)[0] for _ in range(100)} == {0, 10, 20}
-    assert len(excerpt(partner, 12, Scripted(0))) == 10 and len(excerpt(partner, 16, Scripted(0))) == 20
-    assert len(excerpt(partner, 14, Scripted(20))) == 14
-    assert len(excerpt(partner, 90, Scripted())) == 34  # too short a document: all of it
-
-
 @pytest.fixture(scope="module")
 def tokenizer(corpus):
     return Tokenizer.load(corpus / "tokenizer")
@@ -250,8 +247,7 @@ def test_real_text(corpus, tokenizer, pairing):
         assert len(one["labels"]) <= task.max_predictions
         for name in ("segments", "positions", "documents"):
             assert len(one[name]) == len(one["tokens"])
-    text = sum(int(tokenizer.is_text[s["tokens"]].sum() + (s["tokens"] == tokenizer.mask).sum()) for s in found)
-    assert sum(len(s["labels"]) for s in found) / text == pytest.approx(0.15, abs=0.01)
+    assert sum(len(s["labels"]) for s in found) / sum(len(s["tokens"]) for s in found) == pytest.approx(0.15, abs=0.01)
     if pairing != "none":
         labels = [int(s["pair_label"]) for s in found if s["pair_label"] != IGNORED]
         assert np.mean(labels) == pytest.approx(0.5, abs=0.1) and len(labels) > 250

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.shards.text import TokenizedDocument
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.labels import IGNORED
 from pretraining.objectives.base import Demonstration, SampleSpec
@@ -123,7 +124,7 @@ def merge(inputs, labels, tokenizer):
 
 @pytest.mark.parametrize("mode", ["span", "prefix_lm", "ul2"])
 def test_every_document_comes_back_from_its_own_inputs_and_targets(mode, tokenizer):
-    objective, rng = build(tokenizer, 256, mode=mode), np.random.default_rng(3)
+    objective, rng = build(tokenizer, 256, mode=mode, documents="apart"), np.random.default_rng(3)
     modes = set(tokenizer.sentinels[-3:])
     lengths = rng.integers(1, 300, 60)
     plan, seen = objective.packing().plan(lengths), np.zeros(60, int)
@@ -143,15 +144,66 @@ def test_every_document_comes_back_from_its_own_inputs_and_targets(mode, tokeniz
     assert ((lengths - seen) <= 1).all()  # a single token has no place for noise
 
 
+def joined_as_published(documents, length):
+    """reduce_concat_tokens and split_tokens of t5/data/preprocessors.py -> rows of tokens; then for each row the
+    numbers of noise tokens and spans of random_spans_noise_mask."""
+    tokens = np.concatenate(documents)
+    segments = -(-len(tokens) // length)
+    padded = np.pad(tokens, (0, segments * length - len(tokens))).reshape(segments, length)
+    sizes = [length] * (segments - 1) + [len(tokens) - (segments - 1) * length]
+    noise = [min(max(round(n * 0.15), 1), n - 1) for n in sizes]
+    spans = [max(round(n / 3.0), 1) for n in noise]
+    return [row[:n].tolist() for row, n in zip(padded, sizes, strict=True)], noise, spans
+
+
+@pytest.mark.parametrize("length", [128, 512])
+def test_joined_documents_are_cut_and_corrupted_as_published(length, tokenizer):
+    """Rows, their inputs and their targets have the published sizes; the text comes back, across documents' borders."""
+    rng = np.random.default_rng(4)
+    documents = [rng.integers(4, 300, int(n)).astype(np.uint16) for n in rng.lognormal(np.log(60), 1, 80) + 1]
+    objective = build(tokenizer, length)
+    packing = objective.packing()
+    plan = packing.plan(np.array([len(d) for d in documents]))
+    rows, noise, spans = joined_as_published(documents, objective.longest)
+    assert plan.num_sequences == len(rows)
+    for number, row in enumerate(rows):
+        whole = [TokenizedDocument(d, np.zeros(1, np.int64)) for d in documents]
+        pieces = [packing.cut(whole[p.document], p) for p in plan.segments(number)]
+        sample = objective.corrupt(pieces, np.random.default_rng(number))
+        inputs, labels = sample["inputs"].tolist(), sample["labels"].tolist()
+        assert not sample["input_documents"].any() and not sample["target_documents"].any()  # all of it is seen
+        assert inputs.pop() == labels.pop() == tokenizer.eos
+        assert len(inputs) == len(row) - noise[number] + spans[number]
+        assert len(labels) == noise[number] + spans[number]
+        assert merge(inputs, labels, tokenizer) == row
+        if number < len(rows) - 1:
+            assert (len(inputs) + 1, len(labels) + 1) == (length, objective.targets_length)  # no padding at all
+
+
+@pytest.mark.parametrize("mode", ["span", "prefix_lm", "ul2"])
+def test_every_row_of_joined_documents_fits(mode, tokenizer):
+    """In every mode, the end of a window included: a row of one token, which has no place for noise, is left out."""
+    objective = build(tokenizer, 64, mode=mode)
+    packing = objective.packing()
+    for extra in range(4):
+        plan = packing.plan(np.array([3 * packing.length, extra]))
+        sizes = [sum(p.stop - p.start for p in plan.segments(n)) for n in range(plan.num_sequences)]
+        assert sizes == [packing.length] * 3 + [extra] * (extra >= 2)
+        for number, size in enumerate(sizes):
+            sample = objective.corrupt([np.arange(size) % 200 + 4], np.random.default_rng(number))
+            assert len(sample["inputs"]) <= 64 and len(sample["labels"]) <= objective.targets_length
+    assert packing.plan(np.array([1])).num_sequences == 0
+
+
 def test_a_full_epoch_wastes_next_to_no_padding(tokenizer):
-    objective = build(tokenizer, 512)
+    objective = build(tokenizer, 512, documents="apart")
     plan = objective.packing().plan(np.random.default_rng(0).integers(20, 3000, 500))
     used = [objective._most(p.stop - p.start)[0] for n in range(plan.num_sequences - 1) for p in plan.segments(n)]
     assert sum(used) > 0.99 * 512 * (plan.num_sequences - 1)
 
 
 def test_a_sample_depends_on_its_generator_alone(tokenizer):
-    objective, pieces = build(tokenizer, 128), [np.arange(50, 120), np.arange(10, 40)]
+    objective, pieces = build(tokenizer, 128, documents="apart"), [np.arange(50, 120), np.arange(10, 40)]
     one, two, other = (objective.corrupt(pieces, np.random.default_rng(seed)) for seed in (5, 5, 6))
     assert all(np.array_equal(one[name], two[name]) for name in one)
     assert not np.array_equal(one["inputs"], other["inputs"])

@@ -69,7 +69,7 @@ def train(world, runs):
 
     weights = {}
     for number, run in enumerate(runs):
-        config = load_config(run)
+        config = load_config(run, world.size)
         trainer = build(config, read_inputs(config), world, Path(config.run_dir), StopRequest())
         trainer.fit()
         weights |= {

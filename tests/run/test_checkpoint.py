@@ -102,7 +102,7 @@ def test_newest_skips_what_is_not_whole_and_says_so(saved, capsys):
     assert newest_checkpoint(saved).folder.name == "step_00000001"
     said = capsys.readouterr().err
     assert "step_00000003" in said and "manifest.json is missing" in said
-    assert "step_00000002" in said and "cut short" in said
+    assert "step_00000002" in said and "truncated" in said
 
 
 FORM = '"format": 1, "state": {}, "files": {}'

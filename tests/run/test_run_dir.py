@@ -1,12 +1,17 @@
 """What a run's folder says, and what happens where it or the command that meets it is not as it should be."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from data_pipeline.common.json_files import read_json
-from tests.helpers import TINY, command, metrics, prepare, valid_losses
+from tests.helpers import ROOT, TINY, command, metrics, prepare, valid_losses
 
 
 @pytest.fixture(scope="module")
@@ -77,18 +82,17 @@ def test_no_whole_checkpoint_left_is_an_error(corpus, run_dir, capsys):
     for folder in (run_dir / "checkpoints").iterdir():
         (folder / "manifest.json").unlink()
     assert pretrain(corpus, run_dir) == 2
-    assert "no whole checkpoint is left among 2" in capsys.readouterr().err
+    assert "none of the 2 checkpoints is complete" in capsys.readouterr().err
     assert len(metrics(run_dir)) == 8
 
 
 def test_a_damaged_checkpoint_changes_no_file_of_the_run(corpus, run_dir, capsys):
     checkpoint = run_dir / "checkpoints" / "step_00000004"
     flip_a_bit(checkpoint / "rank_00000.safetensors")
-    files = {f: f.read_bytes() for f in run_dir.glob("*.*") if f.name != "verdict.json"}
+    files = {f: f.read_bytes() for f in run_dir.glob("*.*")}
     assert pretrain(corpus, run_dir, f"train.resume={checkpoint}", "train.steps=12") == 2
     assert "checksum differs" in capsys.readouterr().err
-    assert {f: f.read_bytes() for f in run_dir.glob("*.*") if f.name != "verdict.json"} == files
-    assert read_json(run_dir / "verdict.json")["exit_code"] == 2
+    assert {f: f.read_bytes() for f in run_dir.glob("*.*")} == files
 
 
 def test_auto_goes_back_beyond_damaged_checkpoints(corpus, run_dir, capsys):
@@ -135,6 +139,32 @@ def test_a_state_that_lacks_something_is_told(corpus, run_dir, capsys):
     assert "the state in its manifest lacks position" in capsys.readouterr().err
 
 
+def test_a_checkpoint_whose_position_meant_another_sequence_is_refused(corpus, run_dir, capsys):
+    """Before positions had a format, a window's sequences came in the order of packing. Nothing is changed."""
+    for path in (run_dir / "checkpoints").glob("*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        assert manifest["state"]["position"].pop("format") == 2
+        path.write_text(json.dumps(manifest))
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.name != "verdict.json"}
+    assert pretrain(corpus, run_dir, "train.steps=12") == 2
+    told = capsys.readouterr().err
+    assert "step_00000008: its place in the data is of format 1" in told and "Traceback" not in told
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_split_without_a_sequence_is_refused_by_name_before_training(corpus, tmp_path, capsys):
+    """Documents of one token have no place for noise by themselves."""
+    lines = [json.dumps({"text": character}) for character in "abcdefghijklmnopqrstuvwxyz" * 2]
+    (tmp_path / "short.jsonl").write_text("\n".join(lines))
+    tokenizer = f"tokenizer.path={corpus}/tokenizer/tokenizer.model"
+    inputs = f"corpus.inputs=[{tmp_path}/short.jsonl]"
+    assert prepare(inputs, f"output={tmp_path}/data", tokenizer, "valid_fraction=0.2", "num_workers=0") == 0
+    run = (tmp_path / "data", tmp_path / "run", "model=t5_debug", "objective=span_corruption")
+    assert pretrain(*run, "objective.documents=apart") == 2
+    assert f"{tmp_path}/data, split train,: its documents are too short" in capsys.readouterr().err
+    assert not list(tmp_path.glob("run/checkpoints"))
+
+
 def test_a_checkpoint_of_another_run_is_refused(corpus, finished, tmp_path, capsys):
     assert pretrain(corpus, tmp_path / "new", f"train.resume={finished}/checkpoints/step_00000004", "train.seed=5") == 2
     assert "train.seed was 1, is 5" in capsys.readouterr().err
@@ -172,15 +202,134 @@ def test_divergence_is_told_without_a_traceback(corpus, tmp_path, capsys):
 
 
 def test_a_config_error_is_in_the_verdict_too(corpus, run_dir):
+    (run_dir / "verdict.json").write_text('{"exit_code": 75, "reason": "stopped by SIGTERM"}')
     assert pretrain(corpus, run_dir, "train.stepz=3") == 2
     assert "train.stepz" in read_json(run_dir / "verdict.json")["reason"]
+    (run_dir / "verdict.json").unlink()
+    assert pretrain(corpus, run_dir, "train.stepz=3") == 2
+    assert "train.stepz" in read_json(run_dir / "verdict.json")["reason"]
+
+
+def contents(run_dir):
+    return {f: f.read_bytes() for f in run_dir.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.stepz=3", "train.stepz"),
+        ("train.seed=5", "train.seed"),
+        ("train.steps=6", "train.steps=6: the run is at step 8 already"),
+        ("data.path=nowhere", "nowhere"),
+        ("train.freeze=['nothing.*']", "train.freeze"),
+    ],
+)
+def test_a_command_that_fails_to_start_touches_nothing_of_a_finished_run(corpus, run_dir, capsys, override, told):
+    before = contents(run_dir)
+    assert pretrain(corpus, run_dir, override) == 2
+    assert told in capsys.readouterr().err
+    assert contents(run_dir) == before
+
+
+def interrupt_after(monkeypatch, steps):
+    """The run is asked to stop once it has made so many steps."""
+    from pretraining.trainer import Trainer
+
+    original, made = Trainer.train_step, []
+
+    def train_step(self, data, began):
+        made.append(self.step)
+        if len(made) == steps:
+            self.stop.reason = "stopped by SIGTERM"
+        return original(self, data, began)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    return made
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_resume_path_counts_until_the_run_has_a_checkpoint_that_descends_from_it(
+    corpus, finished, run_dir, tmp_path, monkeypatch, pruned
+):
+    """The same command goes on from its own newest, not from PATH again, and so does one whose PATH is gone."""
+    other = tmp_path / "other"
+    again = (corpus, other, f"train.resume={run_dir}/checkpoints/step_00000004", "train.checkpoint_every=0")
+    with monkeypatch.context() as patch:
+        assert interrupt_after(patch, 2) == [] and pretrain(*again) == 75
+    assert checkpoints(other) == ["step_00000006"]
+    if pruned:
+        shutil.rmtree(run_dir / "checkpoints")
+    with monkeypatch.context() as patch:
+        made = interrupt_after(patch, 100)
+        assert pretrain(*again) == 0 and made == [6, 7]
+    assert checkpoints(other) == ["step_00000006", "step_00000008"]
+    assert metrics(other)[8]["loss"] == metrics(finished)[8]["loss"]
+    assert pretrain(*again) == 0 and checkpoints(other) == ["step_00000006", "step_00000008"]
+
+
+def test_another_resume_path_counts_again(corpus, run_dir, monkeypatch):
+    """Within one folder: back to 4, on to 8, then on from there; another PATH sets what lies beyond it aside."""
+    four = (corpus, run_dir, f"train.resume={run_dir}/checkpoints/step_00000004", "train.checkpoint_every=2")
+    made = interrupt_after(monkeypatch, 100)
+    assert pretrain(*four) == 0 and made == [4, 5, 6, 7]
+    assert pretrain(*four) == 0 and len(made) == 4
+    six = (corpus, run_dir, f"train.resume={run_dir}/checkpoints/step_00000006")
+    assert pretrain(*six) == 0 and made[4:] == [6, 7]
+
+
+def test_a_damaged_descendant_leads_back_towards_the_named_path(corpus, run_dir, tmp_path, monkeypatch):
+    again = (
+        corpus,
+        tmp_path / "other",
+        f"train.resume={run_dir}/checkpoints/step_00000004",
+        "train.checkpoint_every=2",
+    )
+    assert pretrain(*again) == 0
+    for step, expected in ((8, [6, 7]), (6, [4, 5, 6, 7])):
+        for damaged in range(step, 9, 2):
+            flip_a_bit(tmp_path / "other" / "checkpoints" / f"step_{damaged:08d}" / "rank_00000.safetensors")
+        with monkeypatch.context() as patch:
+            made = interrupt_after(patch, 100)
+            assert pretrain(*again) == 0 and made == expected
+
+
+def test_jobs_of_one_second_have_a_folder_each(tmp_path, monkeypatch):
+    from pretraining.config import load_config
+    from pretraining.run import run_dir as module
+
+    class Frozen(module.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "datetime", Frozen)
+    config = load_config(["data.path=x"])
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(lambda _: module.make_run_dir(config), range(24)))
+    assert len(set(names)) == 24 and all((tmp_path / name).is_dir() for name in names)
+    assert {"runs/20260102-030405-gpt-causal_lm", "runs/20260102-030405-gpt-causal_lm.24"} <= set(names)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_model_is_built(
+    corpus, tmp_path, capsys, monkeypatch, given
+):
+    def refuse(dir, **_):
+        raise PermissionError(13, "Permission denied")  # a test that runs as root may write everywhere
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("pretraining.train.start_world", pytest.fail)
+    assert pretrain(corpus, tmp_path / "run" if given else "null") == 2
+    assert "cannot be written to: Permission denied; choose another run_dir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_a_run_dir_that_cannot_be_made(corpus, tmp_path, capsys, name):
     (tmp_path / "file").write_text("")
     assert pretrain(corpus, tmp_path / name) == 2
-    assert "cannot be made" in capsys.readouterr().err
+    assert "cannot be created" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "config.yaml", "verdict.json"])
@@ -208,6 +357,27 @@ def test_a_manifest_without_validation(corpus, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"RANK": "3", "WORLD_SIZE": "2"}, "RANK=3 is no rank of WORLD_SIZE=2"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "x"}, "LOCAL_RANK=x must be a whole number"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "x"}, "LOCAL_WORLD_SIZE=x"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "x"}, "MASTER_PORT=x"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "70000"}, "MASTER_PORT=70000 is no port"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "x"}, "SLURM_NTASKS=x must be a whole number"),
+        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "2"}, "SLURM_PROCID=2 is no rank of SLURM_NTASKS=2"),
+    ],
+)
+def test_what_a_launcher_says_is_checked(corpus, tmp_path, capsys, monkeypatch, environment, told):
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", **environment}.items():
+        monkeypatch.setenv(name, value)
+    assert pretrain(corpus, tmp_path / "run") == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "override, message",
     [
         ("run_dir=${nope}", "interpolations"),
@@ -227,4 +397,51 @@ def test_a_rank_that_is_no_number(corpus, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "abc")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert pretrain(corpus, tmp_path / "run") == 2
-    assert "whole numbers" in capsys.readouterr().err
+    assert "RANK=abc must be a whole number" in capsys.readouterr().err
+
+
+def test_an_inspection_ends_quietly_where_nobody_reads_it(corpus, tmp_path):
+    """As behind `| head -1`, whether the pipe is closed while it writes or before."""
+    for count in (1, 400):
+        inspect = [*TINY, f"data.path={corpus}", f"run_dir={tmp_path / 'run'}", f"inspect={count}"]
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [sys.executable, "-m", "pretraining.train", *inspect],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            check=False,
+        )
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (141, b"") and not (tmp_path / "run").exists()
+
+
+def test_a_second_ctrl_c_ends_at_once(monkeypatch, capsys):
+    from pretraining import train
+    from pretraining.run.faults import StopRequest
+
+    stop, ended = StopRequest(), []
+    stop._handle(signal.SIGINT, None)
+    assert stop.reason == "stopped by SIGINT"
+    with pytest.raises(KeyboardInterrupt):
+        stop._handle(signal.SIGINT, None)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "main", interrupted)
+    monkeypatch.setattr(train, "end_process", ended.append)
+    train.console()
+    assert ended == [130] and "goes on from its last checkpoint" in capsys.readouterr().err
+
+
+def test_a_worker_that_dies_once_training_has_ended_raises_nothing(corpus, tmp_path, capsys):
+    data = shutil.copytree(corpus, tmp_path / "data")
+    for shard in (data / "train").glob("*.tar"):
+        content = bytearray(shard.read_bytes())
+        content[2000] ^= 1
+        shard.write_bytes(content)
+    assert pretrain(data, tmp_path / "run", "data.num_workers=1", "train.eval_every=0") == 2
+    assert "sha256" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL

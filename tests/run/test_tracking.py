@@ -12,8 +12,11 @@ import time
 import pytest
 
 from data_pipeline.common.json_files import read_json
-from pretraining.run.metrics import cut_metrics, read_metrics
-from tests.helpers import ROOT, TINY, metrics, pretrain_process, run_process, train_alone
+from pretraining.config import TrackingConfig
+from pretraining.run.metrics import EvaluationLine, TrainingLine, cut_metrics, read_metrics
+from pretraining.run.run_dir import read_run_config
+from pretraining.run.weights_and_biases import Choices, logged
+from tests.helpers import ROOT, TINY, finished_weights, metrics, pretrain_process, run_process, train_alone
 
 
 def overrides(corpus, run_dir, *more):
@@ -39,16 +42,111 @@ def test_torn_lines_and_lines_beyond_the_checkpoint_are_dropped(tmp_path):
     assert read_metrics(path) == [{"step": 1, "loss": 2.0}]
 
 
+def training_line(**values):
+    usual = {
+        "step": 1,
+        "loss": 2.0,
+        "grad_norm": 1.0,
+        "lr": 1.0,
+        "samples": 1,
+        "unit": "tokens",
+        "units": 1,
+        "step_seconds": 1.0,
+        "units_per_second": 1.0,
+        "batch_hash": 1,
+        "utilization": {},
+        "parts": {},
+        "lacking": [],
+        "skipped": False,
+        "loss_scale": None,
+    }
+    return TrainingLine(**{**usual, **values})
+
+
+@pytest.mark.parametrize("value", [0, 2**53, 2**53 + 1, 2**64 - 1])
+def test_a_hash_survives_a_reader_whose_numbers_are_doubles(value):
+    text = json.dumps(training_line(batch_hash=value).as_json())
+    read = json.loads(text, parse_int=float)["batch_hash"]
+    assert int(read) == value
+    assert isinstance(json.loads(text)["batch_hash"], int) == (value <= 2**53)
+
+
+def test_charts_have_plain_names_and_numbers_alone():
+    charts = logged(training_line(batch_hash=7, lacking=["a"], parts={"a": float("nan"), "b": 1.0}))
+    assert {"train/step", "train/loss", "train/b"} <= charts.keys() and not {"train/a", "train/lacking"} & charts.keys()
+    assert not any("batch_hash" in name for name in charts)
+    line = EvaluationLine(3, 2.0, {"accuracy": 0.5}, [], "images", 64, None)
+    assert logged(line) == {"valid/step": 3, "valid/loss": 2.0, "valid/images": 64, "valid/accuracy": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("keys", "environment", "expected"),
+    [
+        ({}, {}, ("offline", "pretraining", "run", [])),
+        ({}, {"WANDB_MODE": "disabled"}, ("disabled", "pretraining", "run", [])),
+        ({}, {"WANDB_MODE": "dryrun", "WANDB_NAME": "mine"}, ("offline", "pretraining", "mine", [])),
+        ({}, {"WANDB_DISABLED": "true"}, ("disabled", "pretraining", "run", [])),
+        ({}, {"WANDB_PROJECT": "p", "WANDB_TAGS": "a,b", "WANDB_NAME": ""}, ("offline", "p", "run", ["a", "b"])),
+        ({"wandb": "online", "run_name": "key"}, {}, ("online", "pretraining", "key", [])),
+    ],
+)
+def test_what_keys_leave_open_follows_the_environment(tmp_path, keys, environment, expected):
+    found = Choices.of(TrackingConfig(**keys), tmp_path / "run", environment)
+    assert (found.mode, found.project, found.name, found.tags) == expected and found.notes == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "environment", "told"),
+    [
+        (
+            {"wandb": "offline"},
+            {"WANDB_MODE": "disabled"},
+            "WANDB_MODE=disabled is not obeyed: tracking.wandb=offline rules",
+        ),
+        ({"run_name": "a"}, {"WANDB_NAME": "b"}, "WANDB_NAME=b is not obeyed: tracking.run_name=a rules"),
+        ({}, {"WANDB_MODE": "nonsense"}, "WANDB_MODE=nonsense is not known"),
+        ({}, {"WANDB_RUN_ID": "x"}, "WANDB_RUN_ID=x is not read"),
+    ],
+)
+def test_a_variable_that_does_not_count_is_told(tmp_path, keys, environment, told):
+    (note,) = Choices.of(TrackingConfig(**keys), tmp_path / "run", environment).notes
+    assert told in note
+
+
+def test_wandb_is_shown_what_follows_from_the_config(corpus, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "pretraining.run.tracking.start_wandb", lambda config, run_dir, settings: shown.append(settings)
+    )
+    monkeypatch.chdir(corpus.parent)
+    train_alone(*overrides(corpus.name, tmp_path / "run"))
+    weights = {n: t for n, t in finished_weights(tmp_path / "run").items() if n.startswith("weights.")}
+    derived = {"parameters": sum(t.numel() for t in weights.values()), "world_size": 1}
+    manifest = read_json(corpus / "manifest.json")
+    assert shown[0]["derived"] == {**derived, "vocab_size": manifest["tokenizer"]["total_size"]}
+    assert shown[0]["data"]["path"] == str(corpus) and read_run_config(tmp_path / "run").data.path == str(corpus)
+
+
+def test_log_every_0_writes_no_training_lines(corpus, tmp_path):
+    train_alone(*overrides(corpus, tmp_path / "run", "train.log_every=0", "train.eval_every=4", "train.eval_batches=1"))
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines if "valid_loss" in line] == [0, 4] and len(lines) == 2
+
+
 def wandb_history(run_dir):
     offline = max((run_dir / "wandb").glob("offline-run-*"))
     wandb = os.path.join(os.path.dirname(sys.executable), "wandb")
     return run_process(wandb, "leet", "inspect", "--json", str(offline)).stdout
 
 
-def test_wandb_offline_and_the_same_run_after_a_resume(corpus, tmp_path):
+def test_wandb_offline_and_the_same_run_after_a_resume(corpus, tmp_path, capsys):
     train_alone(*overrides(corpus, tmp_path / "run", "tracking.wandb=offline"))
     identity = read_json(tmp_path / "run" / "run.json")["wandb_id"]
-    assert "train/loss" in wandb_history(tmp_path / "run")
+    history = wandb_history(tmp_path / "run")
+    assert "train/loss" in history and "batch_hash" not in history
+    said = capsys.readouterr().out
+    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    assert f"upload to W&B: wandb sync {os.path.relpath(folder)}" in said
     train_alone(*overrides(corpus, tmp_path / "run", "tracking.wandb=offline", "train.steps=6"))
     folders = [f.name for f in (tmp_path / "run" / "wandb").glob("offline-run-*")]
     assert len(folders) >= 1 and all(name.endswith(identity) for name in folders)
@@ -91,7 +189,7 @@ def test_a_bar_on_a_terminal_plain_lines_elsewhere(corpus, tmp_path, terminal):
     assert process.wait() == 0 and "4/4" in text and "loss" in text and "tokens/s" in text
 
 
-def test_metrics_are_valid_json_even_where_a_step_was_not_finite(corpus, tmp_path, monkeypatch):
+def test_metrics_are_valid_json_even_where_a_step_was_not_finite(corpus, tmp_path, monkeypatch, capsys):
     """A step with gradients that are not finite leaves the weights alone, is told, and the run goes on."""
     import torch
 
@@ -105,10 +203,13 @@ def test_metrics_are_valid_json_even_where_a_step_was_not_finite(corpus, tmp_pat
         return {t: v * torch.inf for t, v in value.items()} if len(calls) in (5, 6) else value
 
     monkeypatch.setattr(CausalLM, "loss", loss)
-    train_alone(*overrides(corpus, tmp_path / "run"))
+    train_alone(*overrides(corpus, tmp_path / "run", "tracking.wandb=offline"))
     lines = [
         json.loads(line, parse_constant=pytest.fail)
         for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
     assert [line.get("skipped", False) for line in lines] == [False, True, False, False]
     assert lines[1]["loss"] is None and lines[1]["grad_norm"] is None and lines[3]["loss"] is not None
+    assert "step 2 was skipped: its loss was not finite" in capsys.readouterr().err
+    shown = wandb_history(tmp_path / "run")
+    assert "skipped" in shown and "e+308" not in shown and "Infinity" not in shown

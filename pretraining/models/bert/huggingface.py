@@ -29,7 +29,7 @@ PRETRAINING = ConfigMap(
     checked={"is_decoder": (False,), "position_embedding_type": ("absolute",)},
     written={
         "hidden_dropout_prob": "dropout",
-        "attention_probs_dropout_prob": "dropout",
+        "attention_probs_dropout_prob": "attention_dropout_rate",
         "initializer_range": "initializer_range",
     },
     ours={"name": "bert", "norm_position": "post"},

@@ -43,7 +43,8 @@ GPT2 = ConfigMap(
     written={
         "n_ctx": "max_seq_len",  # llama.cpp's converter reads it
         "initializer_range": "initializer_range",
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), "dropout"),
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop"), "dropout"),
+        "attn_pdrop": "attention_dropout_rate",
     },
     ours={"positions": "learned", "norm": "layernorm", "activation": "gelu_tanh", "bias": True},
 )
@@ -62,7 +63,7 @@ LLAMA = ConfigMap(
     only={"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,)},
     written={
         "max_position_embeddings": "max_seq_len",  # not read back: rotary positions have no weights
-        "attention_dropout": "dropout",
+        "attention_dropout": "attention_dropout_rate",
         "initializer_range": "initializer_range",
     },
     ours={"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False},

@@ -34,10 +34,12 @@ class Block(nn.Module):
             num_kv_heads=config.kv_heads,
             bias=config.bias,
             fused=config.kv_heads == config.num_heads and config.bias,
-            dropout=config.dropout,
+            dropout=config.attention_dropout_rate,
         )
         self.mlp_norm = layers.mark_sequence_parallel(make_norm(config.norm, size, config.norm_eps, config.bias))
-        self.mlp = FeedForward(layers, size, config.mlp_size, config.activation, config.bias)
+        self.mlp = FeedForward(
+            layers, size, config.mlp_size, config.activation, config.bias, dropout=config.mlp_dropout_rate
+        )
         self.dropout = Dropout(layers, config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None) -> Tensor:

@@ -14,6 +14,8 @@ from pretraining.models.transformer import TransformerModel
 from pretraining.models.vit.model import Block, Encoder, blocks_flops, sinusoidal_positions
 from pretraining.parallel.layers import Layers
 
+FUSED = ("attention.query.weight", "attention.key.weight", "attention.value.weight")
+
 
 class Decoder(nn.Module):
     """Encoded visible patches -> the pixels of every patch. Mask tokens take the places of the others."""
@@ -81,7 +83,8 @@ class MAE(TransformerModel):
         return fixed + sum(p.numel() for p in self.parameters())
 
     def initialize(self, seed: int) -> None:
-        """As facebookresearch/mae, models_mae.py: Xavier uniform, the tokens normal of standard deviation 0.02."""
+        """As facebookresearch/mae, models_mae.py: Xavier uniform, the tokens normal of standard deviation 0.02. There,
+        queries, keys and values are parts of one matrix (timm's Block), whose fan-out is that of all three."""
         initialize(self, self.layers, seed, _fill)
 
 
@@ -92,5 +95,7 @@ def _fill(name: str, tensor: Tensor, generator: torch.Generator) -> None:
         tensor.normal_(0.0, 0.02, generator=generator)
     elif tensor.ndim == 1:
         tensor.zero_()
+    elif name.endswith(FUSED):  # sqrt(6 / (in + 3 out)) of square matrices is sqrt(1/2) of sqrt(6 / (in + out))
+        nn.init.xavier_uniform_(tensor, gain=math.sqrt(0.5), generator=generator)
     else:
         nn.init.xavier_uniform_(tensor, generator=generator)

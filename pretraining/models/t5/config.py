@@ -42,6 +42,11 @@ class T5Config(TextConfig):
         """head_dim, with null resolved."""
         return self.head_dim or self.hidden_size // self.num_heads
 
+    @property
+    def mlp_dropout_rate(self) -> float:
+        """mlp_dropout, with null resolved."""
+        return self.dropout if self.mlp_dropout is None else self.mlp_dropout
+
     def problems(self) -> list[str]:
         problems = [] if self.head_dim else TextConfig.problems(self)
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance

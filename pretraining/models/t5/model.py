@@ -77,7 +77,7 @@ class Block(nn.Module):
             self.cross_norm, self.cross_attention = _norm(config, layers), _attention(config, layers)
         self.mlp_norm = _norm(config, layers)
         self.mlp = FeedForward(
-            layers, config.hidden_size, config.mlp_size, config.activation, bias=False, dropout=config.dropout
+            layers, config.hidden_size, config.mlp_size, config.activation, bias=False, dropout=config.mlp_dropout_rate
         )
         self.dropout = Dropout(layers, config.dropout)
 
@@ -179,10 +179,13 @@ class T5(TextModel):
         return super().decays(name) and not any(self.get_parameter(name) is bias for bias in biases)
 
     def initialize(self, seed: int) -> None:
-        """Normal, of standard deviation 1 for the embedding, (hidden x head_dim) ** -0.5 for queries and fan_in ** -0.5
-        for everything else (Mesh TensorFlow, transformer_layers.py and attention.py; transformers, modeling_t5.py,
-        _init_weights). An untied head is one more dense layer, as in Mesh TensorFlow (layers.py, dense); transformers
-        gives it 1, with which training starts at a loss of hundreds. Padded vocabulary rows are 0."""
+        """As transformers (modeling_t5.py, _init_weights): normal, of standard deviation 1 for the embedding, (hidden x
+        head_dim) ** -0.5 for queries and fan_in ** -0.5 for everything else. An untied head is one more dense layer, as
+        in Mesh TensorFlow; transformers gives it 1, with which training starts at a loss of hundreds.
+
+        Not as in Mesh TensorFlow, which trained T5: there feed-forward layers and the untied head are cut at two
+        deviations (layers.py, dense), which makes them 0.88 of what they are here, and the relative biases have
+        sqrt(2 / (heads + buckets)) (ops.py, get_variable), six times the value here. Padded vocabulary rows are 0."""
         initialize(self, self.layers, seed, self._fill)
 
     def _fill(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
@@ -214,7 +217,7 @@ def _attention(config: T5Config, layers: Layers) -> Attention:
         config.hidden_size,
         config.num_heads,
         bias=False,
-        dropout=config.dropout,
+        dropout=config.attention_dropout_rate,
         head_dim=config.attention_head_dim,
         scale=1.0,
     )

@@ -22,7 +22,7 @@ ENCODER_KEYS = [
     Key("norm_eps", "layer_norm_eps"),
 ]
 ENCODER_ONLY: dict[str, tuple[object, ...]] = {"num_channels": (3,), "hidden_act": ("gelu",), "qkv_bias": (True,)}
-ENCODER_WRITTEN = {"hidden_dropout_prob": "dropout", "attention_probs_dropout_prob": "dropout"}
+ENCODER_WRITTEN = {"hidden_dropout_prob": "dropout", "attention_probs_dropout_prob": "attention_dropout_rate"}
 CLASSIFIER = ConfigMap(
     architecture="ViTForImageClassification",
     model_type="vit",

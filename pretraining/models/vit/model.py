@@ -44,13 +44,15 @@ class Block(nn.Module):
         mlp_size: int,
         eps: float,
         dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        mlp_dropout: float = 0.0,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.attention_norm = layers.mark_sequence_parallel(nn.LayerNorm(hidden, eps=eps))
-        self.attention = Attention(layers, hidden, num_heads, dropout=dropout)
+        self.attention = Attention(layers, hidden, num_heads, dropout=attention_dropout)
         self.mlp_norm = layers.mark_sequence_parallel(nn.LayerNorm(hidden, eps=eps))
-        self.mlp = FeedForward(layers, hidden, mlp_size, "gelu")
+        self.mlp = FeedForward(layers, hidden, mlp_size, "gelu", dropout=mlp_dropout)
         self.dropout = Dropout(layers, dropout)
         self.drop_path = DropPath(drop_path)
 
@@ -75,7 +77,17 @@ class Encoder(nn.Module):
             self.register_buffer("position_embedding", table)
         rates = [config.drop_path * i / max(1, config.num_layers - 1) for i in range(config.num_layers)]
         self.blocks = nn.ModuleList(
-            Block(layers, hidden, config.num_heads, config.mlp_size, config.norm_eps, config.dropout, rate)
+            Block(
+                layers,
+                hidden,
+                config.num_heads,
+                config.mlp_size,
+                config.norm_eps,
+                dropout=config.dropout,
+                attention_dropout=config.attention_dropout_rate,
+                mlp_dropout=config.mlp_dropout_rate,
+                drop_path=rate,
+            )
             for rate in rates
         )
         self.dropout = nn.Dropout(config.dropout)

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 Pixels = npt.NDArray[np.uint8]  # [3, height, width]
 _BICUBIC = Image.Resampling.BICUBIC
-_GRAY = (128, 128, 128)
+GRAY = (128, 128, 128)
 _CROP_ATTEMPTS = 10
 
 
@@ -81,7 +81,7 @@ def _equalize(image: Image.Image, strength: float, sign: float) -> Image.Image:
 
 
 def _rotate(image: Image.Image, strength: float, sign: float) -> Image.Image:
-    return image.rotate(sign * 30.0 * strength, fillcolor=_GRAY)
+    return image.rotate(sign * 30.0 * strength, fillcolor=GRAY)
 
 
 def _solarize(image: Image.Image, strength: float, sign: float) -> Image.Image:
@@ -96,24 +96,24 @@ def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
     return lambda image, strength, sign: kind(image).enhance(1.0 + sign * 0.9 * strength)
 
 
-def _affine(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, coefficients, fillcolor=_GRAY)
+def affine(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, coefficients, fillcolor=GRAY)
 
 
 def _shear_x(image: Image.Image, strength: float, sign: float) -> Image.Image:
-    return _affine(image, (1, sign * 0.3 * strength, 0, 0, 1, 0))
+    return affine(image, (1, sign * 0.3 * strength, 0, 0, 1, 0))
 
 
 def _shear_y(image: Image.Image, strength: float, sign: float) -> Image.Image:
-    return _affine(image, (1, 0, 0, sign * 0.3 * strength, 1, 0))
+    return affine(image, (1, 0, 0, sign * 0.3 * strength, 1, 0))
 
 
 def _translate_x(image: Image.Image, strength: float, sign: float) -> Image.Image:
-    return _affine(image, (1, 0, sign * strength * image.width * 150 / 331, 0, 1, 0))
+    return affine(image, (1, 0, sign * strength * image.width * 150 / 331, 0, 1, 0))
 
 
 def _translate_y(image: Image.Image, strength: float, sign: float) -> Image.Image:
-    return _affine(image, (1, 0, 0, 0, 1, sign * strength * image.height * 150 / 331))
+    return affine(image, (1, 0, 0, 0, 1, sign * strength * image.height * 150 / 331))
 
 
 OPERATIONS: tuple[Operation, ...] = (

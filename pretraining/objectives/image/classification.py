@@ -10,12 +10,14 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
+from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import Fraction, NonNegative, NonNegativeFloat, configclass, unused_with
 from data_pipeline.loader import Sample
 from data_pipeline.shards.images import EncodedImage
 from data_pipeline.stream.packing import Single
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
-from pretraining.objectives.image.augmentation import Pixels, cutmix, mixup, pixels, rand_augment
+from pretraining.objectives.image import augmentation, big_vision_augment
+from pretraining.objectives.image.augmentation import Pixels, cutmix, mixup, pixels
 from pretraining.objectives.image.views import SHOWN_IMAGES, ImageViewsConfig, picture_grid
 from pretraining.objectives.models import ImageEncoderWithHead
 from pretraining.objectives.samples import on_device_of
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from pretraining.parallel.layers import Layers
 
 
+RandAugmentKind = Literal["torchvision", "big_vision"]
+RAND_AUGMENT = {"torchvision": augmentation.rand_augment, "big_vision": big_vision_augment.rand_augment}
+
+
 @configclass
 class ImageClassificationConfig(ImageViewsConfig):
     """Predict the label of each image. Smoothing, mixing and augmentation apply to training alone.
@@ -35,6 +41,7 @@ class ImageClassificationConfig(ImageViewsConfig):
     mixup: alpha of the Beta(alpha, alpha) from which mixing weights are drawn (0: off).
     cutmix: as mixup; if both are on, each image gets either one with probability 1/2.
     rand_augment_ops: operations per image (0: off).
+    rand_augment_kind: whose operations and strengths: those of torchvision.transforms.RandAugment, or of big_vision.
     rand_augment_magnitude: how strong they are, 0 to 10.
     """
 
@@ -43,6 +50,9 @@ class ImageClassificationConfig(ImageViewsConfig):
     mixup: NonNegativeFloat = 0.0
     cutmix: NonNegativeFloat = 0.0
     rand_augment_ops: NonNegative = 0
+    rand_augment_kind: Annotated[Literal["torchvision", "big_vision"], unused_with("rand_augment_ops", 0)] = (
+        "torchvision"
+    )
     rand_augment_magnitude: Annotated[float, Field(ge=0.0, le=10.0), unused_with("rand_augment_ops", 0)] = 10.0
 
     def huggingface_config(self, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -61,7 +71,14 @@ class ImageClassification(Objective[EncodedImage, ImageEncoderWithHead]):
     unit = Unit.IMAGES
 
     def __init__(self, config: ImageClassificationConfig, spec: SampleSpec, training: bool = True) -> None:
+        """Raises InputError where there is nothing to tell apart."""
         assert spec.grid is not None
+        if len(spec.classes) < 2:
+            raise InputError(
+                f"objective=image_classification needs at least two classes, data.path holds "
+                f"{' '.join(spec.classes) or 'none'}: prepare a folder with one subfolder for each class, or choose "
+                "objective=masked_image, which needs no labels"
+            )
         self.config, self.spec, self.training = config, spec, training
         self.classes, self.image_size = spec.classes, spec.grid.image_size
         self.mixes = training and (config.mixup > 0 or config.cutmix > 0)
@@ -149,7 +166,8 @@ class ImageClassification(Objective[EncodedImage, ImageEncoderWithHead]):
         if not self.training:
             return self.config.evaluation_view(image, self.image_size)
         view = self.config.training_view(image, self.image_size, rng)
-        return pixels(rand_augment(view, self.config.rand_augment_ops, self.config.rand_augment_magnitude, rng))
+        augment = RAND_AUGMENT[self.config.rand_augment_kind]
+        return pixels(augment(view, self.config.rand_augment_ops, self.config.rand_augment_magnitude, rng))
 
     def _mix(self, image: Pixels, partner: Pixels, rng: np.random.Generator) -> tuple[Pixels, float]:
         """-> (pixels, weight of the first one's label)."""

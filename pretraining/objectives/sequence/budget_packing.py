@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline.shards.text import TokenizedDocument
-from data_pipeline.stream.packing import Segment
+from data_pipeline.stream.packing import Segment, SentenceStarts
 
 SHORTEST_SEGMENT = 8  # tokens: rather than cut a document to fewer, a sequence ends
 
@@ -25,7 +25,7 @@ class BudgetPacking:
     inputs_length: int
     targets_length: int
 
-    def plan(self, lengths: np.ndarray) -> BudgetPlan:
+    def plan(self, lengths: np.ndarray, sentences: SentenceStarts | None = None) -> BudgetPlan:
         """lengths: int [documents]. Documents and remainders of one token are left out."""
         plan: list[list[Segment]] = []
         current: list[Segment] = []

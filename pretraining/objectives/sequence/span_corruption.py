@@ -1,8 +1,12 @@
 """Denoising for encoder-decoders: T5's span corruption, prefix language modeling, UL2's mixture of denoisers.
 
 Raffel et al. 2019, "Exploring the Limits of Transfer Learning", sections 3.1.4 and 3.2; Tay et al. 2022, "UL2:
-Unifying Language Learning Paradigms", section 3.1. Each document of a sequence is corrupted by itself, with sentinels
-from the first one on, and masks keep documents apart, as seqio packs T5's examples.
+Unifying Language Learning Paradigms", section 3.1.
+
+As published, documents are joined without a mark, cut into rows that fill the encoder, and corrupted across their
+borders, and attention sees the whole row (google-research/text-to-text-transfer-transformer, t5/data/preprocessors.py,
+reduce_concat_tokens and split_tokens). There 128 documents are joined at a time, here those of a window: a shorter row
+comes once a window.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ import numpy.typing as npt
 from pydantic import Field
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import Positive, configclass, used_with
+from data_pipeline.common.fields import NonNegativeFloat, Positive, configclass, used_with
 from data_pipeline.loader import Sample
+from data_pipeline.stream.packing import Concatenation
 from pretraining.labels import IGNORED
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.inspect import decode_with_specials
@@ -48,6 +53,11 @@ class SpanCorruptionConfig:
         would have no bounded length).
     mean_span_length: with mode=span, tokens of a span on average.
     targets_length: the most tokens that the decoder writes (null: as many as the noise needs for a full encoder).
+    documents: joined cuts rows out of all documents, one after another, and corrupts each row as one segment, across
+        the documents' borders, as T5 was trained; apart makes a segment of each document, or of a part of it, with
+        sentinels from the first one on and an end of its own, and masks keep the segments of a row apart.
+    z_loss: weight of the squared logarithm of the softmax's denominator, which the training loss then holds; T5 was
+        trained with 1e-4.
     """
 
     name: Literal["span_corruption"]
@@ -55,6 +65,8 @@ class SpanCorruptionConfig:
     noise_density: Annotated[float, Field(gt=0.0, le=0.9), used_with("mode", "span")] = 0.15
     mean_span_length: Annotated[float, Field(ge=1.0), used_with("mode", "span")] = 3.0
     targets_length: Positive | None = None
+    documents: Literal["joined", "apart"] = "joined"
+    z_loss: NonNegativeFloat = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,9 @@ class ModeDenoiser:
 
 
 def mixture(config: SpanCorruptionConfig) -> list[ModeDenoiser]:
-    """Drawn from with equal probability. UL2: table 1 of the paper; S writes a quarter of the tokens on average."""
+    """Drawn from with equal probability. UL2: table 1 of the paper; S writes a quarter of the tokens on average. A span
+    of 64 at a density of 0.15 is the only one of an input of up to 512 tokens, and so always stands at its end
+    (T5's preprocessors.py has random_roll against that)."""
     if config.mode == "span":
         return [ModeDenoiser(Spans(config.noise_density, config.mean_span_length))]
     if config.mode == "prefix_lm":
@@ -91,11 +105,13 @@ def mixture(config: SpanCorruptionConfig) -> list[ModeDenoiser]:
 class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
     """A sample, each int64: inputs and input_documents [read], decoder_inputs, labels and target_documents [written].
 
-    decoder_inputs are the labels shifted right within each document, beginning with pad (T5's start token).
+    decoder_inputs are the labels shifted right within each document, beginning with pad (T5's start token). With
+    documents=joined a sample is one document.
     """
 
     terms = {"span_corruption": 1.0}
     unit = Unit.TOKENS
+    text_term = "span_corruption"
 
     def __init__(self, config: SpanCorruptionConfig, spec: SampleSpec) -> None:
         """Raises InputError where the lengths leave no room for a segment, or there are too few sentinels."""
@@ -110,12 +126,20 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
         self.targets_length = config.targets_length or solved
         self._check()
 
-    def packing(self) -> BudgetPacking:
+    def packing(self) -> Concatenation | BudgetPacking:
+        if self.config.documents == "apart":
+            return self._budget()
+        longest = self._budget().longest_segment
+        return Concatenation(longest, longest, shortest=2)  # a single token has no place for noise
+
+    def _budget(self) -> BudgetPacking:
         most = np.array([(1, 1), (1, 1), *(self._most(n) for n in range(2, self.longest + 1))])
         assert (np.diff(most, axis=0) >= 0).all()
         return BudgetPacking(most[:, 0], most[:, 1], self.inputs_length, self.targets_length)
 
     def corrupt(self, segments: Sequence[np.ndarray], rng: np.random.Generator) -> Sample:
+        if self.config.documents == "joined":
+            segments = [np.concatenate(segments)]
         parts = [self._corrupt_segment(segment.astype(np.int64), rng) for segment in segments]
         inputs, labels = [a for a, _ in parts], [b for _, b in parts]
         shifted = [np.concatenate([[self.pad], b[:-1]]) for b in labels]
@@ -143,6 +167,9 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
     def counts(self, samples: Sequence[Sample]) -> dict[str, int]:
         return {"span_corruption": sum(len(s["labels"]) for s in samples)}
 
+    def target_bytes(self, samples: Sequence[Sample]) -> int:
+        return sum(int(self.tokenizer.text_bytes[s["labels"][s["labels"] != IGNORED]].sum()) for s in samples)
+
     def size(self, sample: Sample) -> int:
         return len(sample["inputs"]) + len(sample["labels"])
 
@@ -152,7 +179,7 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
     def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
         from pretraining.models.heads import token_head
 
-        return {"head": token_head(model, layers, self.used_ids())}
+        return {"head": token_head(model, layers, self.config.z_loss, self.used_ids())}
 
     def used_ids(self) -> npt.NDArray[np.int64]:
         return self.tokenizer.used_ids(("pad", "eos"), sentinels=True)
@@ -164,7 +191,7 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
         return model.flops_per_token(self.inputs_length)
 
     def describe(self, sample: Sample) -> str:
-        """What the encoder reads and the decoder writes, document by document."""
+        """What the encoder reads and the decoder writes, segment by segment."""
         lines = []
         for document in range(int(sample["input_documents"].max()) + 1):
             for name, ids in (("inputs", "input_documents"), ("labels", "target_documents")):
@@ -241,7 +268,7 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
                 f"objective.mode={self.config.mode} with data.seq_len={self.inputs_length} needs {needed} "
                 f"sentinels, but there are {len(self.sentinels)}: a smaller data.seq_len{longer} needs fewer"
             )
-        longest = self.packing().longest_segment
+        longest = self._budget().longest_segment
         if longest < SHORTEST_SEGMENT:
             raise InputError(
                 f"data.seq_len={self.inputs_length} with objective.targets_length={self.targets_length} holds at most "

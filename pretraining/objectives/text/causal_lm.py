@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.common.fields import Probability, configclass
+from data_pipeline.common.fields import NonNegativeFloat, Probability, configclass
 from data_pipeline.loader import Sample
 from data_pipeline.stream.packing import Concatenation
 from pretraining.labels import IGNORED
@@ -32,11 +32,14 @@ class CausalLMConfig:
 
     cross_document_attention: a token also sees earlier documents of its sequence, and positions run on.
     fim_rate: share of the segments that are rearranged so that their middle comes last (see fill_middle).
+    z_loss: weight of the squared logarithm of the softmax's denominator, which the training loss then holds; T5 was
+        trained with 1e-4.
     """
 
     name: Literal["causal_lm"]
     cross_document_attention: bool = False
     fim_rate: Probability = 0.0
+    z_loss: NonNegativeFloat = 0.0
 
 
 class CausalLM(Objective[np.ndarray, DecoderWithHead]):
@@ -45,6 +48,7 @@ class CausalLM(Objective[np.ndarray, DecoderWithHead]):
 
     terms = {"causal_lm": 1.0}
     unit = Unit.TOKENS
+    text_term = "causal_lm"
 
     def __init__(self, config: CausalLMConfig, spec: SampleSpec) -> None:
         assert spec.tokenizer is not None
@@ -82,13 +86,16 @@ class CausalLM(Objective[np.ndarray, DecoderWithHead]):
     def counts(self, samples: Sequence[Sample]) -> dict[str, int]:
         return {"causal_lm": sum(int((s["labels"] != IGNORED).sum()) for s in samples)}
 
+    def target_bytes(self, samples: Sequence[Sample]) -> int:
+        return sum(int(self.tokenizer.text_bytes[s["labels"][s["labels"] != IGNORED]].sum()) for s in samples)
+
     def size(self, sample: Sample) -> int:
         return len(sample["tokens"])
 
     def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
         from pretraining.models.heads import token_head
 
-        return {"head": token_head(model, layers, self.used_ids())}
+        return {"head": token_head(model, layers, self.config.z_loss, self.used_ids())}
 
     def used_ids(self) -> npt.NDArray[np.int64]:
         fim = ("fim_prefix", "fim_middle", "fim_suffix") if self.config.fim_rate else ()

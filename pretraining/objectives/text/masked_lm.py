@@ -13,7 +13,8 @@ from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import NonNegativeFloat, configclass, unused_with
 from data_pipeline.loader import Sample
 from data_pipeline.shards.text import TokenizedDocument
-from data_pipeline.stream.packing import Concatenation, Packing, SentenceSpans
+from data_pipeline.stream.packing import Concatenation, Packing
+from data_pipeline.stream.sentence_packing import PairPart, SentencePairs, SentenceSpans
 from pretraining.labels import IGNORED
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.inspect import decode_with_specials
@@ -39,12 +40,15 @@ class MaskedLMConfig:
     """Predict masked tokens and, by `pairing`, how two segments belong together.
 
     masking: what is masked at once: single tokens, whole words, or n-grams of up to three words.
-    mask_rate: share of the tokens of text that are masked.
+    mask_rate: share of a sequence's tokens that are to be predicted, special ones counted as BERT counts them; only
+        text is.
     pairing: next_sentence (BERT) and sentence_order (ALBERT) build each sequence from two segments and add a loss of
         their own; none packs documents, each with its own first and last token and no attention to the others
         (Liu et al. 2019, "RoBERTa", section 4.2: DOC-SENTENCES, several to a sequence).
     masked_lm_weight: of the loss of masked tokens in the total.
     pair_weight: of the loss of pairs in the total.
+    z_loss: weight of the squared logarithm of the softmax's denominator, which the training loss then holds; T5 was
+        trained with 1e-4.
     """
 
     name: Literal["masked_lm"]
@@ -53,15 +57,20 @@ class MaskedLMConfig:
     pairing: Literal["next_sentence", "sentence_order", "none"] = "next_sentence"
     masked_lm_weight: NonNegativeFloat = 1.0
     pair_weight: Annotated[NonNegativeFloat, unused_with("pairing", "none")] = 1.0
+    z_loss: NonNegativeFloat = 0.0
 
 
-class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoderWithHeads]):
+Content = np.ndarray | PairPart | TokenizedDocument
+
+
+class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
     """A sample: tokens, segments, positions, documents, int64 [length]; masked_positions and labels, int64
     [predictions]; and pair_label, int64 [], where there are pairs: 0 in order, 1 not, IGNORED where there is no second
     segment.
     """
 
     unit = Unit.TOKENS
+    text_term = "masked_lm"
 
     def __init__(self, config: MaskedLMConfig, spec: SampleSpec) -> None:
         """Raises InputError where sequences are too short."""
@@ -84,14 +93,17 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoderWithHeads])
     def packing(self) -> Packing:
         if self.config.pairing == "none":  # two tokens short: a segment that was cut gets a [cls] or [sep] of its own
             return Concatenation(self.length - 2, self.length - 2, before=(self.cls,), after=(self.sep,))
-        return SentenceSpans(self.length - 3, partners=self.config.pairing == "next_sentence")
+        if self.config.pairing == "next_sentence":
+            return SentencePairs(self.length - 3)
+        return SentenceSpans(self.length - 3)
 
-    def corrupt(self, segments: Sequence[np.ndarray | TokenizedDocument], rng: np.random.Generator) -> Sample:
-        """segments: arrays of framed tokens (pairing=none), or a span of sentences and its partner, if it has one."""
+    def corrupt(self, segments: Sequence[Content], rng: np.random.Generator) -> Sample:
+        """segments: arrays of framed tokens (pairing=none), PairParts (next_sentence), a span of sentences
+        (sentence_order)."""
         if self.config.pairing == "none":
             sample = self._packed(cast("Sequence[np.ndarray]", segments))
         else:
-            sample = self._paired(self._pair(cast("Sequence[TokenizedDocument]", segments), rng))
+            sample = self._paired(self._pair(segments, rng))
         return sample | self._masked(sample["tokens"], rng)
 
     def collate(self, samples: Sequence[Sample]) -> Sample:
@@ -111,6 +123,9 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoderWithHeads])
             counts[self.config.pairing] = sum(int(s["pair_label"] != IGNORED) for s in samples)
         return counts
 
+    def target_bytes(self, samples: Sequence[Sample]) -> int:
+        return sum(int(self.tokenizer.text_bytes[s["labels"][s["labels"] != IGNORED]].sum()) for s in samples)
+
     def size(self, sample: Sample) -> int:
         return len(sample["tokens"])
 
@@ -118,7 +133,7 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoderWithHeads])
         """Without pairs there is no pooler and no pair head."""
         from pretraining.models.heads import MaskedTokenHead, PairHead
 
-        heads: dict[str, nn.Module] = {"head": MaskedTokenHead(model, layers, self.used_ids())}
+        heads: dict[str, nn.Module] = {"head": MaskedTokenHead(model, layers, self.config.z_loss, self.used_ids())}
         return heads if self.config.pairing == "none" else {**heads, "pair_head": PairHead(model)}
 
     def used_ids(self) -> npt.NDArray[np.int64]:
@@ -184,11 +199,11 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoderWithHeads])
         after = [] if segment[-1] == self.sep else [self.sep]
         return np.concatenate([before, segment, after]).astype(np.int64)
 
-    def _pair(self, spans: Sequence[TokenizedDocument], rng: np.random.Generator) -> Pair:
+    def _pair(self, segments: Sequence[Content], rng: np.random.Generator) -> Pair:
         length = self.length - 3  # without [cls] and two [sep]
         if self.config.pairing == "next_sentence":
-            return next_sentence(spans[0], spans[1] if len(spans) > 1 else None, length, rng)
-        return sentence_order(spans[0], length, rng)
+            return next_sentence(cast("Sequence[PairPart]", segments), length, rng)
+        return sentence_order(cast("TokenizedDocument", segments[0]), length, rng)
 
     def _paired(self, pair: Pair) -> Sample:
         """[cls] first [sep] second [sep], segments 0 and 1."""
@@ -207,7 +222,7 @@ class MaskedLM(Objective[np.ndarray | TokenizedDocument, TokenEncoderWithHeads])
         maskable = self.is_text[tokens]
         begins = np.ones_like(maskable) if self.words is None else self.words.starts(tokens)
         words = find_words(maskable, begins)
-        positions = choose(words, self._predictions(int(maskable.sum())), LONGEST_NGRAM[self.config.masking], rng)
+        positions = choose(words, self._predictions(len(tokens)), LONGEST_NGRAM[self.config.masking], rng)
         return {
             "tokens": replace(tokens, positions, self.mask, self.text_ids, rng),
             "masked_positions": positions,

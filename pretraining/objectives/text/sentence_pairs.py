@@ -1,22 +1,23 @@
-"""Pairs of segments from spans of sentences: pure functions of documents and generator.
+"""Pairs of segments from whole sentences: pure functions of tokens and generator.
 
 The procedure is that of google-research/bert, create_pretraining_data.py (and google-research/albert for swapped
-segments), with three differences:
-- Where the second segment is random, the sentences that it replaces are not put back for another pair: which spans
-  lose theirs is drawn anew each epoch.
-- A random segment is as long as the continuation would be, where BERT's fills the sequence: the length must not give
-  the label away.
-- A span of a single sentence makes no pair. BERT gives it a random partner, which makes more than half of the pairs
-  random (57% of novels at 128 tokens).
+segments); stream/sentence_packing.py has its first part. Two things differ:
+- A random segment is as long as the continuation would be, where BERT's fills the sequence also where the continuation
+  would not (at a document's end): the length must not give the label away. Half of the spans that end with their
+  document are filled up instead, without a label, so that there is no more padding.
+- A span of a single sentence is filled up from another document as BERT's, but without a label. BERT counts it as a
+  random pair, which makes more than half of the pairs random (57% of novels at 128 tokens).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from data_pipeline.shards.text import TokenizedDocument
+from data_pipeline.stream.sentence_packing import Pairing, PairPart
 from pretraining.labels import IGNORED
 
 IN_ORDER, OTHERWISE = 0, 1
@@ -30,19 +31,16 @@ class Pair(NamedTuple):
     label: int
 
 
-def next_sentence(
-    own: TokenizedDocument, partner: TokenizedDocument | None, length: int, rng: np.random.Generator
-) -> Pair:
-    """The second segment continues the first, or half of the time comes from `partner` (Devlin et al. 2018,
-    section 3.1). A single sentence makes no pair, and neither does a span without a partner, whose label could only be
-    IN_ORDER. Both segments together have at most `length` tokens."""
-    first, second = split(own, rng)
-    if partner is None or not len(second):
-        return Pair(*truncate(first, second, length, rng), IGNORED)
-    label = int(rng.random() < 0.5)
-    if label == OTHERWISE:
-        second = excerpt(partner, len(second), rng)
-    return Pair(*truncate(first, second, length, rng), label)
+LABELS = {Pairing.NONE: IGNORED, Pairing.CONTINUATION: IN_ORDER, Pairing.RANDOM: OTHERWISE}
+
+
+def next_sentence(parts: Sequence[PairPart], length: int, rng: np.random.Generator) -> Pair:
+    """The second segment continues the first, or half of the time comes from another document (Devlin et al. 2018,
+    section 3.1). Both together have at most `length` tokens."""
+    if len(parts) == 1:
+        return Pair(*truncate(parts[0].tokens, parts[0].tokens[:0], length, rng), IGNORED)
+    first, second = parts
+    return Pair(*truncate(first.tokens, second.tokens, length, rng), LABELS[second.pairing])
 
 
 def sentence_order(own: TokenizedDocument, length: int, rng: np.random.Generator) -> Pair:
@@ -60,19 +58,6 @@ def split(document: TokenizedDocument, rng: np.random.Generator) -> tuple[np.nda
     borders = document.sentences[1:]
     at = int(rng.choice(borders)) if len(borders) else len(document.tokens)
     return document.tokens[:at], document.tokens[at:]
-
-
-def excerpt(document: TokenizedDocument, target: int, rng: np.random.Generator) -> np.ndarray:
-    """Whole sentences from a random one on: as close to `target` tokens as sentences allow, at least one.
-
-    It starts where that many tokens follow, if there is such a place: a short excerpt would reveal that it is not the
-    continuation.
-    """
-    enough = document.sentences[document.sentences + target <= len(document.tokens)]
-    start = int(rng.choice(enough)) if len(enough) else 0
-    ends = np.append(document.sentences, len(document.tokens))
-    ends = ends[ends > start]
-    return document.tokens[start : ends[np.abs(ends - start - target).argmin()]]
 
 
 def truncate(

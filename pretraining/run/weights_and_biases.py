@@ -1,0 +1,165 @@
+"""Weights & Biases: the settings that keys and its environment variables give, starting a run, what it is shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import socket
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data_pipeline.common.files import write_atomically
+from data_pipeline.common.json_files import read_json_if_there
+from pretraining.config import TrackingConfig
+from pretraining.run.metrics import EvaluationLine, Line
+
+Mode = Literal["online", "offline", "disabled"]
+MODES: dict[str, Mode] = {  # what WANDB_MODE may say
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+NOT_READ = {  # ours follow from run_dir, so that a resume continues the same run
+    "WANDB_DIR": "run_dir",
+    "WANDB_RUN_ID": "run_dir/run.json",
+    "WANDB_RESUME": "train.resume",
+}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What keys leave open is taken from the environment, then by default. notes: what is to be told of it."""
+
+    mode: Mode
+    project: str
+    name: str
+    tags: list[str]
+    notes: list[str]
+
+    @classmethod
+    def of(cls, config: TrackingConfig, run_dir: Path, environment: Mapping[str, str]) -> Choices:
+        notes: list[str] = []
+        given = {name: value for name, value in environment.items() if name.startswith("WANDB_") and value}
+        _tell_conflicts(config, given, notes)
+        mode = config.wandb or _mode_of(given, notes) or "offline"
+        if mode != "disabled":
+            notes += [
+                f"{name}={given[name]} is not read: {key} rules" for name, key in NOT_READ.items() if name in given
+            ]
+        return cls(
+            mode,
+            config.project or given.get("WANDB_PROJECT", "pretraining"),
+            config.run_name or given.get("WANDB_NAME", run_dir.name),
+            config.tags or [tag for tag in given.get("WANDB_TAGS", "").split(",") if tag],
+            notes,
+        )
+
+
+def _tell_conflicts(config: TrackingConfig, given: Mapping[str, str], notes: list[str]) -> None:
+    values = {
+        "WANDB_MODE": ("tracking.wandb", config.wandb),
+        "WANDB_PROJECT": ("tracking.project", config.project),
+        "WANDB_NAME": ("tracking.run_name", config.run_name),
+        "WANDB_TAGS": ("tracking.tags", ",".join(config.tags) or None),
+    }
+    for name, (key, value) in values.items():
+        stated = MODES.get(given.get(name, ""), given.get(name)) if name == "WANDB_MODE" else given.get(name)
+        if value is not None and stated is not None and value != stated:
+            notes.append(f"{name}={given[name]} is not obeyed: {key}={value} rules")
+
+
+def _mode_of(given: Mapping[str, str], notes: list[str]) -> Mode | None:
+    if given.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes"):
+        return "disabled"
+    stated = given.get("WANDB_MODE")
+    if stated is not None and stated.lower() not in MODES:
+        notes.append(f"WANDB_MODE={stated} is not known: one of {', '.join(MODES)} is; tracking.wandb=offline is taken")
+    return None if stated is None else MODES.get(stated.lower())
+
+
+def logged(line: Line) -> dict[str, int | float]:
+    """The numbers of a line by the names of their charts: train/loss, valid/loss, ..."""
+    kind = "valid" if isinstance(line, EvaluationLine) else "train"
+    return {
+        f"{kind}/{key.removeprefix('valid_')}": value
+        for key, value in line.as_json().items()
+        # Of what is not a finite number W&B draws its largest one; a hash makes no chart.
+        if isinstance(value, int | float) and key != "batch_hash"
+    }
+
+
+def sync_command(folder: str) -> str:
+    """What uploads an offline run. folder: of its files."""
+    return f"wandb sync {shlex.quote(os.path.relpath(Path(folder).parent))}"
+
+
+def start_wandb(config: TrackingConfig, run_dir: Path, settings: Mapping[str, object]) -> Any:
+    """A W&B run, or None where disabled. The id is kept in run.json, so that a resume continues the same run."""
+    choices = Choices.of(config, run_dir, os.environ)
+    for note in choices.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    if choices.mode == "disabled":
+        return None
+    values = read_json_if_there(run_dir / "run.json")
+    values.setdefault("wandb_id", secrets.token_hex(4))
+    write_atomically(run_dir / "run.json", json.dumps(values))
+    options = {
+        "project": choices.project,
+        "name": choices.name,
+        "tags": choices.tags or None,
+        "dir": str(run_dir),
+        "id": values["wandb_id"],
+        "resume": "allow",
+        "config": settings,
+    }
+    run = _init_wandb(choices.mode, options)
+    run.define_metric("train/step")
+    run.define_metric("valid/step")
+    run.define_metric("train/*", step_metric="train/step")
+    run.define_metric("valid/*", step_metric="valid/step")
+    return run
+
+
+def _init_wandb(mode: Literal["online", "offline"], options: dict[str, Any]) -> Any:
+    """Falls back to offline within 30 s where the server cannot be reached."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own telemetry waits for a silent server at exit
+    import wandb
+
+    limits: dict[str, Any] = {
+        "init_timeout": 15,
+        "finish_timeout": 20,
+        "x_transaction_log_flush_interval": 2,
+        "console": "off",
+        "silent": True,
+    }
+    error: Any = None if mode == "offline" else _unreachable(wandb.setup().settings.base_url)
+    if error is None:
+        try:
+            return wandb.init(mode=mode, settings=wandb.Settings(**limits), **options)
+        except wandb.errors.Error as failure:  # no answer, no key, a wrong key
+            error = failure
+            wandb.teardown()
+    print(f"warning: W&B cannot be used ({error}); logging offline: `wandb sync` uploads it later", file=sys.stderr)
+    return wandb.init(mode="offline", settings=wandb.Settings(**limits), **options)
+
+
+def _unreachable(url: str, timeout_seconds: float = 5.0) -> OSError | None:
+    """Why no connection to the server can be made; None where one can, or where a proxy would make it."""
+    address = urllib.parse.urlsplit(url)
+    if address.scheme in urllib.request.getproxies():
+        return None
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname, port), timeout_seconds).close()
+    except OSError as error:
+        return error
+    return None
