@@ -74,7 +74,7 @@ def _losses(facts: Facts) -> str:
     lines = read_metrics(facts.metrics) if facts.metrics.is_file() else []
     found = []
     for key, meaning in (("loss", "training loss"), ("valid_loss", "validation loss")):
-        line = next((x for x in reversed(lines) if key in x and (x["step"] or 0) <= facts.step), None)
+        line = next((x for x in reversed(lines) if key in x and int(str(x["step"])) <= facts.step), None)
         if line is not None:
             found.append(f"- {meaning} at step {line['step']}: {line[key]}")
     return "\n".join(found) or "The run's metrics.jsonl is not there."
