@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import signal
+import dataclasses
+import os
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +15,7 @@ from data_pipeline.common.command import run_command
 from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
 from data_pipeline.common.files import is_file, is_local, join
+from data_pipeline.common.supervise import supervised
 from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.sources.registry import build_corpus
 
@@ -29,8 +31,13 @@ Example:
 """
 
 
-def main() -> int:
+def console() -> int:
     """The console script; -> exit code."""
+    return supervised(main, "the same command continues")
+
+
+def main() -> int:
+    """-> exit code."""
     return run_command(_command, _ABOUT, "prepare", PrepareConfig)
 
 
@@ -63,7 +70,7 @@ def write_dataset(corpus: Corpus[Any], config: PrepareConfig) -> None:
         # Only now: a vocabulary that is refused must not leave a plan.json that binds the next try to its settings.
         continuation.Continuation(corpus.settings, corpus.listing, scan).save(root)
         vocabulary.save(root)
-        _write_shards(corpus, root, scan)
+        _write_shards(corpus, root, scan, config.min_shards)
         splits = {split: describe_split(root, split, corpus.index_type) for split in SPLITS}
         manifest = Manifest(
             root,
@@ -80,12 +87,10 @@ def write_dataset(corpus: Corpus[Any], config: PrepareConfig) -> None:
 
 def _command(overrides: list[str]) -> int:
     config = compose_config("prepare", overrides, PrepareConfig)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does
+    config = dataclasses.replace(config, output=os.path.expanduser(config.output))
     try:
         prepare(config)
         return EXIT_DONE
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues", file=sys.stderr)
     except BrokenProcessPool:
         print("a worker process was killed (out of memory?); the same command continues", file=sys.stderr)
     except OSError as error:  # a corpus reports its own as InputError: this one is of the output
@@ -106,7 +111,7 @@ def _is_complete(root: str) -> bool:
     return True
 
 
-def _write_shards(corpus: Corpus[Any], root: str, scan: Scan) -> None:
+def _write_shards(corpus: Corpus[Any], root: str, scan: Scan, min_shards: int) -> None:
     """The second pass: every document but those in finished shards."""
     from data_pipeline.shards.manifest import SPLITS
     from data_pipeline.shards.tar import finished_shards, remove_temporaries
@@ -116,13 +121,18 @@ def _write_shards(corpus: Corpus[Any], root: str, scan: Scan) -> None:
     if any(done.values()):
         print(f"continuing after {done['train']} training and {done['valid']} validation documents")
     remove_temporaries(root)
+    documents = {"train": scan.documents - scan.valid_documents, "valid": scan.valid_documents}
+    ends = {split: {documents[split] * i // min_shards for i in range(1, min_shards)} for split in SPLITS}
     with contextlib.ExitStack() as stack:
         writers = {
             split: stack.enter_context(corpus.writer(root, split, first=len(finished[split]))) for split in SPLITS
         }
-        for split, document in corpus.documents(root, scan, done):
+        for split, document in corpus.documents(root, scan, dict(done)):
             writers[split].add(document)
+            done[split] += 1
+            if done[split] in ends[split]:
+                writers[split].end_shard()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console())

@@ -23,6 +23,8 @@ class PrepareConfig:
     seed: of the hash that decides what goes to validation.
     block_tokens: tokens of a block, the unit that training shuffles.
     shard_bytes: approximate size of a shard.
+    min_shards: how many shards each split has at least, where it has as many documents or images: so many workers
+        of the webdataset library can share it.
     """
 
     corpus: Annotated[CorpusConfig, PickedBy("data_pipeline.sources.registry:CORPORA", key="kind")]
@@ -33,3 +35,4 @@ class PrepareConfig:
     seed: NonNegative = 1
     block_tokens: Annotated[Positive, unused_with("corpus.kind", "images")] = 65536
     shard_bytes: Positive = 67108864
+    min_shards: Positive = 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import sys
@@ -25,6 +26,8 @@ def run_command(
 
     about: what --help begins with. config_name, schema, synonyms: as compose_config takes them.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are not UTF-8; stderr escapes them
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _run(function, about, config_name, schema, synonyms)
         sys.stdout.flush()

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.groups import Groups, conf_dir
-from data_pipeline.common.overrides import Override, applied, parse, split_config_dirs
+from data_pipeline.common.overrides import Override, applied, key_of, parse, split_config_dirs
 from data_pipeline.common.schema import (
     REQUIRED,
     Key,
@@ -50,9 +50,11 @@ def compose_config(
     """
     result = composed(config_name, arguments, schema, synonyms)
     config, wrong = validate(result.values, schema)
+    if config is None:  # what could not be read is reported as such, not as missing
+        wrong = {key: message for key, message in wrong.items() if not _concerns(key, result.unread)}
     found = result.problems + [f"{key}: {message}" if key else message for key, message in wrong.items()]
-    if wrong:  # go on without the faulty values, so that contradictions elsewhere are reported as well
-        config, _ = validate(result.without(list(wrong)), schema)
+    if wrong or result.unread:  # go on without the faulty values, so that contradictions elsewhere are reported as well
+        config, _ = validate(result.without([*wrong, *result.unread]), schema)
     if config is not None and problems is not None:
         found += problems(config)
     raise_problems(found)
@@ -80,7 +82,8 @@ def read_config(values: object, schema: type[T]) -> T:
 @dataclass(frozen=True)
 class Composed:
     """What a command line says. values: of YAML files and overrides, nested, without defaults. members: the one chosen
-    of each group. problems: those of single overrides; these are left out of values."""
+    of each group. problems: those of single overrides; these are left out of values. unread: keys of those that cannot
+    be read at all."""
 
     schema: type
     values: Values
@@ -89,6 +92,7 @@ class Composed:
     members: dict[str, str]
     from_files: Values
     overrides: list[Override]
+    unread: list[str]
 
     @property
     def whole(self) -> Values:
@@ -110,7 +114,9 @@ def composed(
     """Raises InputError where the YAML files themselves cannot be composed."""
     folders, texts = split_config_dirs(arguments)
     groups, problems = Groups(config_name, folders), list[str]()
-    overrides = [o for o in (parse(text, problems) for text in texts) if o is not None]
+    parsed = {text: parse(text, problems) for text in texts}
+    overrides = [o for o in (parsed[text] for text in texts) if o is not None]
+    unread = [key_of(text) for text, override in parsed.items() if override is None]
     choices = [o for o in overrides if o.key in groups.chosen or (o.adds and o.key in groups.members)]
     good = [_choice(o, groups) for o in choices if _is_member(o, groups, problems)]
     from_files, members = groups.compose(good)
@@ -120,7 +126,7 @@ def composed(
     hints = _Hints(schema, tentative, groups, synonyms)
     accepted = [o for o in settings if _is_key(o, hints, from_files, problems)]
     values = _effective(schema, groups, members, from_files, accepted, problems)
-    return Composed(schema, values, problems, groups, members, from_files, accepted)
+    return Composed(schema, values, problems, groups, members, from_files, accepted, unread)
 
 
 def _is_member(override: Override, groups: Groups, problems: list[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,11 +41,16 @@ def parse(text: str, problems: list[str]) -> Override | None:
     if text.startswith("-"):
         problems.append(f"unknown option {text!r}; --help lists the options, and keys are given as key=value")
         return None
+    parser = OverridesParser.create()
     try:
-        override = OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        problems.append(f"{text!r} is not an override of the form key=value: {str(error).splitlines()[0]}")
-        return None
+        override = parser.parse_override(text)
+    except (HydraException, RecursionError):
+        try:
+            override = parser.parse_override(quoted := _quoted(text))
+        except (HydraException, RecursionError):
+            problems.append(f"{text[:200]!r} is not an override of the form key=value{_advice(text)}")
+            return None
+        text = quoted
     refusal = _refusal(text, override)
     if refusal is not None:
         problems.append(f"{text!r}: {refusal}")
@@ -54,13 +60,78 @@ def parse(text: str, problems: list[str]) -> Override | None:
     return Override(text, override.key_or_group, None if deletes else override.value(), deletes, adds)
 
 
+def key_of(text: str) -> str:
+    """The key that an override is of, whether or not the rest can be read."""
+    return text.partition("=")[0].lstrip("+~")
+
+
+def _quoted(text: str) -> str:
+    """`text` with quotes where Hydra's grammar takes no bare characters, as in key=~/x, key=données, key=[a=b,c(1)].
+
+    A list's items are what its commas separate. What has quotes, braces or lists of lists of its own stays as it is:
+    that can be meant in several ways.
+    """
+    key, equals, value = text.partition("=")
+    if not key:
+        return text
+    if value.startswith("[") and value.endswith("]"):
+        items = value[1:-1].split(",")
+        if any(item.strip().startswith(("[", "{")) for item in items) or _is_unclear(value[1:-1]):
+            return text
+        return f"{key}{equals}[{','.join(_in_quotes(item.strip()) for item in items)}]"
+    if value.startswith(("[", "{")) or "," in value or _is_unclear(value):
+        return text
+    return f"{key}{equals}{_in_quotes(value)}"
+
+
+def _is_unclear(value: str) -> bool:
+    """Whether there are quotes, escapes, or brackets around commas or without their partner."""
+    depth = 0
+    for character in value:
+        depth += (character in "[({") - (character in "])}")
+        if depth < 0 or (depth and character == ",") or character in "'\"\\":
+            return True
+    return depth != 0
+
+
+def _in_quotes(value: str) -> str:
+    """As text, which numbers, true and null are not."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(f"key={value}")
+        return value
+    except HydraException:
+        return f"'{value}'"
+
+
+def _advice(text: str) -> str:
+    """'; if ..., quote it: ...', for a shell, where there is a value."""
+    key, equals, value = text.partition("=")
+    if not equals or not key or len(text) > 200:
+        return ""
+    if value.startswith("[") and value.endswith("]"):
+        items = [item.strip().strip("'\"") for item in value[1:-1].split(",")]
+        meant, quoted = "each part between commas is one text", "[" + ",".join(map(_escaped, items)) + "]"
+    else:
+        meant, quoted = "its value is one text", _escaped(value)
+    argument = f"{key}={quoted}"
+    shown = shlex.quote(argument) if set(argument) & set('"$`\\!') else f'"{argument}"'
+    return f"; if {meant}, quote it: {shown}"
+
+
+def _escaped(value: str) -> str:
+    return "'" + value.replace("'", "\\'") + "'"
+
+
 def _refusal(text: str, override: HydraOverride) -> str | None:
     if "${" in text:
         return "interpolations are not supported: they could bring secrets into config.yaml"
     if "@" in text.split("=")[0]:
         return "the package of a group cannot be changed"
     if override.is_sweep_override():
-        return "sweeps are not supported; quote a value that has commas"
+        return f"sweeps are not supported{_advice(text)}"
     return None
 
 

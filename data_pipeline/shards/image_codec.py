@@ -15,7 +15,10 @@ from data_pipeline.common.errors import InputError
 
 MAX_PIXELS = 2**26
 MAX_IMAGE_BYTES = 2**26
-_SUFFIX = {"JPEG": "jpg", "PNG": "png"}
+_FORMATS = ("JPEG", "PNG")
+# MPO: a JPEG that is followed by others, as phones and drones write; Pillow opens it at its first picture
+_SUFFIX = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
+_GROUND = "white"  # what shows through transparent pixels; their own color is arbitrary, black mostly
 _SIXTEEN_BITS = ("I;16", "I")  # a gray PNG's mode in Pillow; "I" in older ones
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,7 +51,7 @@ def decode(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MAX_PIXELS is below the size that Pillow warns of
-            image = Image.open(io.BytesIO(data), formats=tuple(_SUFFIX))
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise BrokenImage(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
             image.load()
@@ -70,7 +73,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def decode_rgb(image: EncodedImage) -> Image.Image:
-    """Three channels of 8 bits, upright. Raises InputError that names shard and image."""
+    """Three channels of 8 bits, upright, transparent parts on white. Raises InputError that names shard and image."""
     try:
         return _rgb(_upright(decode(image.data)))
     except BrokenImage as error:
@@ -90,9 +93,16 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """Three channels of 8 bits; what is transparent is laid on white."""
     # Pillow's own conversion clips 16-bit values at 255, which makes nearly everything white.
     if image.mode in _SIXTEEN_BITS:
-        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+        values = np.asarray(image)
+        if "transparency" in image.info:
+            values = np.where(values == image.info["transparency"], 65535, values)
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, _GROUND), layer).convert("RGB")
     return image.convert("RGB")
 
 

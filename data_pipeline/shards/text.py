@@ -115,14 +115,18 @@ class BlockWriter:
         self._block.append(document)
         self._tokens_in_block += len(document.tokens)
 
+    def end_shard(self) -> None:
+        """Closes the open block and shard, if any."""
+        if self._block:
+            self._end_block()
+        self._shards.end_shard()
+
     def __enter__(self) -> BlockWriter:
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         if error_type is None:
-            if self._block:
-                self._end_block()
-            self._shards.end_shard()
+            self.end_shard()
 
     def _end_block(self) -> None:
         self._shards.add(self._block)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.progress import PassProgress
+from data_pipeline.common.workers import end_with_parent
 from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.shards.continuation import Scan
 from data_pipeline.shards.image_codec import MAX_IMAGE_BYTES, BrokenImage, decode, suffix_of
@@ -18,6 +20,7 @@ from data_pipeline.shards.images import ImageIndex, ImageLayout, ImageRow, Label
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.tar import ShardWriter
 from data_pipeline.sources.corpus import Vocabulary
+from data_pipeline.sources.find import LeftOut, reading
 from data_pipeline.sources.images import ImagesConfig, LabeledFile, classes_of, labeled_files
 from data_pipeline.sources.scan import listing_hash, split_of
 
@@ -25,9 +28,9 @@ _FILES_PER_TASK = 32
 
 
 class Examined(NamedTuple):
-    """One file: its content's digest [16 bytes], size and kind, or what is wrong with it."""
+    """One image: its content's digest [16 bytes], size and kind, or what is wrong with it."""
 
-    path: str
+    file: LabeledFile
     digest: bytes
     size: int
     suffix: str
@@ -48,8 +51,8 @@ class ImageCorpus:
     def __init__(self, config: PrepareConfig) -> None:
         assert isinstance(config.corpus, ImagesConfig)
         self._config, self._max_bad = config, config.corpus.max_bad_images
-        files = labeled_files(config.corpus)
-        self._labels = dict(files)
+        self._left_out = LeftOut()
+        self._files = files = labeled_files(config.corpus, self._left_out, skip=os.path.realpath(config.output))
         self._classes = classes_of([file.label for file in files])
         self._examined: list[Examined] = []
         self.settings = {
@@ -57,6 +60,7 @@ class ImageCorpus:
             "valid_fraction": config.valid_fraction,
             "seed": config.seed,
             "shard_bytes": config.shard_bytes,
+            "min_shards": config.min_shards,
         }
         self.listing = _listing(files)
 
@@ -74,7 +78,9 @@ class ImageCorpus:
             raise InputError(f"the corpus has {valid} image(s), all in validation, which leaves none to train on")
         content, size = hashlib.sha256(), sum(e.size for e in self._examined)
         for entry in self._examined:
-            content.update(entry.digest + self._labels[entry.path].encode() + b"\0")
+            content.update(entry.digest + entry.file.label.encode() + b"\0")
+        if str(self._left_out):
+            print(self._left_out)
         print(f"{len(self._examined)} images of {len(self._classes)} classes, {size / 1e6:.1f} MB")
         return Scan(len(self._examined), size, valid, smallest, content.hexdigest())
 
@@ -94,7 +100,7 @@ class ImageCorpus:
                 if to_skip[split]:
                     to_skip[split] -= 1
                 else:
-                    label = numbers[self._labels[entry.path]]
+                    label = numbers[entry.file.label]
                     yield split, LabeledImage(self._read_again(entry), entry.suffix, label)
 
     def summary(self, manifest: Manifest, scan: Scan) -> str:
@@ -107,7 +113,7 @@ class ImageCorpus:
         """The whole images, in the order of the shards."""
         good, problems = [], []
         with PassProgress("reading images", total_bytes=None) as progress:
-            for found in _examined(list(self._labels), self._config.seed, self._config.num_workers):
+            for found in _examined(self._files, self._config.seed, self._config.num_workers):
                 progress.add(found.size)
                 if found.problem is None:
                     good.append(found)
@@ -120,38 +126,41 @@ class ImageCorpus:
                     )
         if problems:
             print(f"warning: {len(problems)} broken images skipped:\n  " + "\n  ".join(problems))
-        return sorted(good, key=lambda e: (e.digest, e.path))
+        return sorted(good, key=lambda e: (e.digest, e.file.path, e.file.member.offset if e.file.member else 0))
 
     def _read_again(self, entry: Examined) -> bytes:
-        data = _read(entry.path)
+        with reading(entry.file.path):
+            data = _read(entry.file)
         if _digest(data, self._config.seed) != entry.digest:
-            raise InputError(f"{entry.path} changed while it was read; remove {self._config.output} and start again")
+            raise InputError(f"{entry.file} changed while it was read; remove {self._config.output} and start again")
         return data
 
 
-def examine(path: str, seed: int) -> Examined:
-    """Reads and decodes one file, in a worker."""
+def examine(file: LabeledFile, seed: int) -> Examined:
+    """Reads and decodes one image, in a worker."""
     try:
-        data = _read(path)
+        data = _read(file)
         digest = _digest(data, seed)
-        return Examined(path, digest, len(data), suffix_of(decode(data)))
+        return Examined(file, digest, len(data), suffix_of(decode(data)))
     except (BrokenImage, OSError) as error:
-        return Examined(path, b"", 0, "", f"{path}: {error}")
+        return Examined(file, b"", 0, "", f"{file}: {error}")
 
 
-def _examined(paths: list[str], seed: int, num_workers: int) -> Iterator[Examined]:
-    """In the order of `paths`. With at most one worker, the calling process does it itself."""
-    seeds: Iterable[int] = [seed] * len(paths)
+def _examined(files: list[LabeledFile], seed: int, num_workers: int) -> Iterator[Examined]:
+    """In the order of `files`. With at most one worker, the calling process does it itself."""
+    seeds: Iterable[int] = [seed] * len(files)
     if num_workers <= 1:
-        yield from map(examine, paths, seeds)
+        yield from map(examine, files, seeds)
         return
-    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(examine, paths, seeds, chunksize=_FILES_PER_TASK)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, context, initializer=end_with_parent) as pool:
+        yield from pool.map(examine, files, seeds, chunksize=_FILES_PER_TASK)
 
 
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(MAX_IMAGE_BYTES + 1)
+def _read(file: LabeledFile) -> bytes:
+    """One byte more than is accepted, where there are that many."""
+    with open(file.path, "rb") if file.member is None else file.member.open() as content:
+        return content.read(MAX_IMAGE_BYTES + 1)
 
 
 def _digest(data: bytes, seed: int) -> bytes:
@@ -161,5 +170,5 @@ def _digest(data: bytes, seed: int) -> bytes:
 
 def _listing(files: list[LabeledFile]) -> str:
     """Hashes paths, sizes, times and labels."""
-    values = [listing_hash([file.path for file in files]), [file.label for file in files]]
+    values = [listing_hash(list(dict.fromkeys(file.path for file in files))), [file.label for file in files]]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,10 +16,13 @@ from pydantic import Field
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import NonNegative, configclass
 from data_pipeline.sources.config import CorpusConfig
+from data_pipeline.sources.find import LeftOut, entries_of, reading
 from data_pipeline.sources.patterns import is_excluded
+from data_pipeline.sources.tars import TAR_SUFFIX, Member, samples_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")
+_MAX_LABEL_BYTES = 1 << 20
 _REPORTED = 10
 
 
@@ -25,11 +30,11 @@ _REPORTED = 10
 class ImagesConfig(CorpusConfig):
     """Which images are read.
 
-    inputs: folders with one subfolder per class, or lists (.csv and .tsv with a header line, .jsonl) of files and
-        labels, as in [photos/train] or [labels.csv].
+    inputs: folders with one subfolder per class, lists (.csv and .tsv with a header line, .jsonl) of files and
+        labels, or tars in WebDataset form, as in [photos/train], [labels.csv] or ['tars/*.tar'].
     exclude: patterns on absolute paths, as in ['*/thumbs/*']; * spans folders.
     file_field: the field of a list that names the image, relative to the list.
-    label_field: the field of a list that holds the label.
+    label_field: the field of a list, or of a tar's .json, that holds the label.
     max_bad_images: how many images, all together, may be broken; they are skipped.
     """
 
@@ -42,15 +47,31 @@ class ImagesConfig(CorpusConfig):
 
 
 class LabeledFile(NamedTuple):
+    """An image: a file, or a member of a tar."""
+
     path: str
     label: str
+    member: Member | None = None
+
+    def __str__(self) -> str:
+        return self.path if self.member is None else str(self.member)
 
 
-def labeled_files(config: ImagesConfig) -> list[LabeledFile]:
+@dataclass(frozen=True)
+class _Reader:
+    """config: what is read. skip: a folder that is not, the output. left_out: what was found and is not read."""
+
+    config: ImagesConfig
+    skip: str | None
+    left_out: LeftOut
+
+
+def labeled_files(config: ImagesConfig, left_out: LeftOut, skip: str | None = None) -> list[LabeledFile]:
     """Every image with its label, sorted by path. Raises InputError that lists the first problems of every input."""
     if not config.inputs:
-        raise InputError("corpus.inputs is empty: give folders with a subfolder per class, or lists")
-    return _without_repeats(_gather(_from_input, ((entry, config) for entry in config.inputs)))
+        raise InputError("corpus.inputs is empty: give folders with a subfolder per class, lists, or tars")
+    reader = _Reader(config, skip, left_out)
+    return _without_repeats(_gather(_from_input, ((entry, reader) for entry in config.inputs)), left_out)
 
 
 def classes_of(labels: Sequence[str]) -> tuple[str, ...]:
@@ -76,13 +97,22 @@ def _gather(read: Callable[..., list[LabeledFile]], parts: Iterable[tuple[Any, .
     return found
 
 
-def _from_input(entry: str, config: ImagesConfig) -> list[LabeledFile]:
+def _from_input(entry: str, reader: _Reader) -> list[LabeledFile]:
     path = Path(os.path.expanduser(entry))
-    return _from_folder(path, config.exclude) if path.is_dir() else _from_list(path, config)
+    if path.is_dir():
+        return _from_folder(path, reader)
+    tars = sorted(glob.glob(str(path))) if glob.has_magic(entry) and not path.exists() else [str(path)]
+    if not tars:
+        raise InputError(f"corpus.inputs: {entry} matches no files")
+    if all(tar.lower().endswith(TAR_SUFFIX) and os.path.isfile(tar) for tar in tars):
+        return _gather(_from_tar, ((tar, reader) for tar in tars))
+    if len(tars) > 1:
+        raise InputError(f"corpus.inputs: {entry} matches files that are no tars; globs are for tars")
+    return _from_list(Path(tars[0]), reader)
 
 
-def _from_folder(folder: Path, exclude: list[str]) -> list[LabeledFile]:
-    entries = _visible(folder, exclude)
+def _from_folder(folder: Path, reader: _Reader) -> list[LabeledFile]:
+    entries = [e for e in _visible(folder, reader) if not _holds_only(e, reader.skip)]
     loose = [e.name for e in entries if not e.is_dir()]
     if loose:
         raise InputError(
@@ -92,11 +122,11 @@ def _from_folder(folder: Path, exclude: list[str]) -> list[LabeledFile]:
         )
     if not entries:
         raise InputError(f"corpus.inputs: {folder} contains no class folders")
-    return _gather(_from_class, ((entry, exclude) for entry in entries))
+    return _gather(_from_class, ((entry, reader) for entry in entries))
 
 
-def _from_class(folder: Path, exclude: list[str]) -> list[LabeledFile]:
-    entries = _visible(folder, exclude)
+def _from_class(folder: Path, reader: _Reader) -> list[LabeledFile]:
+    entries = _visible(folder, reader)
     if not entries:
         raise InputError(f"corpus.inputs: the class folder {folder} is empty")
     for entry in entries:
@@ -105,7 +135,52 @@ def _from_class(folder: Path, exclude: list[str]) -> list[LabeledFile]:
                 f"corpus.inputs: the class folder {folder} contains a folder ({entry.name}); give the folder "
                 "whose subfolders are the classes"
             )
-    return _gather(_labeled, ((entry, folder.name) for entry in entries))
+    return _gather(_labeled, ((entry, _printable(folder.name)) for entry in entries))
+
+
+def _from_tar(tar: str, reader: _Reader) -> list[LabeledFile]:
+    found = _gather(_from_sample, ((sample, reader) for sample in samples_of(tar, reader.left_out)))
+    if not found:
+        raise InputError(f"corpus.inputs: {tar} holds no images ending in {', '.join(IMAGE_SUFFIXES)}")
+    return found
+
+
+def _from_sample(sample: Mapping[str, Member], reader: _Reader) -> list[LabeledFile]:
+    """The image of one sample, none where it has none, with what its .cls, .json or .txt says."""
+    images = [member for member in sample.values() if f".{member.kind}" in IMAGE_SUFFIXES]
+    if not images:
+        reader.left_out.add(f"samples of tars without {', '.join(IMAGE_SUFFIXES)}")
+        return []
+    if is_excluded(os.path.join(images[0].tar, images[0].name), reader.config.exclude):
+        reader.left_out.add("files that corpus.exclude matches")
+        return []
+    label = _label_of(sample, reader.config.label_field)
+    if label is None:
+        raise InputError(
+            f"{images[0]} has no label: neither .cls, nor .json with {reader.config.label_field!r}, nor .txt"
+        )
+    return [LabeledFile(image.tar, label, image) for image in images]
+
+
+def _label_of(sample: Mapping[str, Member], field: str) -> str | None:
+    by_kind = {member.kind: member for member in sample.values()}
+    label: object = None
+    for kind in ("cls", "json", "txt"):
+        if kind not in by_kind or label is not None:
+            continue
+        data = by_kind[kind].read(_MAX_LABEL_BYTES)
+        try:
+            label = _field(json.loads(data), field) if kind == "json" else data.decode().strip()
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{by_kind[kind]} cannot be read: {error}") from error
+    return None if label is None else _checked_label(str(next(iter(sample.values()))), label)
+
+
+def _field(record: object, field: str) -> object:
+    """By its whole name, else part by part; None where there is none."""
+    for part in [field] if isinstance(record, dict) and field in record else field.split("."):
+        record = record.get(part) if isinstance(record, dict) else None
+    return record
 
 
 def _labeled(path: Path, label: str) -> list[LabeledFile]:
@@ -117,36 +192,63 @@ def _labeled(path: Path, label: str) -> list[LabeledFile]:
     return [LabeledFile(str(path), label)]
 
 
-def _visible(folder: Path, exclude: list[str]) -> list[Path]:
-    """What is in `folder`, without hidden entries and those that a pattern of `exclude` matches."""
-    entries = sorted(e for e in folder.iterdir() if not e.name.startswith("."))
-    return [e for e in entries if not is_excluded(e, exclude)]
+def _printable(name: str) -> str:
+    r"""A folder's name as a label: a byte that is not UTF-8 becomes the four characters \xe9."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _from_list(path: Path, config: ImagesConfig) -> list[LabeledFile]:
+def _visible(folder: Path, reader: _Reader) -> list[Path]:
+    """What is in `folder`, without hidden entries and those that a pattern of corpus.exclude matches."""
+    entries = [Path(entry.path) for entry in entries_of(str(folder), reader.left_out, reader.skip)]
+    wanted = [entry for entry in entries if not is_excluded(entry, reader.config.exclude)]
+    reader.left_out.add("files and folders that corpus.exclude matches", len(entries) - len(wanted))
+    return wanted
+
+
+def _holds_only(folder: Path, inner: str | None) -> bool:
+    """Whether `folder` leads to the folder `inner` (a real path) and to nothing else: it is no class."""
+    real = os.path.realpath(folder)
+    if inner is None or not inner.startswith(real + os.sep):
+        return False
+    with reading(real):
+        names = [name for name in os.listdir(real) if not name.startswith(".")]
+    child = os.path.join(real, names[0]) if names else ""
+    return len(names) == 1 and (child == inner or _holds_only(Path(child), inner))
+
+
+def _from_list(path: Path, reader: _Reader) -> list[LabeledFile]:
     if not path.is_file():
         raise InputError(f"corpus.inputs: {path} does not exist")
-    if path.suffix not in LIST_SUFFIXES:
+    if path.suffix.lower() not in LIST_SUFFIXES:
         raise InputError(f"corpus.inputs: {path} is not a list; supported are {', '.join(LIST_SUFFIXES)}")
-    found = _gather(_from_line, ((path, line, record, config) for line, record in _records(path, config)))
+    found = _gather(_from_line, ((path, line, record, reader) for line, record in _records(path, reader.config)))
     if not found:
         raise InputError(f"corpus.inputs: {path} lists no images")
     return found
 
 
-def _from_line(path: Path, line: int, record: dict[str, object], config: ImagesConfig) -> list[LabeledFile]:
+def _from_line(path: Path, line: int, record: dict[str, object], reader: _Reader) -> list[LabeledFile]:
     """One file, or none where corpus.exclude matches it."""
+    config = reader.config
     name, label = record[config.file_field], record[config.label_field]
     if not isinstance(name, str) or not name:
         raise InputError(f"{path}, line {line}: {config.file_field}={name!r} does not name a file")
     image = path.parent / name
     if is_excluded(image, config.exclude):
+        reader.left_out.add("files that corpus.exclude matches")
         return []
-    if not isinstance(label, str | int) or isinstance(label, bool) or not str(label).strip():
-        raise InputError(f"{path}, line {line}: {config.label_field}={label!r} is not a label; use a name or a number")
+    checked = _checked_label(f"{path}, line {line}: {config.label_field}={label!r}", label)
     if not image.is_file():
         raise InputError(f"{path}, line {line}: {image} does not exist")
-    return _labeled(image, str(label))
+    return _labeled(image, checked)
+
+
+def _checked_label(place: str, label: object) -> str:
+    if not isinstance(label, str | int) or isinstance(label, bool) or not str(label).strip():
+        raise InputError(f"{place} is not a label; use a name or a number")
+    if len(str(label).splitlines()) > 1:
+        raise InputError(f"{place} has a line break in its label; is a quote not closed?")
+    return str(label).encode("utf-8", "backslashreplace").decode()
 
 
 def _records(path: Path, config: ImagesConfig) -> Iterator[tuple[int, dict[str, object]]]:
@@ -161,26 +263,49 @@ def _records(path: Path, config: ImagesConfig) -> Iterator[tuple[int, dict[str, 
 
 
 def _parsed(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with reading(path), open(path, encoding="utf-8-sig", newline="") as file:
         try:
-            if path.suffix == ".jsonl":
+            if path.suffix.lower() == ".jsonl":
                 for number, text in enumerate(file, start=1):
                     if text.strip():
                         record = json.loads(text)
                         yield number, record if isinstance(record, dict) else {}
+            elif path.suffix.lower() == ".tsv":
+                yield from _tab_separated(file)
             else:
-                rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+                # strict: a quote that is not closed would swallow the lines that follow
+                rows = csv.DictReader(file, strict=True)
                 for row in rows:
                     yield rows.line_num, {str(key): value for key, value in row.items()}
-        except (ValueError, csv.Error) as error:
+        except (ValueError, RecursionError, csv.Error) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
 
 
-def _without_repeats(files: list[LabeledFile]) -> list[LabeledFile]:
+def _tab_separated(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, object]]]:
+    """Lines and tabs separate, whatever quotes there are; only a field that is quoted as a whole loses its quotes."""
+    header: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        fields = [_unquoted(field) for field in line.rstrip("\r\n").split("\t")]
+        if not header:
+            header = fields
+        elif line.strip():
+            yield number, {**dict.fromkeys(header), **dict(zip(header, fields, strict=False))}
+
+
+def _unquoted(field: str) -> str:
+    inner = field[1:-1].replace('""', "")
+    is_quoted = len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner
+    return field[1:-1].replace('""', '"') if is_quoted else field
+
+
+def _without_repeats(files: list[LabeledFile], left_out: LeftOut) -> list[LabeledFile]:
     """Sorted; a file that is named twice counts once. InputError where its labels differ."""
-    by_path: dict[str, LabeledFile] = {}
-    for file in sorted(files):
-        first = by_path.setdefault(os.path.realpath(file.path), file)
+    real = {path: os.path.realpath(path) for path in {file.path for file in files}}
+    by_place: dict[tuple[str, int], LabeledFile] = {}
+    for file in sorted(files, key=lambda f: (f.path, f.member.offset if f.member else 0, f.label)):
+        first = by_place.setdefault((real[file.path], file.member.offset if file.member else 0), file)
         if first.label != file.label:
-            raise InputError(f"corpus.inputs: {file.path} has two labels, {first.label!r} and {file.label!r}")
-    return list(by_path.values())
+            raise InputError(f"corpus.inputs: {file} has two labels, {first.label!r} and {file.label!r}")
+        if first is not file:
+            left_out.add("files that are named again")
+    return list(by_place.values())

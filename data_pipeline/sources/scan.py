@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from data_pipeline.common.progress import PassProgress
 from data_pipeline.shards.continuation import Scan
+from data_pipeline.sources.find import reading
 from data_pipeline.sources.text import RawDocument
 
 _HASH_RANGE = 1 << 64
@@ -46,7 +47,8 @@ def listing_hash(files: list[str]) -> str:
     """sha256 of path, size and modification time of `files`."""
     digest = hashlib.sha256()
     for path in files:
-        found = os.stat(path)
+        with reading(path):
+            found = os.stat(path)
         digest.update(
             f"{os.path.abspath(path)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode("utf-8", "surrogateescape")
         )

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-import glob
 import gzip
 import io
 import json
-import os
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Annotated, Literal, NamedTuple
 
 import pydantic
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import NonNegative, configclass
+from data_pipeline.sources.compressed import open_compressed
 from data_pipeline.sources.config import CorpusConfig
-from data_pipeline.sources.patterns import is_excluded
+from data_pipeline.sources.encodings import AUTO, check_encoding, find_encoding, recoded
+from data_pipeline.sources.find import LeftOut
+from data_pipeline.sources.tars import TAR_SUFFIX, Member, samples_of
+from data_pipeline.sources.text_files import JSONL_SUFFIXES, TEXT_SUFFIXES, find_files
 
-TEXT_SUFFIXES = (".txt", ".md", ".py")
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-_SUFFIXES = TEXT_SUFFIXES + JSONL_SUFFIXES
 _NAMED_LINES = 5
+_NAMED_FILES = 10
+MAX_LINE_BYTES = 1 << 30  # of a .jsonl file: memory is bounded by it
 
 
 @configclass
 class TextConfig(CorpusConfig):
     """Which text is read.
 
-    inputs: files, globs and folders, as in [book.txt,'notes/*.md',folder].
+    inputs: files, globs and folders, as in [book.txt,'notes/*.md',folder]; tars in WebDataset form by name or glob.
     exclude: patterns on absolute paths, as in ['*/test/*']; * spans folders.
-    text_field: the field of .jsonl lines that holds the text.
+    text_field: the field of .jsonl lines that holds the text; meta.text is the field text of the field meta.
+    encoding: null takes UTF-8 alone; latin-1, cp1252, ... reads all files as that; auto finds it for each file.
     max_document_bytes: a longer document is cut at line ends into several, so that memory stays bounded.
     max_bad_lines: how many lines of the .jsonl files, all together, may be unreadable; they are skipped.
     """
@@ -39,6 +42,7 @@ class TextConfig(CorpusConfig):
     inputs: list[str]
     exclude: list[str] = pydantic.Field(default_factory=list)
     text_field: str = "text"
+    encoding: str | None = None
     max_document_bytes: Annotated[int, pydantic.Field(ge=16)] = 262144
     max_bad_lines: NonNegative = 0
 
@@ -53,45 +57,133 @@ class _BadLine(Exception):
 
 
 class TextSource:
-    """The documents of a corpus. `files` are sorted and without repeats; empty documents are left out."""
+    """The documents of a corpus. `files` are sorted and without repeats; blank documents are left out.
 
-    def __init__(self, config: TextConfig) -> None:
+    skip: a folder within the inputs that is not one of them, the output. After a pass, `left_out` says what of the
+    inputs is no document, `encodings` how files were read that are not UTF-8, `replaced` how many characters of them
+    could not be.
+    """
+
+    def __init__(self, config: TextConfig, skip: str | None = None) -> None:
         self._config = config
-        self.files = find_files(config.inputs, config.exclude)
-        self.bad_lines: list[str] = []
+        if config.encoding is not None:
+            check_encoding(config.encoding)
+        self._files_left_out = LeftOut()
+        self.files = find_files(config.inputs, config.exclude, self._files_left_out, skip)
+        self._found_encodings: dict[str, str] = {}
+        self._begin()
 
     def documents(self) -> Iterator[RawDocument]:
         """Every document in the order of `files`, from the beginning at each call. InputError names file and line."""
-        self.bad_lines = []
+        self._begin()
         for path in self.files:
-            texts = self._jsonl(path) if path.endswith(JSONL_SUFFIXES) else self._plain(path)
             try:
-                yield from (RawDocument(text, path) for text in texts)
+                yield from (RawDocument(text, path) for text in self._texts(path))
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise InputError(f"{path}: the compressed file is damaged or truncated ({error})") from error
             except OSError as error:
                 raise InputError(f"{path}: {error.strerror or error}") from error
+        if self._not_utf8:
+            raise InputError(_remedy(self._not_utf8))
 
-    def _plain(self, path: str) -> Iterator[str]:
-        offset = 0
-        with open(path, "rb") as file:
-            for part in _read_parts(file, self._config.max_document_bytes):
-                try:
-                    yield part.decode("utf-8")  # keeps a byte order mark and every line end as it is
-                except UnicodeDecodeError as error:
-                    raise InputError(f"{path}: not UTF-8 at byte {offset + error.start} ({error.reason})") from error
-                offset += len(part)
+    def _begin(self) -> None:
+        self.bad_lines: list[str] = []
+        self._not_utf8: list[str] = []
+        self.encodings: Counter[str] = Counter()
+        self.replaced = 0
+        self.left_out = LeftOut()
+        self.left_out.update(self._files_left_out)
 
-    def _jsonl(self, path: str) -> Iterator[str]:
-        with _open_compressed(path) as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    text = _field(line, self._config.text_field)
-                except _BadLine as why:
-                    self._count(f"{path}, line {number}: {why}")
-                    continue
-                parts = _read_parts(io.BytesIO(text), self._config.max_document_bytes)
-                yield from (part.decode() for part in parts)
+    def _texts(self, path: str) -> Iterator[str]:
+        if path.lower().endswith(TAR_SUFFIX):
+            for sample in samples_of(path, self.left_out):
+                yield from self._sample(sample)
+        elif path.lower().endswith(JSONL_SUFFIXES):
+            yield from self._jsonl(path, lambda: open_compressed(path))
+        else:
+            yield from self._plain(path, lambda: open_compressed(path))
+
+    def _sample(self, sample: Mapping[str, Member]) -> Iterator[str]:
+        """Of a tar: its texts where it has some (.json beside them describes them), else its .json and .jsonl."""
+        texts = [member for member in sample.values() if f".{member.kind}" in TEXT_SUFFIXES]
+        records = [member for member in sample.values() if member.kind in ("json", "jsonl")]
+        if not texts and not records:
+            self.left_out.add("samples of tars without .txt, .json or .jsonl")
+        for member in texts:
+            yield from self._plain(str(member), member.open)
+        for member in [] if texts else records:
+            if member.kind == "jsonl":
+                yield from self._jsonl(str(member), member.open)
+            else:
+                yield from self._json(member)
+
+    def _plain(self, name: str, opener: Callable[[], IO[bytes]]) -> Iterator[str]:
+        try:
+            with self._open(name, opener) as file:
+                yield from self._document(self._decoded(file))
+        except UnicodeDecodeError as error:
+            self._not_utf8.append(f"{name}: not UTF-8 at byte {self._offset + error.start} ({error.reason})")
+
+    def _decoded(self, file: IO[bytes]) -> Iterator[str]:
+        self._offset = 0
+        for part in _read_parts(file, self._config.max_document_bytes):
+            yield part.decode("utf-8")  # keeps a byte order mark and every line end as it is
+            self._offset += len(part)
+
+    def _jsonl(self, name: str, opener: Callable[[], IO[bytes]]) -> Iterator[str]:
+        with self._open(name, opener) as file:
+            number = 0
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    self._count(f"{name}, line {number}: longer than {MAX_LINE_BYTES} bytes")
+                    _skip_line(file)
+                elif line.strip():
+                    yield from self._record(f"{name}, line {number}", line)
+                else:
+                    self.left_out.add("blank lines")
+
+    def _json(self, member: Member) -> Iterator[str]:
+        with self._open(str(member), lambda: io.BytesIO(member.read(MAX_LINE_BYTES))) as file:
+            yield from self._record(str(member), file.read())
+
+    def _record(self, name: str, data: bytes) -> Iterator[str]:
+        try:
+            text = _field(data, self._config.text_field)
+        except _BadLine as why:
+            self._count(f"{name}: {why}")
+            return
+        parts = _read_parts(io.BytesIO(text), self._config.max_document_bytes)
+        yield from self._document(part.decode() for part in parts)
+
+    def _document(self, parts: Iterator[str]) -> Iterator[str]:
+        """The parts of one document; none where all of it is blank."""
+        first, second = next(parts, ""), next(parts, None)
+        if second is None and not first.strip("\ufeff\0").strip():
+            self.left_out.add("documents without text")
+            return
+        yield first
+        if second is not None:
+            yield second
+        yield from parts
+
+    def _open(self, name: str, opener: Callable[[], IO[bytes]]) -> IO[bytes]:
+        """As UTF-8 where corpus.encoding asks for another encoding."""
+        encoding = self._config.encoding
+        if encoding == AUTO:
+            if name not in self._found_encodings:
+                with opener() as file:
+                    self._found_encodings[name] = find_encoding(file, name)
+            encoding = self._found_encodings[name]
+            if encoding == "utf-8":
+                return opener()
+        if encoding is None:
+            return opener()
+        self.encodings[encoding] += 1
+        return recoded(opener(), encoding, self._add_replaced)
+
+    def _add_replaced(self, characters: int) -> None:
+        self.replaced += characters
 
     def _count(self, problem: str) -> None:
         self.bad_lines.append(problem)
@@ -103,47 +195,21 @@ class TextSource:
             )
 
 
-def find_files(inputs: list[str], exclude: list[str]) -> list[str]:
-    """The files that `inputs` name. Raises InputError that lists every input without files."""
-    found: dict[str, str] = {}
-    problems: list[str] = []
-    if not inputs:
-        problems.append("corpus.inputs is empty: give files, globs or folders")
-    for entry in inputs:
-        try:
-            files = [f for f in _expand(os.path.expanduser(entry)) if not is_excluded(f, exclude)]
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        if not files:
-            problems.append(
-                f"corpus.inputs: {entry} has no files ending in {', '.join(_SUFFIXES)}"
-                + (" besides those that corpus.exclude matches" if exclude else "")
-            )
-        found.update({os.path.realpath(f): f for f in sorted(files, reverse=True)})
-    if problems:
-        raise InputError("\n".join(problems))
-    return sorted(found.values())
+def _remedy(not_utf8: list[str]) -> str:
+    more = [f"... and {len(not_utf8) - _NAMED_FILES} more"] if len(not_utf8) > _NAMED_FILES else []
+    return "\n".join(
+        [
+            *not_utf8[:_NAMED_FILES],
+            *more,
+            f"{len(not_utf8)} files are not UTF-8: corpus.encoding=latin-1 (or another name) reads all files as that, "
+            "corpus.encoding=auto finds the encoding of each, corpus.exclude leaves files out",
+        ]
+    )
 
 
-def _expand(entry: str) -> list[str]:
-    if os.path.isfile(entry):
-        if not entry.endswith(_SUFFIXES):
-            raise InputError(f"corpus.inputs: {entry} has an unsupported type; supported are {', '.join(_SUFFIXES)}")
-        return [entry]
-    if os.path.isdir(entry):
-        return _files_below(entry)
-    if not glob.has_magic(entry):
-        raise InputError(f"corpus.inputs: {entry} does not exist")
-    matches = glob.glob(entry, recursive=True)
-    if not matches:
-        raise InputError(f"corpus.inputs: {entry} matches no files")
-    return [f for m in matches for f in (_files_below(m) if os.path.isdir(m) else [m]) if f.endswith(_SUFFIXES)]
-
-
-def _files_below(folder: str) -> list[str]:
-    files = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names]
-    return [f for f in files if f.endswith(_SUFFIXES) and os.path.isfile(f)]
+def _skip_line(file: IO[bytes]) -> None:
+    while (part := file.readline(1 << 20)) and not part.endswith(b"\n"):
+        pass
 
 
 def _read_parts(file: IO[bytes], max_bytes: int) -> Iterator[bytes]:
@@ -166,69 +232,43 @@ def _character_start(data: bytes, limit: int) -> int:
     return limit
 
 
-def _field(line: bytes, field: str) -> bytes:
-    """The UTF-8 of `field` in the JSON object that `line` holds; empty for a blank line."""
-    if not line.strip():
-        return b""
+def _field(data: bytes, field: str) -> bytes:
+    """The UTF-8 of `field` in the JSON object that `data` holds. Raises _BadLine."""
     try:
-        record = json.loads(line.decode("utf-8-sig"))  # the file may begin with a byte order mark
+        record = json.loads(data.decode("utf-8-sig"))  # the file may begin with a byte order mark
     except UnicodeDecodeError as error:
-        raise _BadLine(f"not UTF-8 at byte {error.start} of the line") from error
+        raise _BadLine(
+            f"not UTF-8 at byte {error.start} of the line (corpus.encoding names another encoding)"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise _BadLine(f"not JSON ({error})") from error
-    if not isinstance(record, dict) or not isinstance(record.get(field), str):
-        keys = ", ".join(list(record)[:8]) if isinstance(record, dict) else type(record).__name__
-        raise _BadLine(f"no text in the field {field!r} (corpus.text_field); it has: {keys}")
+    text = _look_up(record, field)
     try:
-        return record[field].encode()
+        return text.encode()
     except UnicodeEncodeError as error:
         raise _BadLine(f"an unpaired surrogate in the field {field!r}") from error
 
 
-def _open_compressed(path: str) -> IO[bytes]:
-    if path.endswith(".gz"):
-        return io.BufferedReader(gzip.open(path, "rb"))
-    if path.endswith(".zst"):
-        return io.BufferedReader(_ZstdFile(path), 1 << 17)
-    return open(path, "rb")
+def _look_up(record: object, field: str) -> str:
+    """A field by its whole name, else part by part. Raises _BadLine that says what stands there instead of text."""
+    if not isinstance(record, dict):
+        raise _BadLine(f"no text in the field {field!r} (corpus.text_field); it is {_named_type(record)}, no object")
+    value: object = record
+    parts = [field] if field in record else field.split(".")
+    for part in parts:
+        if not isinstance(value, dict) or part not in value:
+            keys = ", ".join(list(record)[:8])
+            raise _BadLine(f"no text in the field {field!r} (corpus.text_field); it has: {keys}")
+        value = value[part]
+    if not isinstance(value, str):
+        raise _BadLine(f"no text in the field {field!r} (corpus.text_field): it is {_named_type(value)}")
+    return value
 
 
-class _ZstdFile(io.RawIOBase):
-    """Decompresses frame after frame. zstandard's own reader takes a truncated file for a complete one."""
-
-    def __init__(self, path: str) -> None:
-        import zstandard
-
-        self._file = open(path, "rb")  # noqa: SIM115 - until close()
-        self._zstandard = zstandard
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._started = False
-        self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while not self._ready:
-            data = self._frame.unused_data or self._file.read(1 << 17)
-            if not data:
-                if self._started and not self._frame.eof:
-                    raise EOFError("the last frame is incomplete")
-                return 0
-            self._decompress(data)
-        count = min(len(buffer), len(self._ready))
-        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def _decompress(self, data: bytes) -> None:
-        if self._frame.eof:
-            self._frame = self._zstandard.ZstdDecompressor().decompressobj()
-        self._started = True
-        try:
-            self._ready = self._frame.decompress(data)
-        except self._zstandard.ZstdError as error:
-            raise EOFError(str(error)) from error
+def _named_type(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int | float):
+        return f"a number ({str(value)[:20]})"
+    names: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
+    return names[type(value)]

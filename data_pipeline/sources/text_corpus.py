@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,10 +17,11 @@ from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.text import BlockWriter, TextIndex, TokenizedDocument
 from data_pipeline.sources.corpus import Vocabulary
 from data_pipeline.sources.scan import Scanner, hashed, listing_hash, scan_documents, split_of
-from data_pipeline.sources.text import TextConfig, TextSource
+from data_pipeline.sources.text import RawDocument, TextConfig, TextSource
 from data_pipeline.tokenizers.encoding import encode_documents
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 
+_FEW_DOCUMENTS = 20
 _CHECK_BYTES = 1_000_000  # of text, on which a tokenizer from elsewhere is tried
 
 
@@ -31,7 +33,7 @@ class TextCorpus:
 
     def __init__(self, config: PrepareConfig) -> None:
         assert isinstance(config.corpus, TextConfig)
-        self._config, self._source = config, TextSource(config.corpus)
+        self._config, self._source = config, TextSource(config.corpus, skip=os.path.realpath(config.output))
         path = config.tokenizer.path
         self._given = Tokenizer.from_file(path, config.tokenizer.special_tokens) if path else None
         self._scanner: Scanner | None = None
@@ -47,21 +49,18 @@ class TextCorpus:
         sample_bytes = min(wanted.sample_bytes, _CHECK_BYTES) if wanted.path else wanted.sample_bytes
         count_characters = wanted.path is None and wanted.model_type == "char"
         self._scanner = Scanner(self._config.valid_fraction, sample_bytes, count_characters)
-        scan_documents(hashed(self._source.documents(), self._config.seed), self._scanner)
+        scan_documents(hashed(self._documents(), self._config.seed), self._scanner)
         scan, files = self._scanner.result(), len(self._source.files)
+        self._report()
         if scan.documents == 0:
-            raise InputError(f"the corpus is empty: the {files} files of corpus.inputs contain no text")
-        if scan.documents == scan.valid_documents:
             raise InputError(
-                f"the corpus has {scan.documents} document(s); validation takes at least one, which leaves none to "
-                "train on"
+                f"the corpus is empty: the {files} files of corpus.inputs contain no text ({self._source.left_out})"
             )
+        if scan.documents == scan.valid_documents:
+            raise InputError(_too_few(scan))
         print(f"{scan.documents} documents, {scan.bytes / 1e6:.1f} MB of text in {files} files")
-        if self._source.bad_lines:
-            print(
-                f"warning: {len(self._source.bad_lines)} unreadable lines skipped; the first: "
-                f"{self._source.bad_lines[0]}"
-            )
+        if scan.documents < _FEW_DOCUMENTS:
+            print(f"warning: {_few(scan)}")
         return scan
 
     def vocabulary(self, root: str) -> Vocabulary:
@@ -83,12 +82,31 @@ class TextCorpus:
 
     def summary(self, manifest: Manifest, scan: Scan) -> str:
         assert manifest.tokenizer is not None
-        tokens = sum(split.tokens for split in manifest.splits.values())
+        tokens = max(1, sum(split.tokens for split in manifest.splits.values()))
         lines = [
             f"{name:>6}: {split.documents} documents, {split.tokens} tokens, {len(split.shards)} shards"
             for name, split in manifest.splits.items()
         ]
         return "\n".join([*lines, f"{scan.bytes / tokens:.2f} bytes per token, {manifest.tokenizer.vocab_size} pieces"])
+
+    def _documents(self) -> Iterator[RawDocument]:
+        """Those of which the tokenizer makes any token: one from elsewhere may strip spaces and control characters."""
+        for document in self._source.documents():
+            if self._given is None or _has_word(document.text) or self._given.encode(document.text):
+                yield document
+            else:
+                self._source.left_out.add("documents of which the tokenizer makes no token")
+
+    def _report(self) -> None:
+        """Says what the pass has left out or could not read as it is."""
+        source = self._source
+        if str(source.left_out):
+            print(source.left_out)
+        if source.bad_lines:
+            print(f"warning: {len(source.bad_lines)} unreadable lines skipped; the first: {source.bad_lines[0]}")
+        if source.encodings:
+            found = ", ".join(f"{number} as {name}" for name, number in sorted(source.encodings.items()))
+            print(f"files read in other encodings than UTF-8: {found}; {source.replaced} characters replaced by U+FFFD")
 
     def _train(self, scanner: Scanner) -> Tokenizer:
         from data_pipeline.tokenizers.sentencepiece_model import training_memory_bytes
@@ -112,7 +130,7 @@ class TextCorpus:
         to_skip, config = dict(done), self._config
         again = Scanner(config.valid_fraction, sample_bytes=0, count_characters=False)
         with PassProgress("tokenizing", scan.bytes) as progress:
-            for document in hashed(self._source.documents(), config.seed):
+            for document in hashed(self._documents(), config.seed):
                 again.take(document)
                 progress.add(document.size)
                 split = split_of(document.split_hash, scan.smallest_hash, config.valid_fraction)
@@ -126,18 +144,43 @@ class TextCorpus:
             )
 
 
+def _has_word(text: str) -> bool:
+    """Whether its beginning makes tokens for sure, so that it need not be encoded to know."""
+    return any(character.isalnum() for character in text[:1000])
+
+
+def _too_few(scan: Scan) -> str:
+    part = max(16, scan.bytes // 20)
+    return (
+        f"the corpus has {scan.documents} document(s); validation takes at least one, which leaves none to train on. "
+        "A file of .txt is one document: give several files, or a .jsonl file with a document in each line, or let "
+        f"corpus.max_document_bytes={part} cut long ones at line ends"
+    )
+
+
+def _few(scan: Scan) -> str:
+    part = max(16, scan.bytes // 100)
+    return (
+        f"only {scan.documents} documents, {scan.valid_documents} of them for validation: training shuffles whole "
+        f"documents, and a loss on so few says little. corpus.max_document_bytes={part} would cut them at line ends "
+        "into more"
+    )
+
+
 def _settings(config: PrepareConfig, corpus: TextConfig, given: Tokenizer | None) -> dict[str, Any]:
     trained = {f"tokenizer.{key}": value for key, value in to_dict(config.tokenizer).items()}
     del trained["tokenizer.path"], trained["tokenizer.special_tokens"]
     return {
         "corpus.kind": corpus.kind,
         "corpus.text_field": corpus.text_field,
+        "corpus.encoding": corpus.encoding,
         "corpus.max_document_bytes": corpus.max_document_bytes,
         **(trained if given is None else {"tokenizer.path": given.fingerprint}),
         "valid_fraction": config.valid_fraction,
         "seed": config.seed,
         "block_tokens": config.block_tokens,
         "shard_bytes": config.shard_bytes,
+        "min_shards": config.min_shards,
     }
 
 

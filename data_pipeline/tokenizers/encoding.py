@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import os
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 
 import numpy as np
 
+from data_pipeline.common.workers import end_with_parent
 from data_pipeline.shards.text import TokenizedDocument, token_dtype
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 
@@ -33,7 +32,7 @@ def encode_documents(
         return
     # spawn: a forked worker would hold its parent's lock and pipes open
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(num_workers, context, initializer=end_with_parent) as pool:
         waiting: deque[tuple[list[str], Future[list[TokenizedDocument]]]] = deque()
         for splits, chunk in chunks:
             waiting.append((splits, pool.submit(encode_chunk, folder, chunk)))
@@ -74,15 +73,3 @@ def _chunks(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], list[
             splits, chunk, room = [], [], _CHUNK_CHARACTERS
     if chunk:
         yield splits, chunk
-
-
-def _end_with_parent() -> None:
-    """Ends this worker when its parent is killed; otherwise it would wait for its next chunk forever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

@@ -13,7 +13,7 @@ from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import to_dict
 from data_pipeline.shards.manifest import Split
 from pretraining.config import RunConfig
-from pretraining.run.metrics import read_metrics
+from pretraining.run.metrics import read_metrics, step_of
 
 # Task of the Hub's widget, where the weights fit one.
 _TASKS = {
@@ -74,7 +74,7 @@ def _losses(facts: Facts) -> str:
     lines = read_metrics(facts.metrics) if facts.metrics.is_file() else []
     found = []
     for key, meaning in (("loss", "training loss"), ("valid_loss", "validation loss")):
-        line = next((x for x in reversed(lines) if key in x and int(str(x["step"])) <= facts.step), None)
+        line = next((x for x in reversed(lines) if key in x and step_of(x) <= facts.step), None)
         if line is not None:
             found.append(f"- {meaning} at step {line['step']}: {line[key]}")
     return "\n".join(found) or "The run's metrics.jsonl is not there."

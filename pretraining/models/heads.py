@@ -48,8 +48,8 @@ def attach_heads(model: M, objective: BringsHeads[M], layers: Layers) -> M:
 class TokenHead(nn.Module):
     """Projects hidden states to the vocabulary; padded and unused entries take no part in the softmax.
 
-    weight: [padded vocabulary, features], or this rank's rows of it. z_loss: see VocabularyLoss; in training alone.
-    used: ascending ids that take part, None for all.
+    weight: [padded vocabulary, features], or this rank's rows of it. used: ascending ids that take part, None for all.
+    z_loss: see VocabularyLoss; in training alone.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class TokenHead(nn.Module):
         vocab_size: int,
         weight: nn.Parameter,
         bias: bool = False,
-        z_loss: float = 0.0,
         used: Ids | None = None,
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__()
         self.layers, self.vocab_size, self.z_loss = layers, vocab_size, z_loss
@@ -87,25 +87,25 @@ def _ranges_without(used: Ids, vocab_size: int) -> tuple[tuple[int, int], ...]:
     return tuple((a + 1, b) for a, b in pairwise(borders) if b > a + 1)
 
 
-def token_head(model: TokenModel, layers: Layers, z_loss: float = 0.0, used: Ids | None = None) -> TokenHead:
+def token_head(model: TokenModel, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> TokenHead:
     """Every position predicts a token; with the embedding's table where the model ties it, else with one of its own."""
     if model.tie_embeddings:
         table = model.token_embedding.get_parameter("weight")
     else:
         table = layers.parameter((padded_vocabulary(model.vocab_size), model.config.hidden_size), 0)
-    return TokenHead(layers, model.vocab_size, table, z_loss=z_loss, used=used)
+    return TokenHead(layers, model.vocab_size, table, used=used, z_loss=z_loss)
 
 
 class MaskedTokenHead(nn.Module):
     """Losses or logits of the masked positions alone: a dense layer, GELU, norm, then the embedding's table with a bias
     (Devlin et al. 2018; google-research/bert, run_pretraining.py, get_masked_lm_output)."""
 
-    def __init__(self, model: TokenModel, layers: Layers, z_loss: float = 0.0, used: Ids | None = None) -> None:
+    def __init__(self, model: TokenModel, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> None:
         super().__init__()
         size, table = model.config.hidden_size, model.token_embedding.get_parameter("weight")
         self.transform = nn.Linear(size, size)
         self.norm = make_norm("layernorm", size, model.config.norm_eps)
-        self.decoder = TokenHead(layers, model.vocab_size, table, bias=True, z_loss=z_loss, used=used)
+        self.decoder = TokenHead(layers, model.vocab_size, table, bias=True, used=used, z_loss=z_loss)
 
     def forward(self, hidden: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
         """hidden: [batch, length, features]; positions, labels: int [batch, predictions], labels IGNORED where there is

@@ -6,8 +6,11 @@ import csv
 import hashlib
 import io
 import json
+import os
+import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.sources.images import classes_of
 from data_pipeline.stream.packing import Single
 from data_pipeline.stream.stream import Position, Stream
-from tests.helpers import SHARED, prepare
+from tests.helpers import SHARED, prepare, run_process
 from tests.images import png, prepare_images, write_digits
 
 SMALL_SHARDS = ("valid_fraction=0.2", "shard_bytes=60000")
@@ -272,6 +275,103 @@ def test_images_stand_upright(orientation: int, kind: str) -> None:
     expected = np.asarray(ImageOps.exif_transpose(Image.open(data)).convert("RGB"))
     assert np.array_equal(np.asarray(decode_rgb(EncodedImage(data.getvalue(), 0, "x"))), expected)
     assert expected.shape[:2] == ((48, 32) if orientation < 5 else (32, 48))
+
+
+def shown(image: Image.Image, kind: str = "PNG", **options: Any) -> Any:
+    """What training sees of a saved image: uint8 [height, width, 3]."""
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return np.asarray(decode_rgb(EncodedImage(data.getvalue(), 0, "x")))
+
+
+def test_of_several_pictures_in_a_file_the_first_is_taken(tmp_path: Path) -> None:
+    first, second = Image.new("RGB", (16, 8), (200, 30, 30)), Image.new("RGB", (8, 8))
+    folder = write_digits(tmp_path / "in", count=10)
+    first.save(folder / "0" / "phone.jpg", "MPO", save_all=True, append_images=[second])
+    assert prepare_images(folder, tmp_path / "out") == 0
+    images = [i for split in ("train", "valid") for i in all_images(tmp_path / "out", split)]
+    (found,) = [i for i in images if i.name.endswith(".jpg")]
+    assert found.data == (folder / "0" / "phone.jpg").read_bytes()
+    pixels = np.asarray(decode_rgb(found))
+    assert pixels.shape == (8, 16, 3) and np.abs(pixels.astype(int) - (200, 30, 30)).max() < 5
+    assert shown(first, save_all=True, append_images=[second]).shape == (8, 16, 3)  # an animated PNG
+
+
+def test_transparent_parts_are_white() -> None:
+    black = np.zeros((1, 3, 4), np.uint8)
+    black[0, 1, 3], black[0, 2, 3] = 255, 51  # clear, opaque, a fifth
+    expected = [[[255] * 3, [0] * 3, [204] * 3]]
+    assert shown(Image.fromarray(black)).tolist() == expected
+    assert shown(Image.fromarray(black).convert("LA")).tolist() == expected
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.putpixel((1, 0), 1)
+    assert shown(palette, transparency=0).tolist() == [[[255] * 3, [10, 20, 30]]]
+    assert shown(palette, transparency=bytes([255, 0])).tolist() == [[[0] * 3, [255] * 3]]
+    assert shown(Image.new("RGB", (1, 1), (1, 2, 3)), transparency=(1, 2, 3)).tolist() == [[[255] * 3]]
+    assert shown(Image.new("L", (1, 1), 7), transparency=7).tolist() == [[[255] * 3]]
+    assert shown(Image.new("1", (1, 1)), transparency=0).tolist() == [[[255] * 3]]
+    assert shown(Image.fromarray(np.array([[0, 514]], np.uint16)), transparency=0).tolist() == [[[255] * 3, [2] * 3]]
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_digits(tmp_path / "in", count=30)
+    name = os.fsdecode(b"caf\xe9")
+    (folder / "1").rename(folder / name)
+    (folder / name / os.fsdecode(b"n\xef.png")).write_bytes(b"broken")
+    assert prepare_images(folder, tmp_path / "out") == 0
+    assert "caf\\xe9" in load_manifest(tmp_path / "out").classes
+    capsys.readouterr()
+    arguments = ("corpus=images", f"corpus.inputs=[{folder}]", f"output={tmp_path / 'again'}", "num_workers=0")
+    program = (sys.executable, "-m", "data_pipeline.prepare")
+    found = run_process(*program, *arguments, PYTHONIOENCODING="utf-8:strict")
+    assert found.returncode == 0 and "broken images skipped" in found.stdout, found.stderr
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_lone_quotes_lose_no_image(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_digits(tmp_path / "in", count=12)
+    files = sorted(folder.rglob("*.png"))
+    labels = ['"lone', 'a 5" disc', "plain", '"whole ""quoted"""', 'end"', '"'] * 2
+    between = "\t" if kind == "tsv" else ","
+    lines = [f"{path}{between}{label}" for path, label in zip(files, labels, strict=True)]
+    table = tmp_path / f"list.{kind}"
+    table.write_text("\n".join([f"file{between}label", *lines]) + "\n")
+    code = prepare_images(table, tmp_path / "out")
+    if kind == "csv":  # where quotes have a meaning, one that is not closed is an error
+        assert code == 2 and "list.csv cannot be read" in capsys.readouterr().err
+        return
+    manifest = load_manifest(tmp_path / "out")
+    assert sum(s.samples for s in manifest.splits.values()) == 12
+    assert set(manifest.classes) == {'"lone', 'a 5" disc', "plain", 'whole "quoted"', 'end"', '"'}
+
+
+def test_a_class_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, scandir = write_digits(tmp_path / "in", count=10), os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("in/3"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # the superuser may read everything
+    assert prepare_images(folder, tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert f"corpus.inputs: {folder}/3 cannot be read: Permission denied" in said and "output=" not in said
+
+
+@pytest.mark.parametrize("inner", ["out", "prepared/out"])
+def test_the_output_may_lie_in_the_input(tmp_path: Path, inner: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_digits(tmp_path / "in", count=20)
+    for hidden in (".git", ".ipynb_checkpoints"):
+        (folder / hidden).mkdir()
+    (folder / "0" / ".DS_Store").write_bytes(b"")
+    assert prepare_images(folder, folder / inner) == 0
+    assert "left out: 1 hidden files, 2 hidden folders\n" in capsys.readouterr().out
+    assert prepare_images(folder, folder / inner) == 0
+    assert "already complete" in capsys.readouterr().out
 
 
 def test_an_orientation_that_cannot_be_read_turns_nothing() -> None:

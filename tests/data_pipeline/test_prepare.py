@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -240,10 +241,53 @@ def test_repeated_document_of_smallest_hash_is_in_validation_alone(
     assert not set(train) & set(valid)
 
 
+def wordpiece(folder: Path) -> Path:
+    """A tokenizer.json as BERT's: it strips spaces and control characters."""
+    from tokenizers import Tokenizer as Fast
+    from tokenizers.models import WordPiece
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+    fast = Fast(WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    fast.normalizer, fast.pre_tokenizer = BertNormalizer(), BertPreTokenizer()
+    fast.add_special_tokens(pieces[:5])
+    fast.save(str(folder / "wordpiece.json"))
+    return folder / "wordpiece.json"
+
+
+def test_documents_without_tokens_are_left_out_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.dumps({"text": t}) for t in ["a b c", " ", "\x01", "\n", *(f"d e {'f' * i}" for i in range(9))]]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    arguments = [f"corpus.inputs=[{tmp_path}/a.jsonl]", f"output={tmp_path / 'o'}", "num_workers=0"]
+    assert run(monkeypatch, *arguments, f"tokenizer.path={wordpiece(tmp_path)}") == 0
+    said = capsys.readouterr().out
+    assert "left out: 1 documents of which the tokenizer makes no token, 2 documents without text" in said
+    assert "only 10 documents" in said
+    manifest = load_manifest(tmp_path / "o")
+    assert sum(split.documents for split in manifest.splits.values()) == 10
+
+
+def test_output_within_the_input_is_the_same_both_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(30):
+        (tmp_path / f"{i}.txt").write_text(f"some words of text number {i}\n" * 20)
+    (tmp_path / "out").mkdir()
+    arguments = [f"corpus.inputs=['{tmp_path}']", f"output={tmp_path / 'out'}", "num_workers=0", *SMALL]
+    assert run(monkeypatch, *arguments, "tokenizer.vocab_size=300") == 0
+    (tmp_path / "out" / "notes.txt").write_text("somebody's own")
+    assert run(monkeypatch, *arguments, "tokenizer.vocab_size=300") == 0
+    assert "already complete" in capsys.readouterr().out
+
+
 def bad_inputs(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
     """name -> (overrides, what the message must hold)."""
     (folder / "empty").mkdir()
     (folder / "blank.txt").write_text("")
+    (folder / "blank.jsonl").write_text('{"text": " "}\n{"text": "\\u0001"}\n')
     (folder / "one.txt").write_text("a few words")
     (folder / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
     (folder / "latin.txt").write_bytes("naïve".encode("latin-1"))
@@ -258,8 +302,15 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
         "no path": ([f"corpus.inputs=[{folder}/nowhere.txt]"], ["nowhere.txt does not exist"]),
         "no match": ([f"corpus.inputs=['{folder}/*.md']"], ["matches no files"]),
         "empty folder": ([f"corpus.inputs=[{folder}/empty]"], ["has no files ending in"]),
+        "blank": (
+            [f"corpus.inputs=[{folder}/blank.jsonl]", f"tokenizer.path={wordpiece(folder)}"],
+            ["corpus is empty", "1 documents without text", "1 documents of which the tokenizer makes no token"],
+        ),
         "empty corpus": ([f"corpus.inputs=[{folder}/blank.txt]"], ["corpus is empty"]),
-        "one document": ([f"corpus.inputs=[{folder}/one.txt]"], ["1 document", "leaves none to train on"]),
+        "one document": (
+            [f"corpus.inputs=[{folder}/one.txt]"],
+            ["1 document", "leaves none to train on", "corpus.max_document_bytes="],
+        ),
         "jsonl": ([f"corpus.inputs=[{folder}/bad.jsonl]"], ["bad.jsonl, line 2: not JSON"]),
         "latin": ([f"corpus.inputs=[{folder}/latin.txt]"], ["latin.txt", "byte 2"]),
         "vocabulary": (
@@ -302,3 +353,28 @@ def test_help_and_faults_import_nothing_heavy() -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert shown.returncode == 0, shown.stderr
     assert "pretrain-data corpus.inputs=" in shown.stdout and "tokenizer.vocab_size=8192 (" in shown.stdout
+
+
+@pytest.mark.parametrize("documents", [5, 60])
+def test_small_data_has_shards_for_several_workers(documents: int, tmp_path: Path, corpus: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for path in sorted(corpus.glob("*.txt"))[:documents]:
+        (tmp_path / "in" / path.name).write_bytes(path.read_bytes())
+    arguments = [f"corpus.inputs=['{tmp_path}/in']", f"output={tmp_path / 'o'}", "tokenizer.vocab_size=300"]
+    with pytest.MonkeyPatch.context() as patch:
+        assert run(patch, *arguments, "num_workers=0", "valid_fraction=0.2") == 0
+    for split in load_manifest(tmp_path / "o").splits.values():
+        assert len(split.shards) == min(8, split.documents)
+        counts = [shard.documents for shard in split.shards]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_the_lines_of_users_md_read_every_document(prepared: Path) -> None:
+    """By webdataset and torch alone, with workers."""
+    text = (ROOT / "docs/users.md").read_text()
+    lines = next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "webdataset" in code)
+    code = lines.replace("DIR/", f"{prepared}/").replace("print(len(block), block[0][:8])", "print(len(block))")
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    train = load_manifest(prepared).splits["train"]
+    assert sum(map(int, found.stdout.split())) == train.documents and len(found.stdout.split()) == train.samples

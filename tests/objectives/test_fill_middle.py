@@ -56,6 +56,19 @@ def test_the_parts_make_the_document_without_its_last_tokens(tokenizer):
             assert whole == list(range(10, 107))
 
 
+@pytest.mark.parametrize("same", [False, True])
+def test_segments_of_any_length_keep_it(tokenizer, same, monkeypatch):
+    eos = tokenizer.bos if same else tokenizer.eos  # a published tokenizer may have one token for both
+    config = CausalLMConfig(name="causal_lm", fim_rate=1.0)
+    objective = CausalLM(config, SampleSpec(seq_len=128, tokenizer=tokenizer))
+    objective.eos = eos
+    for count in range(8):
+        whole = [tokenizer.bos, *range(10, 10 + count), eos]
+        for segment in (whole, whole[1:], whole[:-1], whole[-1:]):
+            sample = objective.corrupt([np.array([5]), np.array(segment or [5])], np.random.default_rng(count))
+            assert len(sample["tokens"]) == max(1, len(segment)), segment
+
+
 def test_without_a_rate_the_generator_is_not_touched(tokenizer):
     rng = np.random.default_rng(0)
     spec = SampleSpec(seq_len=128, tokenizer=tokenizer)

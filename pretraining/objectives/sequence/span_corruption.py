@@ -179,7 +179,7 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
     def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
         from pretraining.models.heads import token_head
 
-        return {"head": token_head(model, layers, self.config.z_loss, self.used_ids())}
+        return {"head": token_head(model, layers, self.used_ids(), self.config.z_loss)}
 
     def used_ids(self) -> npt.NDArray[np.int64]:
         return self.tokenizer.used_ids(("pad", "eos"), sentinels=True)

@@ -95,7 +95,7 @@ class CausalLM(Objective[np.ndarray, DecoderWithHead]):
     def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
         from pretraining.models.heads import token_head
 
-        return {"head": token_head(model, layers, self.config.z_loss, self.used_ids())}
+        return {"head": token_head(model, layers, self.used_ids(), self.config.z_loss)}
 
     def used_ids(self) -> npt.NDArray[np.int64]:
         fim = ("fim_prefix", "fim_middle", "fim_suffix") if self.config.fim_rate else ()
@@ -132,7 +132,9 @@ class CausalLM(Objective[np.ndarray, DecoderWithHead]):
         """A document's bos and eos keep their places."""
         if rng.random() >= self.config.fim_rate:
             return segment
-        first, last = int(segment[0] == self.bos), len(segment) - int(segment[-1] == self.eos)
+        first = int(segment[0] == self.bos)
+        # A published tokenizer's bos may be its eos: where a segment is this one token, it is not kept twice
+        last = max(first, len(segment) - int(segment[-1] == self.eos))
         body = fill_middle(segment[first:last].astype(np.int64), self.fim, rng)
         return np.concatenate([segment[:first], body, segment[last:]])
 

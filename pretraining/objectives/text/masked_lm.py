@@ -133,7 +133,7 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
         """Without pairs there is no pooler and no pair head."""
         from pretraining.models.heads import MaskedTokenHead, PairHead
 
-        heads: dict[str, nn.Module] = {"head": MaskedTokenHead(model, layers, self.config.z_loss, self.used_ids())}
+        heads: dict[str, nn.Module] = {"head": MaskedTokenHead(model, layers, self.used_ids(), self.config.z_loss)}
         return heads if self.config.pairing == "none" else {**heads, "pair_head": PairHead(model)}
 
     def used_ids(self) -> npt.NDArray[np.int64]:
