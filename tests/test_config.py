@@ -46,6 +46,7 @@ def problems(*overrides, ranks=1):
         ("train.global_batch_size=63", "is not divisible by train.micro_batch_size=8 x 1"),
         ("engine.zero_stage=2", "needs engine=deepspeed"),
         ("engine.tensor_parallel=2", "engine.tensor_parallel"),
+        ("=3", "not an override of the form key=value: it has no key"),
         ("notanoverride", "not an override of the form key=value"),
     ],
 )

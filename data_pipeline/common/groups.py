@@ -18,8 +18,8 @@ def conf_dir() -> Path:
 
 
 class Groups:
-    """conf/<config_name>.yaml composed, and the members of each group: of those in conf/ that it chooses from, and of all
-    in the folders of --config-dir.
+    """conf/<config_name>.yaml composed, and the members of each group: of those in conf/ that it chooses from, and of
+    the user's own in the folders of --config-dir.
 
     chosen: the groups that this command chooses from. recipes: those of them whose members set keys of other groups,
     experiments for example.

@@ -45,6 +45,9 @@ def parse(text: str, problems: list[str]) -> Override | None:
     except HydraException as error:
         problems.append(f"{text!r} is not an override of the form key=value: {str(error).splitlines()[0]}")
         return None
+    if not override.key_or_group:
+        problems.append(f"{text!r} is not an override of the form key=value: it has no key")
+        return None
     refusal = _refusal(text, override)
     if refusal is not None:
         problems.append(f"{text!r}: {refusal}")

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.progress import PassProgress
+from data_pipeline.common.progress import PassProgress, counted
 from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.shards.continuation import Scan
 from data_pipeline.shards.image_codec import MAX_IMAGE_BYTES, BrokenImage, decode, suffix_of
@@ -75,7 +75,8 @@ class ImageCorpus:
         content, size = hashlib.sha256(), sum(e.size for e in self._examined)
         for entry in self._examined:
             content.update(entry.digest + self._labels[entry.path].encode() + b"\0")
-        print(f"{len(self._examined)} images of {len(self._classes)} classes, {size / 1e6:.1f} MB")
+        classes = counted(len(self._classes), "class", "classes")
+        print(f"{counted(len(self._examined), 'image')} of {classes}, {size / 1e6:.1f} MB")
         return Scan(len(self._examined), size, valid, smallest, content.hexdigest())
 
     def vocabulary(self, root: str) -> Vocabulary:
@@ -99,9 +100,10 @@ class ImageCorpus:
 
     def summary(self, manifest: Manifest, scan: Scan) -> str:
         lines = [
-            f"{name:>6}: {split.samples} images, {len(split.shards)} shards" for name, split in manifest.splits.items()
+            f"{name:>6}: {counted(split.samples, 'image')}, {counted(len(split.shards), 'shard')}"
+            for name, split in manifest.splits.items()
         ]
-        return "\n".join([*lines, f"{len(manifest.classes)} classes"])
+        return "\n".join([*lines, counted(len(manifest.classes), "class", "classes")])
 
     def _examine_all(self) -> list[Examined]:
         """The whole images, in the order of the shards."""
