@@ -91,7 +91,7 @@ def check_target_length(config: RunConfig, length: int) -> None:
     if config.engine.sequence_parallel and length % parts:
         raise InputError(
             f"engine.sequence_parallel=true: targets of {length} tokens are not divisible by "
-            f"engine.tensor_parallel={parts}; objective.targets_length={length + parts - length % parts} is"
+            f"engine.tensor_parallel={parts}; use objective.targets_length={length + parts - length % parts}"
         )
 
 

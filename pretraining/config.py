@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 
-from data_pipeline.common.compose import compose_config
+from data_pipeline.common.compose import compose_config, conf_dir
 from data_pipeline.common.fields import (
     NonNegative,
     NonNegativeFloat,
@@ -16,7 +16,7 @@ from data_pipeline.common.fields import (
     configclass,
     to_dict,
 )
-from pretraining.engines.config import EngineConfig
+from pretraining.engines.config import PROVEN_TENSOR_PARALLEL, EngineConfig
 from pretraining.models.config import TextConfig, TransformerConfig
 from pretraining.models.registry import FAMILIES
 from pretraining.models.vision import VisionConfig
@@ -27,6 +27,7 @@ from pretraining.optim.schedules import ScheduleConfig
 from pretraining.patches import PatchGrid
 from pretraining.synonyms import SYNONYMS
 
+NO_MEMBERS: Mapping[str, str] = {}
 MIXED_BATCHES = 4  # global batches that a window of the data holds at least, where the data has so many
 
 
@@ -90,7 +91,7 @@ class TrainConfig:
 
 @configclass
 class TrackingConfig:
-    """What Weights & Biases is told; metrics.jsonl and loss.png are written in any case.
+    """What is logged to Weights & Biases; metrics.jsonl and loss.png are written in any case.
 
     wandb: offline writes run_dir/wandb, which `wandb sync` uploads later; null does as WANDB_MODE says, else offline.
     project: the project of the run; null takes WANDB_PROJECT, else pretraining.
@@ -150,25 +151,31 @@ class RunConfig:
         assert self.data_kind == "text", "an image has no sequence length"
         return self.data.seq_len or cast(TextConfig, self.model).max_seq_len
 
-    def problems(self, ranks: int) -> list[str]:
-        """Contradictions between keys for a run on so many ranks, each reported with its values."""
+    def problems(self, ranks: int, members: Mapping[str, str] = NO_MEMBERS) -> list[str]:
+        """Contradictions between keys for a run on so many ranks, each reported with its values.
+
+        members: the one chosen of each group, where known.
+        """
         problems = self.model.problems() + self.engine.problems()
-        unfit = self._fit_problems()
+        unfit = self._fit_problems(members)
         if self.data.path is None:
             problems.append("data.path is missing: the folder that pretrain-data wrote")
         problems += unfit or self._sample_problems()
+        if self.engine.tensor_parallel not in PROVEN_TENSOR_PARALLEL[self.engine.name]:  # which was reported
+            return problems
         return problems + self._layout_problems(check_length=not unfit) + self._batch_problems(ranks)
 
-    def _fit_problems(self) -> list[str]:
-        role = OBJECTIVES[self.objective.name].role
-        fitting = objectives_for(FAMILIES[self.model.name].roles)
+    def _fit_problems(self, members: Mapping[str, str]) -> list[str]:
+        role, name = OBJECTIVES[self.objective.name].role, self.model.name
+        fitting = objectives_for(FAMILIES[name].roles)
         if self.objective.name in fitting:
             return []
-        objectives = " or ".join(f"objective={name}" for name in fitting)
-        models = " or ".join(f"model.name={name}" for name, family in FAMILIES.items() if role in family.roles)
+        model = f"model={members['model']}" if "model" in members else f"model.name={name}"
+        objectives = " or ".join(f"objective={objective}" for objective in fitting)
+        models = [m for family, entry in FAMILIES.items() if role in entry.roles for m in presets(family)]
         return [
-            f"objective={self.objective.name} does not fit model.name={self.model.name}: "
-            f"{objectives or 'no objective'} fits; it is for {models or 'no family yet'}"
+            f"objective={self.objective.name} does not fit {model}: {objectives or 'no objective'} fits {model}; "
+            f"objective={self.objective.name} fits {' or '.join(models) or 'no model yet'}"
         ]
 
     def _sample_problems(self) -> list[str]:
@@ -212,10 +219,21 @@ class RunConfig:
         ]
 
 
+def presets(family: str) -> list[str]:
+    """The members of the group model that begin a family's sizes, as they are typed; model.name of one without."""
+    import yaml
+
+    files = sorted((conf_dir() / "model").glob("*.yaml"))
+    found = [f"model={file.stem}" for file in files if yaml.safe_load(file.read_text()).get("name") == family]
+    return found or [f"model.name={family}"]
+
+
 def load_config(arguments: Sequence[str], ranks: int = 1) -> RunConfig:
     """conf/pretrain.yaml with these Hydra overrides, for a run on so many ranks. Raises InputError that lists every
     problem."""
-    return compose_config("pretrain", arguments, RunConfig, lambda config: config.problems(ranks), SYNONYMS)
+    return compose_config(
+        "pretrain", arguments, RunConfig, lambda config, members: config.problems(ranks, members), SYNONYMS
+    )
 
 
 IDENTITY = {

@@ -146,6 +146,16 @@ def own(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("module", [m for m in COMMANDS if m != "pretraining.train"])
+def test_commands_know_only_groups_of_their_own(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for word in ("optimizer=adamw", "+optimizer=adamw"):
+        assert command(module, word) == 2
+        said = capsys.readouterr().err
+        assert "unknown key 'optimizer'" in said and "did you mean" not in said
+    assert command(module, "hydra.run.dir=x") == 2
+    assert "hydra itself is not configured here" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("beside", "key"),
     [

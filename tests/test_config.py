@@ -46,6 +46,7 @@ def problems(*overrides, ranks=1):
         ("train.global_batch_size=63", "is not divisible by train.micro_batch_size=8 x 1"),
         ("engine.zero_stage=2", "needs engine=deepspeed"),
         ("engine.tensor_parallel=2", "engine.tensor_parallel"),
+        ("=3", "not an override of the form key=value: it has no key"),
         ("notanoverride", "not an override of the form key=value"),
     ],
 )
@@ -157,13 +158,51 @@ def test_a_broken_config_of_a_run_is_reported_by_key(tmp_path):
 @pytest.mark.parametrize(
     "overrides, fitting",
     [
-        (["model=bert_base"], "objective=masked_lm fits"),
+        (["model=bert_base"], "objective=masked_lm fits model=bert_base; objective=causal_lm fits model=gpt2_small or"),
         (["model=vit_small"], "objective=image_classification fits"),
-        (["objective=span_corruption"], "it is for model.name=t5"),
+        (["objective=span_corruption"], "objective=span_corruption fits model=t5_small or model=t5_v1_1_small"),
     ],
 )
 def test_what_would_fit_is_named(overrides, fitting):
     assert fitting in problems("data.path=x", *overrides)
+
+
+def test_one_fault_is_one_problem():
+    said = problems("data.path=x", "engine=torch", "engine.tensor_parallel=2")
+    assert said == "engine.tensor_parallel=2 needs engine=megatron, or engine=deepspeed"
+
+
+def test_another_class_is_chosen_by_a_member():
+    said = problems("data.path=x", "model=bert_base", "objective=masked_lm", "model.name=gpt")
+    assert "model.name=gpt: the chosen member of a group sets it; choose one with model=bert_base|" in said
+    assert "optimizer=adafactor|" in problems("data.path=x", "optimizer.name=lamb")
+    load_config(["data.path=x", "optimizer.name=adamw"])
+
+
+@pytest.mark.parametrize("override", ["+extra=foo", "zzzz=1", "tracker.qqqq=1"])
+def test_nothing_is_guessed_where_nothing_is_near(override):
+    said = problems("data.path=x", override)
+    assert "did you mean" not in said and "--help lists the keys" in said
+
+
+def test_an_empty_choice_is_answered_with_the_choices():
+    said = problems("data.path=x", "model=")
+    assert "did you mean" not in said and "the choices are bert_base" in said
+
+
+@pytest.mark.parametrize(
+    "text, hint",
+    [
+        ("train: {max_steps: 7}", "train.max_steps: there is no such key (did you mean 'train.steps'?)"),
+        ("optimizer: {learning_rate: 7}", "optimizer.name=adamw has no such key (did you mean 'optimizer.lr'?)"),
+        ("learning_rate: 7", "(did you mean 'optimizer.lr'?)"),
+        ("train: {epochs: 7}", "length is given in steps: train.steps=N"),
+    ],
+)
+def test_other_tools_names_are_understood_in_files(text, hint, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    assert hint in problems(f"--config-dir={tmp_path}", "experiment=mine", "data.path=x")
 
 
 HAS_NO_EFFECT = [

@@ -36,28 +36,30 @@ from data_pipeline.common.schema import (
 __all__ = ["compose_config", "composed", "conf_dir", "read_config"]
 T = TypeVar("T")
 NO_SYNONYMS: Mapping[str, str] = {}
+HYDRA = {"hydra.*": "hydra itself is not configured here; --help lists the options"}
 
 
 def compose_config(
     config_name: str,
     arguments: Sequence[str],
     schema: type[T],
-    problems: Callable[[T], list[str]] | None = None,
+    problems: Callable[[T, Mapping[str, str]], list[str]] | None = None,
     synonyms: Mapping[str, str] = NO_SYNONYMS,
 ) -> T:
     """`conf/<config_name>.yaml` with Hydra overrides (and --config-dir=DIR), as an instance of `schema`.
 
-    problems: asked for contradictions between keys. synonyms: see _Hints. Raises InputError with every problem found.
+    problems: asked for contradictions between keys, with the member chosen of each group. synonyms: see _Hints.
+    Raises InputError with every problem found.
     """
     result = composed(config_name, arguments, schema, synonyms)
-    config, wrong = validate(result.values, schema)
+    config, wrong = validate(result.values, schema, result.hints.hint)
     if config is None:  # what could not be read is reported as such, not as missing
         wrong = {key: message for key, message in wrong.items() if not _concerns(key, result.unread)}
     found = result.problems + [f"{key}: {message}" if key else message for key, message in wrong.items()]
     if wrong or result.unread:  # go on without the faulty values, so that contradictions elsewhere are reported as well
         config, _ = validate(result.without([*wrong, *result.unread]), schema)
     if config is not None and problems is not None:
-        found += problems(config)
+        found += problems(config, result.members)
     raise_problems(found)
     assert config is not None
     return config
@@ -72,7 +74,7 @@ def raise_problems(found: Sequence[str]) -> None:
 def read_config(values: object, schema: type[T]) -> T:
     """Plain values, of a run's config.yaml for example, as an instance of `schema`. Raises InputError."""
     if not isinstance(values, dict):
-        raise InputError("it does not hold keys and values")
+        raise InputError("no keys and values were found")
     import_modules(values)
     config, wrong = validate(values, schema)
     raise_problems([f"{key}: {message}" for key, message in wrong.items()])
@@ -94,6 +96,7 @@ class Composed:
     from_files: Values
     overrides: list[Override]
     unread: list[str]
+    hints: _Hints
 
     @property
     def whole(self) -> Values:
@@ -129,7 +132,7 @@ def composed(
     hints = _Hints(schema, tentative, groups, synonyms)
     accepted = [o for o in settings if _is_key(o, hints, from_files, problems)]
     values = _effective(schema, groups, members, from_files, accepted, problems)
-    return Composed(schema, values, problems, groups, members, from_files, accepted, unread)
+    return Composed(schema, values, problems, groups, members, from_files, accepted, unread, hints)
 
 
 def _is_member(override: Override, groups: Groups, problems: list[str]) -> bool:
@@ -137,8 +140,8 @@ def _is_member(override: Override, groups: Groups, problems: list[str]) -> bool:
     if override.value in options or (override.value is None and override.key in groups.recipes):
         return True
     problems.append(
-        f"{override.key}={override.value}: there is no such choice{_nearest(str(override.value), options)}; "
-        f"there are {', '.join(options)}"
+        f"{override.key}={override.value}: no such choice{_nearest(str(override.value), options)}; "
+        f"the choices are {', '.join(options)}"
     )
     return False
 
@@ -155,12 +158,27 @@ def _is_key(override: Override, hints: _Hints, from_files: Values, problems: lis
             f"~{override.key}: no file of the configuration gives {override.key}; its default holds already"
         )
         return False
+    if _is_picked_elsewhere(override, hints, from_files):
+        problems.append(
+            f"{override.text}: the chosen member of a group sets it; choose one with {hints.members(override.key)}"
+        )
+        return False
     if override.key in hints.keys or (override.deletes and has(from_files, override.key)):
         return True
     if hints.is_below_unknown(override.key):  # its section's name is what is wrong, and is reported
         return True
-    problems.append(f"unknown key '{override.key}'{hints.hint(override)}")
+    problems.append(
+        f"unknown key '{override.key}'{hints.hint(override.key, override.value) or '; --help lists the keys'}"
+    )
     return False
+
+
+def _is_picked_elsewhere(override: Override, hints: _Hints, from_files: Values) -> bool:
+    """Whether it picks another class than the group's member does, whose values then would not fit: only classes of
+    the user's own modules, which may have no member, are picked so."""
+    key = hints.keys.get(override.key)
+    known = key is not None and override.value in key.picks
+    return known and override.value != get(from_files, override.key) and not get(hints.values, "modules")
 
 
 def import_modules(values: Mapping[str, Any]) -> None:
@@ -202,7 +220,7 @@ class _Hints:
     """
 
     def __init__(self, schema: type, values: Values, groups: Groups, synonyms: Mapping[str, str]) -> None:
-        self.schema, self.values, self.groups, self.synonyms = schema, values, groups, synonyms
+        self.schema, self.values, self.groups, self.synonyms = schema, values, groups, {**HYDRA, **synonyms}
         self.keys = {key.path: key for key in keys_of(schema, values)}
 
     def is_below_unknown(self, key: str) -> bool:
@@ -211,22 +229,27 @@ class _Hints:
         found = others_with(self.schema, key)
         return found is not None and self.keys[section].section is None
 
-    def hint(self, override: Override) -> str:
-        key = override.key
+    def hint(self, key: str, value: object = None) -> str:
+        """What else to write; "" where nothing is near."""
         own = others_with(self.schema, key)
         if own is not None and own[1]:
             path, names = own
             return f": {path}={get(self.values, path)} has no such key; {', '.join(names)} {_have(names)} it"
         if key in self.groups.members:
-            return f" (did you mean '+{key}={override.value}'?)"
+            return f" (did you mean '+{key}={value}'?)"
         target = self._synonym(key)
         if target is not None:
             return f" (did you mean '{target}'?)" if " " not in target else f": {target}"
-        groups = [g for g in self.groups.chosen if "." not in key and override.value in self.groups.members.get(g, [])]
+        groups = [g for g in self.groups.chosen if "." not in key and value in self.groups.members.get(g, [])]
         if groups:
-            return f" (did you mean '{groups[0]}={override.value}'?)"
+            return f" (did you mean '{groups[0]}={value}'?)"
         settable = [path for path, entry in self.keys.items() if entry.section is None]
         return _nearest(key, [*settable, *self.groups.chosen])
+
+    def members(self, key: str) -> str:
+        """The choices of the group that a key's section is."""
+        group = key.partition(".")[0]
+        return f"{group}={'|'.join(self.groups.members.get(group, []))}"
 
     def _synonym(self, key: str) -> str | None:
         """By the whole key, by its first part (hydra.*), or by its last; None where what it names is not there."""
@@ -242,13 +265,17 @@ def _have(names: Sequence[str]) -> str:
     return "has" if len(names) == 1 else "have"
 
 
-def validate(values: Values, schema: type[T]) -> tuple[T | None, dict[str, str]]:
-    """-> (the instance or None, {key: what is wrong with it})."""
+def _no_hint(key: str) -> str:
+    return ""
+
+
+def validate(values: Values, schema: type[T], hint: Callable[[str], str] = _no_hint) -> tuple[T | None, dict[str, str]]:
+    """-> (the instance or None, {key: what is wrong with it}). hint: what an unknown key is answered with."""
     given = _without_missing(values)
     try:
         return pydantic.TypeAdapter(schema).validate_json(json.dumps(given)), {}
     except pydantic.ValidationError as error:
-        return None, dict(_describe(e, given, schema) for e in error.errors())
+        return None, dict(_describe(e, given, schema, hint) for e in error.errors())
 
 
 def _without_missing(values: object) -> Any:
@@ -258,7 +285,7 @@ def _without_missing(values: object) -> Any:
     return {key: _without_missing(value) for key, value in values.items() if value != REQUIRED}
 
 
-def _describe(error: ErrorDetails, values: Values, schema: type) -> tuple[str, str]:
+def _describe(error: ErrorDetails, values: Values, schema: type, hint: Callable[[str], str]) -> tuple[str, str]:
     """A pydantic error as (key, message); its location also names the branch taken in a union: left out."""
     path: list[str] = []
     node: Any = values
@@ -269,28 +296,30 @@ def _describe(error: ErrorDetails, values: Values, schema: type) -> tuple[str, s
             node = node.get(part)
     key, message = ".".join(path), error["msg"].removeprefix("Value error, ")
     if error["type"] == "unexpected_keyword_argument":
-        return key, _unexpected(key, values, schema)
+        return key, _unexpected(key, values, schema, hint)
     shown = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
     return key, message + shown
 
 
-def _unexpected(key: str, values: Values, schema: type) -> str:
+def _unexpected(key: str, values: Values, schema: type, hint: Callable[[str], str]) -> str:
     """A key of a YAML file that the schema does not have; those of the command line were checked before."""
     picked = others_with(schema, key)
     if picked is not None:
-        return f"{picked[0]}={get(values, picked[0])} has no such key; if an experiment gives it, ~{key} removes it"
+        near = "" if picked[1] else hint(key)
+        said = f"{picked[0]}={get(values, picked[0])} has no such key{near}"
+    else:
+        said = f"there is no such key{hint(key)}"
     if "." not in key and key not in pydantic_fields(schema):
-        return "there is no such key; does the file that gives it begin with '# @package _global_'?"
-    return f"there is no such key; if an experiment gives it, ~{key} removes it"
+        return f"{said}; does the file that gives it begin with '# @package _global_'?"
+    return f"{said}; if an experiment gives it, ~{key} removes it"
 
 
 def _nearest(key: str, names: Sequence[str]) -> str:
-    """' (did you mean ...?)': by the whole key, else by its last part."""
+    """' (did you mean ...?)': by the whole key, else by its last part; "" where nothing is near."""
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.7)
     if not close:
         last = {name.split(".")[-1]: name for name in reversed(names)}
-        close = [last[m] for m in difflib.get_close_matches(key.split(".")[-1], list(last), n=1, cutoff=0.6)]
-    close = close or difflib.get_close_matches(key, names, n=1, cutoff=0.0)
+        close = [last[m] for m in difflib.get_close_matches(key.split(".")[-1], list(last), n=1, cutoff=0.65)]
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 

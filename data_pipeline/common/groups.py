@@ -18,7 +18,8 @@ def conf_dir() -> Path:
 
 
 class Groups:
-    """The members of every group in conf/ and in the folders of --config-dir; conf/<config_name>.yaml composed.
+    """conf/<config_name>.yaml composed, and the members of each group: of those in conf/ that it chooses from, and of
+    the user's own in the folders of --config-dir.
 
     chosen: the groups that this command chooses from. recipes: those of them whose members set keys of other groups,
     experiments for example.
@@ -27,11 +28,14 @@ class Groups:
     def __init__(self, config_name: str, config_dirs: Sequence[str] = ()) -> None:
         self.config_name = config_name
         self.folders = [conf_dir(), *(_config_dir(d) for d in config_dirs)]
+        defaults = self._defaults()
+        others = {f.relative_to(self.folders[0]).parent.as_posix() for f in self.folders[0].rglob("*.yaml")}
         self.members: dict[str, list[str]] = {}
         for file in _unique(self.folders):
-            if len(file.parts) > 1:
-                self.members.setdefault(file.parent.as_posix(), []).append(file.stem)
-        defaults = self._defaults()
+            group = file.parent.as_posix()
+            if group in defaults or group not in others:
+                self.members.setdefault(group, []).append(file.stem)
+        self.members.pop(".", None)
         self.chosen, self.recipes = list(defaults), [group for group, member in defaults.items() if member is None]
 
     def compose(self, choices: Sequence[str]) -> tuple[Values, dict[str, str]]:

@@ -28,6 +28,11 @@ def read_json(location: Location, *, key: str = "", hint: str = "") -> dict[str,
     return values
 
 
+def what_is_broken(error: KeyError | TypeError | AttributeError) -> str:
+    """What stood in the way of reading parsed JSON, in words."""
+    return f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+
+
 def read_json_if_there(location: Location) -> dict[str, Any]:
     """As `read_json`; {} where there is no such file."""
     return read_json(location) if is_file(location) else {}

@@ -51,6 +51,9 @@ def parse(text: str, problems: list[str]) -> Override | None:
             problems.append(f"{text[:200]!r} is not an override of the form key=value{_advice(text)}")
             return None
         text = quoted
+    if not override.key_or_group:
+        problems.append(f"{text!r} is not an override of the form key=value: it has no key")
+        return None
     refusal = _refusal(text, override)
     if refusal is not None:
         problems.append(f"{text!r}: {refusal}")

@@ -29,6 +29,11 @@ def terminal_bar(total: int | None, unit: str, title: str | None = None, initial
     )
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """1 shard, 2 shards; several: the plural where it is not `one` with an s."""
+    return f"{number} {one if number == 1 else several or one + 's'}"
+
+
 class PassProgress:
     """Counts the documents (or images) of one pass, and their bytes, while its `with` block lasts."""
 
@@ -51,7 +56,7 @@ class PassProgress:
         self._documents += 1
         self._bytes += size
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._documents} documents", refresh=False)
+            self._bar.set_postfix_str(f"{counted(self._documents, 'document')}", refresh=False)
             self._bar.update(size)
         elif time.monotonic() - self._reported > _SECONDS_BETWEEN_LINES:
             self._reported = time.monotonic()
@@ -60,4 +65,6 @@ class PassProgress:
     def _line(self) -> str:
         total = f" of {self._total / 1e6:.1f}" if self._total is not None else ""
         rate = self._bytes / 1e6 / (self._reported - self._started)
-        return f"{self._title}: {self._documents} documents, {self._bytes / 1e6:.1f}{total} MB, {rate:.1f} MB/s"
+        return (
+            f"{self._title}: {counted(self._documents, 'document')}, {self._bytes / 1e6:.1f}{total} MB, {rate:.1f} MB/s"
+        )

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.files import exists, is_file, is_folder, join, list_folder, make_folder
-from data_pipeline.common.json_files import read_json, write_json
+from data_pipeline.common.json_files import read_json, what_is_broken, write_json
 
 _FORMAT = 1
 _FILE = "plan.json"
@@ -58,7 +58,7 @@ def load_continuation(root: str) -> Continuation | None:
     try:
         return Continuation(values["settings"], values["listing"], Scan(**values["scan"]))
     except (KeyError, TypeError) as error:
-        raise InputError(f"{file} is broken ({error!r}); {_HINT}") from error
+        raise InputError(f"{file} is broken ({what_is_broken(error)}); {_HINT}") from error
 
 
 def check_settings(root: str, before: Continuation, settings: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.files import Location, file_size, is_file, join
-from data_pipeline.common.json_files import read_json, write_json
+from data_pipeline.common.json_files import read_json, what_is_broken, write_json
 
 FORMAT = 1
 SPLITS = ("train", "valid")
@@ -88,12 +88,12 @@ def load_manifest(directory: Location) -> Manifest:
     try:
         return _parse_manifest(os.fspath(directory), values)
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is broken: {error!r}") from error
+        raise InputError(f"{path} is broken: {what_is_broken(error)}") from error
 
 
 def _parse_manifest(root: str, values: dict[str, Any]) -> Manifest:
     if sorted(values["splits"]) != sorted(SPLITS):
-        raise KeyError(f"splits {', '.join(SPLITS)}")
+        raise TypeError(f"splits are {', '.join(sorted(values['splits']))}, not {', '.join(SPLITS)}")
     splits = {
         name: Split(
             samples=s["samples"],

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.progress import PassProgress
+from data_pipeline.common.progress import PassProgress, counted
 from data_pipeline.common.workers import end_with_parent
 from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.shards.continuation import Scan
@@ -81,7 +81,8 @@ class ImageCorpus:
             content.update(entry.digest + entry.file.label.encode() + b"\0")
         if str(self._left_out):
             print(self._left_out)
-        print(f"{len(self._examined)} images of {len(self._classes)} classes, {size / 1e6:.1f} MB")
+        classes = counted(len(self._classes), "class", "classes")
+        print(f"{counted(len(self._examined), 'image')} of {classes}, {size / 1e6:.1f} MB")
         return Scan(len(self._examined), size, valid, smallest, content.hexdigest())
 
     def vocabulary(self, root: str) -> Vocabulary:
@@ -105,9 +106,10 @@ class ImageCorpus:
 
     def summary(self, manifest: Manifest, scan: Scan) -> str:
         lines = [
-            f"{name:>6}: {split.samples} images, {len(split.shards)} shards" for name, split in manifest.splits.items()
+            f"{name:>6}: {counted(split.samples, 'image')}, {counted(len(split.shards), 'shard')}"
+            for name, split in manifest.splits.items()
         ]
-        return "\n".join([*lines, f"{len(manifest.classes)} classes"])
+        return "\n".join([*lines, counted(len(manifest.classes), "class", "classes")])
 
     def _examine_all(self) -> list[Examined]:
         """The whole images, in the order of the shards."""

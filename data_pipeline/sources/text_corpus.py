@@ -10,7 +10,7 @@ from typing import Any
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import to_dict
 from data_pipeline.common.files import is_folder, join
-from data_pipeline.common.progress import PassProgress
+from data_pipeline.common.progress import PassProgress, counted
 from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.shards.continuation import Scan
 from data_pipeline.shards.manifest import Manifest
@@ -58,7 +58,8 @@ class TextCorpus:
             )
         if scan.documents == scan.valid_documents:
             raise InputError(_too_few(scan))
-        print(f"{scan.documents} documents, {scan.bytes / 1e6:.1f} MB of text in {files} files")
+        size = f"{scan.bytes / 1e6:.1f} MB of text in {counted(files, 'file')}"
+        print(f"{counted(scan.documents, 'document')}, {size}")
         if scan.documents < _FEW_DOCUMENTS:
             print(f"warning: {_few(scan)}")
         return scan
@@ -84,7 +85,8 @@ class TextCorpus:
         assert manifest.tokenizer is not None
         tokens = max(1, sum(split.tokens for split in manifest.splits.values()))
         lines = [
-            f"{name:>6}: {split.documents} documents, {split.tokens} tokens, {len(split.shards)} shards"
+            f"{name:>6}: {counted(split.documents, 'document')}, {counted(split.tokens, 'token')}, "
+            f"{counted(len(split.shards), 'shard')}"
             for name, split in manifest.splits.items()
         ]
         return "\n".join([*lines, f"{scan.bytes / tokens:.2f} bytes per token, {manifest.tokenizer.vocab_size} pieces"])

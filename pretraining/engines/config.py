@@ -32,7 +32,7 @@ class EngineConfig:
             problems.append(f"engine.zero_stage={self.zero_stage} needs engine=deepspeed, not engine={self.name}")
         if self.tensor_parallel > 1 and self.name == "torch":
             problems.append(f"engine.tensor_parallel={self.tensor_parallel} needs engine=megatron, or engine=deepspeed")
-        if self.tensor_parallel not in PROVEN_TENSOR_PARALLEL[self.name]:
+        elif self.tensor_parallel not in PROVEN_TENSOR_PARALLEL[self.name]:
             problems.append(
                 f"engine.tensor_parallel={self.tensor_parallel} is not supported with engine={self.name}; "
                 f"supported: {', '.join(map(str, PROVEN_TENSOR_PARALLEL[self.name]))}"

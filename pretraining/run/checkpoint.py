@@ -83,7 +83,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """Reads the manifest and checks that every file is there in its full size. Raises InputError."""
     path = folder / "manifest.json"
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such checkpoint (train.resume takes auto, never, or the folder of one)")
+        raise InputError(f"{folder}: no such checkpoint")
     if not path.is_file():
         raise InputError(f"{folder}: incomplete checkpoint: manifest.json is missing (interrupted while saving?)")
     manifest = _read_manifest(path)

@@ -51,7 +51,7 @@ def named_run_dir(overrides: Sequence[str]) -> Path | None:
 def find_checkpoint(config: RunConfig, run: Identity) -> Checkpoint | None:
     """The checkpoint to start from, as train.resume says. Raises InputError."""
     if config.train.resume not in ("auto", "never"):
-        checkpoint: Checkpoint | None = _descendant(config) or open_checkpoint(Path(config.train.resume))
+        checkpoint: Checkpoint | None = _descendant(config) or _named(config.train.resume)
     elif config.run_dir is None:
         return None
     elif config.train.resume == "never":
@@ -81,7 +81,13 @@ def older_checkpoint(config: RunConfig, damaged: Checkpoint) -> Checkpoint | Non
     named = Path(config.train.resume)
     if damaged.folder.resolve() == named.resolve():
         return None
-    return _descendant(config, before=damaged) or open_checkpoint(named)
+    return _descendant(config, before=damaged) or _named(config.train.resume)
+
+
+def _named(resume: str) -> Checkpoint:
+    if not Path(resume).is_dir():
+        raise InputError(f"train.resume={resume}: no such checkpoint; it is auto, never, or the folder of a checkpoint")
+    return open_checkpoint(Path(resume))
 
 
 def _descendant(config: RunConfig, before: Checkpoint | None = None) -> Checkpoint | None:

@@ -308,9 +308,9 @@ def test_data_and_objective_that_do_not_fit_are_told_at_once(
         ((*RUN, f"data.path={digits}", "model.num_classes=7"), "model.num_classes=7"),
         (
             (*RUN, f"data.path={digits}", "objective=causal_lm"),
-            "does not fit model.name=vit: objective=image_classification fits",
+            "does not fit model=vit_debug: objective=image_classification fits",
         ),
-        (("model=gpt_debug", "objective=masked_image", f"data.path={digits}"), "does not fit model.name=gpt"),
+        (("model=gpt_debug", "objective=masked_image", f"data.path={digits}"), "does not fit model=gpt_debug"),
         ((*RUN, f"data.path={digits}", "data.seq_len=8"), "data.seq_len=8"),
     ):
         if "objective=causal_lm" in overrides:

@@ -353,7 +353,11 @@ def test_a_manifest_without_validation(corpus, tmp_path, capsys):
     del values["splits"]["valid"]
     (data / "manifest.json").write_text(json.dumps(values))
     assert pretrain(data, tmp_path / "run") == 2
-    assert "manifest.json is broken" in capsys.readouterr().err
+    assert "manifest.json is broken: splits are train, not train, valid" in capsys.readouterr().err
+    del values["splits"]
+    (data / "manifest.json").write_text(json.dumps(values))
+    assert pretrain(data, tmp_path / "run") == 2
+    assert "manifest.json is broken: 'splits' is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
