@@ -53,6 +53,17 @@ def test_help_is_that_of_the_choices(capsys: pytest.CaptureFixture[str]) -> None
     assert "  objective.fim_rate=0.0 (number at least 0 and at most 1): " in shown
 
 
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_names_groups_only_where_there_are_some(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name, schema = COMMANDS[module]
+    assert command(module, "--help") == 0
+    options = capsys.readouterr().out.split("Options:")[1].split("Keys")[0]
+    groups = composed(name, [], schema).groups.chosen
+    assert ("--config-dir" in options) == ("with choices" in options) == bool(groups)
+    if groups:
+        assert f"as in {groups[0]}=" in options
+
+
 def _members(group: str) -> list[str]:
     return [f"{group}={file.stem}" for file in sorted((conf_dir() / group).glob("*.yaml"))]
 
@@ -88,6 +99,12 @@ def test_cfg_job_prints_the_whole_configuration(capsys: pytest.CaptureFixture[st
         (["--config-dir"], "--config-dir needs a value"),
         (["--config-dir", "nowhere"], "there is no such folder"),
         (["--typo"], "unknown option '--typo'"),
+        (["--info", "defaults"], "--info defaults is not supported"),
+        (["--info=searchpath"], "--info=searchpath is not supported"),
+        (["--help=model"], "--help=model is not supported; --help takes no value"),
+        (["--version=1"], "--version takes no value"),
+        (["--resolve=1"], "--resolve takes no value"),
+        (["--cfg", "all"], "--cfg all is not supported; use --cfg job"),
         (["-sc", "install=tcsh"], "bash, fish, zsh"),
     ],
 )
@@ -108,6 +125,7 @@ def test_several_problems_stand_below_the_word_error(capsys: pytest.CaptureFixtu
 def test_info_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("pretraining.train", "--version") == 0
     assert capsys.readouterr().out.startswith("pretraining ")
+    assert command("pretraining.train", "--info", "all") == 0
     assert command("pretraining.train", "--info", "model=t5_base") == 0
     shown = capsys.readouterr().out
     assert "torch" in shown and str(conf_dir()) in shown and "model=t5_base" in shown
@@ -126,6 +144,21 @@ def own(tmp_path: Path) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.yaml").write_text(text)
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("beside", "key"),
+    [
+        ("tokenizer.path=x", "tokenizer.sample_bytes=3"),
+        ("tokenizer.model_type=char", "tokenizer.sample_bytes=3"),
+        ("tokenizer.path=x", "tokenizer.vocab_size=300"),
+        ("corpus=images", "block_tokens=300"),
+    ],
+)
+def test_every_condition_of_a_key_counts(beside: str, key: str) -> None:
+    with pytest.raises(InputError, match=f"{key.split('=')[0]} has no effect with "):
+        compose_config("prepare", ["corpus.inputs=[x]", "output=o", beside, key], PrepareConfig)
+    compose_config("prepare", ["corpus.inputs=[x]", "output=o", key], PrepareConfig)
 
 
 def test_own_groups_and_experiments_are_composed_like_ours(own: Path) -> None:
@@ -159,7 +192,7 @@ def test_the_option_takes_its_folder_as_hydra_does(own: Path, capsys: pytest.Cap
         (
             "experiment/bad",
             "# @package _global_\nrun_dir: ${oc.env:HOME}\n",
-            "run_dir: '${oc.env:HOME}' is not supported",
+            "run_dir\n    object_type=dict\n${resolver:...} is not supported: it could bring secrets",
         ),
         (
             "experiment/bad",
@@ -181,6 +214,79 @@ def test_own_files_are_checked_like_ours(tmp_path: Path, name: str, text: str, s
     with pytest.raises(InputError) as error:
         load_config([f"--config-dir={tmp_path}", "data.path=x", *chosen])
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tracking: {run_name: '${oc.env:KEPT}'}",
+        "tracking: {run_name: '${${tracking.project}:KEPT}', project: oc.env}",
+        "tracking: {run_name: '${oc.${tracking.project}:KEPT}', project: env}",
+        "tracking: {run_name: 'a${oc.decode:${oc.env:KEPT}}'}",
+        "tracking: {tags: ['${oc.env:KEPT}']}",
+        "train: {freeze: '${oc.create:[${oc.env:KEPT}]}'}",
+        "defaults: [{override /model: '${oc.env:KEPT}'}]",
+        "defaults: [{/model@tracking: '${oc.env:KEPT}'}]",
+    ],
+)
+def test_no_environment_variable_reaches_the_configuration(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KEPT", "bert_large")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    assert command("pretraining.train", f"--config-dir={tmp_path}", "experiment=mine", "--cfg", "job") == 2
+    shown = capsys.readouterr()
+    assert "could bring secrets" in shown.err and "bert_large" not in shown.out + shown.err
+
+
+def test_resolvers_of_others_are_there_again_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    from omegaconf import OmegaConf
+
+    monkeypatch.setenv("KEPT", "here")
+    load_config(["data.path=x"])
+    assert OmegaConf.create({"a": "${oc.env:KEPT}"}).a == "here"
+
+
+def test_interpolations_see_overrides_and_defaults(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    name = "lr-${optimizer.lr}-steps-${train.steps}-seed-${train.seed}-${model.num_layers}"
+    tracking = f"{{run_name: '{name}', project: '${{.run_name}}', tags: ['\\${{train.seed}}']}}"
+    (tmp_path / "experiment/mine.yaml").write_text(f"# @package _global_\ntracking: {tracking}\n")
+    arguments = [f"--config-dir={tmp_path}", "experiment=mine", "data.path=x"]
+    config = load_config([*arguments, "optimizer.lr=0.25", "model=gpt2_medium", "train.steps=7"])
+    assert config.tracking.run_name == config.tracking.project == "lr-0.25-steps-7-seed-1-24"
+    assert config.tracking.tags == ["${train.seed}"]
+    assert load_config([*arguments, "tracking.project=p"]).tracking.run_name.endswith("steps-1000-seed-1-12")
+
+
+def test_an_interpolation_of_no_key_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\ntracking: {run_name: '${train.sed}'}\n")
+    with pytest.raises(InputError, match=r"Interpolation key 'train\.sed' not found"):
+        load_config([f"--config-dir={tmp_path}", "experiment=mine", "data.path=x"])
+
+
+def test_null_means_no_recipe() -> None:
+    plain = load_config(["data.path=x"])
+    for none in (
+        ["experiment=null"],
+        ["debug=null", "experiment=null"],
+        ["experiment=quickstart_t5", "experiment=null"],
+    ):
+        assert load_config(["data.path=x", *none]) == plain
+
+
+def test_a_command_without_standard_output_ends_by_its_own_code() -> None:
+    def closed(*arguments: str) -> tuple[int, str]:
+        line = [sys.executable, "-m", "pretraining.train", *arguments]
+        done = subprocess.run(
+            ["sh", "-c", '"$@" >&-', "sh", *line], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stderr
+
+    assert closed("--version") == (0, "")
+    assert closed("train.stepz=1")[0] == 2
 
 
 def test_a_key_that_a_file_gives_can_be_removed(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ def problems(*overrides, ranks=1):
         ("++train.typo=1", "unknown key 'train.typo'"),
         ("~model.num_layers", "model.num_layers: Field required"),
         ("~train.stepz", "did you mean 'train.steps'"),
+        ("~train.steps", "no file of the configuration gives train.steps"),
+        ("~model.num_layers=12", "~ takes no value"),
         ("train.steps=1,2", "sweep"),
         ("model=gpt2_smal", "did you mean 'gpt2_small'"),
         ("train.steps=many", "train.steps: Input should be a valid integer (got 'many')"),
@@ -271,7 +273,7 @@ def test_a_table_is_extended_by_a_module_of_the_users(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr("pretraining.optim.registry.OPTIMIZERS", dict(OPTIMIZERS))
-    toy = ["data.path=/x", "modules=[toy_module]", "~optimizer.lr", "optimizer.name=toy"]
+    toy = ["data.path=/x", "modules=[toy_module]", "optimizer.name=toy"]
     config = load_config([*toy, "optimizer.momentum=0.5"])
     assert to_dict(config)["optimizer"] == {"name": "toy", "lr": 0.5, "momentum": 0.5}
     write_config(config, tmp_path, {})

@@ -30,7 +30,8 @@ def run_command(
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _run(function, about, config_name, schema, synonyms)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed, as by `>&-`
+            sys.stdout.flush()
         return code
     except (InputError, Failure) as error:
         text = str(error)

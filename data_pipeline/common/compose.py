@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.groups import Groups, conf_dir
+from data_pipeline.common.interpolation import resolved
 from data_pipeline.common.overrides import Override, applied, key_of, parse, split_config_dirs
 from data_pipeline.common.schema import (
     REQUIRED,
@@ -81,9 +82,9 @@ def read_config(values: object, schema: type[T]) -> T:
 
 @dataclass(frozen=True)
 class Composed:
-    """What a command line says. values: of YAML files and overrides, nested, without defaults. members: the one chosen
-    of each group. problems: those of single overrides; these are left out of values. unread: keys of those that cannot
-    be read at all."""
+    """What a command line says. values: of YAML files and overrides, nested, without defaults, interpolations resolved.
+    members: the one chosen of each group. problems: those of single overrides; these are left out of values. unread:
+    keys of those that cannot be read at all. from_files: as the files say it, interpolations as written."""
 
     schema: type
     values: Values
@@ -105,7 +106,8 @@ class Composed:
 
     def without(self, faulty: Sequence[str]) -> Values:
         """The values without the overrides that concern these keys."""
-        return applied(self.from_files, [o for o in self.overrides if not _concerns(o.key, faulty)])
+        left = [o for o in self.overrides if not _concerns(o.key, faulty)]
+        return resolved(self.schema, applied(self.from_files, left))
 
 
 def composed(
@@ -118,11 +120,12 @@ def composed(
     overrides = [o for o in (parsed[text] for text in texts) if o is not None]
     unread = [key_of(text) for text, override in parsed.items() if override is None]
     choices = [o for o in overrides if o.key in groups.chosen or (o.adds and o.key in groups.members)]
-    good = [_choice(o, groups) for o in choices if _is_member(o, groups, problems)]
-    from_files, members = groups.compose(good)
+    good = {o.key: o for o in choices if _is_member(o, groups, problems)}
+    from_files, members = groups.compose([_choice(o, groups) for o in good.values() if o.value is not None])
     settings = [o for o in overrides if o not in choices]
-    tentative = applied(from_files, settings)
-    import_modules(tentative)
+    unresolved = applied(from_files, settings)
+    import_modules(unresolved)
+    tentative = resolved(schema, unresolved)
     hints = _Hints(schema, tentative, groups, synonyms)
     accepted = [o for o in settings if _is_key(o, hints, from_files, problems)]
     values = _effective(schema, groups, members, from_files, accepted, problems)
@@ -147,6 +150,11 @@ def _choice(override: Override, groups: Groups) -> str:
 
 
 def _is_key(override: Override, hints: _Hints, from_files: Values, problems: list[str]) -> bool:
+    if override.deletes and hints.keys.get(override.key) and not has(from_files, override.key):
+        problems.append(
+            f"~{override.key}: no file of the configuration gives {override.key}; its default holds already"
+        )
+        return False
     if override.key in hints.keys or (override.deletes and has(from_files, override.key)):
         return True
     if hints.is_below_unknown(override.key):  # its section's name is what is wrong, and is reported
@@ -175,10 +183,10 @@ def _effective(
 ) -> Values:
     """The values without the keys that have no effect beside the others. Keys that the command line gives, or that
     had no effect in the files themselves either, are problems; what an override has switched off is left out."""
-    values = applied(from_files, overrides)
+    values = resolved(schema, applied(from_files, overrides))
     idle = without_effect(schema, values)
     typed = [o.key for o in overrides if not o.deletes]
-    layers = [from_files, groups.members_alone(members)] if idle else []
+    layers = [resolved(schema, v) for v in (from_files, groups.members_alone(members))] if idle else []
     for key, reason in idle.items():
         given = [t for t in typed if t == key or t.startswith(f"{key}.")]
         problems += [f"{t} {reason}" for t in given]

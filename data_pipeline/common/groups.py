@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.common.interpolation import explained, without_resolvers
 from data_pipeline.common.schema import Values
 
 
@@ -35,7 +35,10 @@ class Groups:
         self.chosen, self.recipes = list(defaults), [group for group, member in defaults.items() if member is None]
 
     def compose(self, choices: Sequence[str]) -> tuple[Values, dict[str, str]]:
-        """-> (what the YAML files say with these choices, the member chosen of each group). Raises InputError."""
+        """-> (what the YAML files say with these choices, the member chosen of each group). Raises InputError.
+
+        Interpolations stand there as they are written.
+        """
         import yaml
         from hydra import compose, initialize_config_dir
         from hydra.errors import HydraException
@@ -44,19 +47,18 @@ class Groups:
 
         searched = ",".join(f'"file://{folder}"' for folder in self.folders[1:])
         try:
-            with initialize_config_dir(str(self.folders[0]), version_base="1.3"):
+            with initialize_config_dir(str(self.folders[0]), version_base="1.3"), without_resolvers():
                 config = compose(
                     self.config_name, [*choices, f"hydra.searchpath=[{searched}]"], return_hydra_config=True
                 )
             members = {str(g): str(m) for g, m in config.hydra.runtime.choices.items() if g in self.members}
             with open_dict(config):
                 del config["hydra"]
-            _refuse_resolvers(OmegaConf.to_container(config, resolve=False))
-            return OmegaConf.to_container(config, resolve=True), members  # type: ignore[return-value]
+            return OmegaConf.to_container(config, resolve=False), members  # type: ignore[return-value]
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             local = any(f"@{recipe}." in str(error) for recipe in self.recipes)
             hint = "\nis '# @package _global_' the first line of the file?" if local else ""
-            raise InputError(f"the configuration cannot be composed: {error}{hint}") from error
+            raise InputError(f"the configuration cannot be composed: {explained(error)}{hint}") from error
 
     def members_alone(self, members: dict[str, str]) -> Values:
         """What these members say without recipes and additional groups."""
@@ -90,22 +92,3 @@ def _unique(folders: Sequence[Path]) -> Iterator[Path]:
                 raise InputError(f"--config-dir={folder}: {name} is the name of a file in {seen[name]}; rename it")
             seen[name] = folder
             yield name
-
-
-def _refuse_resolvers(values: object) -> None:
-    """Raises InputError where a value interpolates something that is not a key of the config: an environment variable
-    may be a secret, and config.yaml and trackers show every value."""
-    for path, text in _texts("", values):
-        if re.search(r"\$\{[^}]*:", text):
-            raise InputError(f"{path}: {text!r} is not supported: it could bring secrets into config.yaml")
-
-
-def _texts(path: str, value: object) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, dict):
-        for key, child in value.items():
-            yield from _texts(f"{path}.{key}".lstrip("."), child)
-    elif isinstance(value, list):
-        for child in value:
-            yield from _texts(path, child)

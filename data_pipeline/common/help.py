@@ -10,26 +10,36 @@ from data_pipeline.common.compose import Composed
 from data_pipeline.common.fields import spelled
 from data_pipeline.common.schema import REQUIRED, Key, get, summary
 
-OPTIONS = """Options:
-  --help, -h              this text; with choices, as in model=t5_small --help, their keys
-  --cfg job, -c job       print the composed configuration
-  --config-dir DIR, -cd   a folder with own groups and experiments, as in DIR/experiment/mine.yaml
+_HELP = "  --help, -h              this text"
+_OPTIONS = """  --cfg job, -c job       print the composed configuration
   --info, -i              print versions, folders and the members chosen
   --version               print the version
   -sc install=bash        print what eval makes shell completion of: eval "$(COMMAND -sc install=bash)";
                           also zsh and fish, and uninstall=
 """
+_CONFIG_DIR = "  --config-dir DIR, -cd   a folder with groups of your own, as in DIR/"
 _PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "hydra-core", "pydantic")
 
 
 def help_text(about: str, composed: Composed) -> str:
     """Groups with their members, and every key of the chosen ones: value, values, meaning, a line each."""
-    parts = [about, OPTIONS]
+    parts = [about, _options(composed)]
     groups = [f"  {name}={'|'.join(composed.groups.members[name])}" for name in composed.groups.chosen]
     if groups:
         parts.append("\n".join(["Groups:", *groups, ""]))
     parts.append("\n".join(["Keys, as key=value (values): meaning", *_keys(composed), ""]))
     return "\n".join(parts)
+
+
+def _options(composed: Composed) -> str:
+    """Every option; those about groups only where the command has groups."""
+    if not composed.groups.chosen:
+        return "\n".join(["Options:", _HELP, _OPTIONS])
+    group = composed.groups.chosen[0]
+    other = next(m for m in composed.groups.members[group] if m != composed.members.get(group))
+    own = f"{(composed.groups.recipes or [group])[0]}/mine.yaml"
+    choices = f"; with choices, as in {group}={other} --help, their keys"
+    return "\n".join(["Options:", _HELP + choices, _CONFIG_DIR + own, _OPTIONS])
 
 
 def _keys(composed: Composed) -> Iterator[str]:
@@ -45,8 +55,8 @@ def _keys(composed: Composed) -> Iterator[str]:
 def key_line(key: Key, value: object) -> str:
     """optimizer.lr=0.0006 (number above 0): peak of the learning rate."""
     shown = "(required)" if value == REQUIRED else f"={spelled(value)}"
-    condition = "" if key.condition is None else f", {key.condition}"
-    return f"{key.path}{shown} ({key.values}{condition}): {key.meaning}"
+    values = ", ".join([key.values, *map(str, key.conditions)])
+    return f"{key.path}{shown} ({values}): {key.meaning}"
 
 
 def config_text(composed: Composed) -> str:

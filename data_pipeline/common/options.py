@@ -19,6 +19,7 @@ _WITH_VALUE = {
     "-sc": "completion",
 }
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # Hydra's, which may follow --info
+_ALL = {"--info": "all", "-i": "all"}  # the only one of them that is printed
 _REFUSED = {
     ("--multirun", "-m"): "is not supported yet: start one command for each combination",
     (
@@ -53,9 +54,11 @@ def parse_options(arguments: Sequence[str]) -> Options:
             if name in names:
                 raise InputError(f"{name} {refusal}")
         if name in _FLAGS:
+            if name in _ALL and not equals and left and left[0] in _INFO:
+                equals, value = " ", left.pop(0)
+            if equals and value != _ALL.get(name):
+                raise InputError(f"{name}{equals}{value} is not supported; {name} takes no value")
             show = _FLAGS[name] if show != "help" else show
-            if show == "info" and left and left[0] in _INFO:
-                left.pop(0)
         elif name in _WITH_VALUE:
             if not equals and not left:
                 raise InputError(f"{name} needs a value; see --help")
@@ -63,12 +66,14 @@ def parse_options(arguments: Sequence[str]) -> Options:
             kind = _WITH_VALUE[name]
             if kind == "cfg":
                 if value != "job":
-                    raise InputError(f"{name} {value} is not supported, {name} job is")
+                    raise InputError(f"{name} {value} is not supported; use {name} job")
                 show = show or "cfg"
             elif kind == "completion":
                 completion = value
             else:
                 rest.append(CONFIG_DIR + value)
+        elif name in _IGNORED and equals:
+            raise InputError(f"{name}={value} is not supported; {name} takes no value")
         elif name not in _IGNORED and name != "--local_rank":  # the deepspeed launcher's
             rest.append(name + equals + value)
     return Options(rest, show, completion)

@@ -130,6 +130,8 @@ def _refusal(text: str, override: HydraOverride) -> str | None:
         return "interpolations are not supported: they could bring secrets into config.yaml"
     if "@" in text.split("=")[0]:
         return "the package of a group cannot be changed"
+    if override.is_delete() and "=" in text:
+        return f"~ takes no value: {text.split('=')[0]}"
     if override.is_sweep_override():
         return f"sweeps are not supported{_advice(text)}"
     return None

@@ -40,8 +40,8 @@ class Key:
         return self.path.rpartition(".")[2]
 
     @property
-    def condition(self) -> Condition | None:
-        return next((m for m in self.field.metadata if isinstance(m, Condition)), None)
+    def conditions(self) -> list[Condition]:
+        return [m for m in self.field.metadata if isinstance(m, Condition)]
 
     @property
     def choices(self) -> list[str]:
@@ -61,7 +61,7 @@ class Key:
     def meaning(self) -> str:
         """From the docstring of its class; "" where that has no line for it."""
         if self.picks:
-            return "which keys there are beside it; the member chosen sets it"
+            return "decides which other keys this section has; the chosen member sets it"
         for owner in self.owner.__mro__:
             found = explained(owner).get(self.name)
             if found:
@@ -132,12 +132,11 @@ def without_effect(schema: type, values: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     every = whole(schema, values)
     for key in keys_of(schema, values):
-        if key.condition is None or not has(values, key.path):
-            continue
-        beside = f"{key.path.rpartition('.')[0]}.{key.condition.key}".lstrip(".")
-        if not key.condition.holds(get(every, beside)):
-            needs = "" if key.condition.negated else f": it is used {dataclasses.replace(key.condition, key=beside)}"
-            found[key.path] = f"has no effect with {beside}={spelled(get(every, beside))}{needs}"
+        for condition in key.conditions if has(values, key.path) else []:
+            beside = f"{key.path.rpartition('.')[0]}.{condition.key}".lstrip(".")
+            if not condition.holds(get(every, beside)):
+                needs = "" if condition.negated else f": it is used {dataclasses.replace(condition, key=beside)}"
+                found[key.path] = f"has no effect with {beside}={spelled(get(every, beside))}{needs}"
     return found
 
 

@@ -55,7 +55,7 @@ class TokenizerConfig:
     vocab_size: Annotated[Positive, used_with("path", None)] = 8192
     path: str | None = None
     special_tokens: Annotated[dict[str, str], unused_with("path", None)] = Field(default_factory=dict)
-    sample_bytes: Annotated[Positive, unused_with("model_type", "char")] = 10_000_000
+    sample_bytes: Annotated[Positive, used_with("path", None), unused_with("model_type", "char")] = 10_000_000
 
 
 class Backend(Protocol):

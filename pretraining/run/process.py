@@ -36,6 +36,7 @@ def end_process(code: int) -> NoReturn:
     if "torch.distributed" in sys.modules and code != EXIT_FAILED:  # else other ranks may wait in a collective
         stop_world()
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed, as by `>&-`
+            stream.flush()
     os._exit(code)

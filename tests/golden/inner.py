@@ -27,6 +27,11 @@ def flops_per_unit(overrides: Sequence[str], outputs: int) -> float:
     return build_objective(config.objective, spec).flops_per_unit(model)
 
 
+def schedule_ratio(overrides: Sequence[str], step: int, steps: int) -> float:
+    """The learning rate of update `step` of `steps` as a share of its peak."""
+    return load_config([*overrides, "data.path=none"]).scheduler.ratio(step, steps)
+
+
 def utilization(flops: float, seconds: float, ranks: int, device: str) -> dict[str, float]:
     """flops: of one step over all ranks; device: its name as CUDA gives it -> tflops and mfu, as metrics.jsonl has
     them."""

@@ -29,10 +29,19 @@ OPTIMIZERS = {
     "adamw": ("optimizer=adamw", "optimizer.lr=2e-3", "optimizer.eps=1e-6"),
     "lamb": ("optimizer=lamb", "optimizer.lr=4e-2"),
 }
+# What the runs above leave off.
+OPTIONS = {
+    "gpt, dropout": ("gpt", "model.dropout=0.1"),
+    "bert, layer decay": ("bert", "optimizer.layer_decay=0.5"),
+    "t5, accumulation": ("t5", "train.micro_batch_size=8"),
+}
 LENGTH = ("model.num_layers=2", "train.steps=5", "train.eval_every=5", "train.eval_batches=1")
 CASES = [
     Case(f"{family}, {optimizer}", FAMILIES[family][0], (*FAMILIES[family][1:], *OPTIMIZERS[optimizer], *LENGTH))
     for family, optimizer in product(FAMILIES, OPTIMIZERS)
+] + [
+    Case(name, FAMILIES[family][0], (*FAMILIES[family][1:], *OPTIMIZERS["adamw"], *LENGTH, *options))
+    for name, (family, *options) in OPTIONS.items()
 ]
 
 

@@ -1,6 +1,6 @@
 """`make golden`: computes the pinned values anew and writes them to tests/golden/*.json.
 
-python -m tests.golden.rewrite [batches|files|flops|losses ...]; all of them by default.
+python -m tests.golden.rewrite [batches|files|flops|losses|schedules ...]; all of them by default.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.golden import batches, files, flops, losses
+from tests.golden import batches, files, flops, losses, schedules
 from tests.golden.runs import Data
 from tests.golden.values import save
 
@@ -17,7 +17,7 @@ from tests.golden.values import save
 def main(kinds: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Data.make(Path(folder))
-        for kind in kinds or ["batches", "files", "flops", "losses"]:
+        for kind in kinds or ["batches", "files", "flops", "losses", "schedules"]:
             rewrite(kind, data)
 
 
@@ -28,10 +28,12 @@ def rewrite(kind: str, data: Data) -> None:
         save(kind, {case.name: batches.compute(case, data) for case in batches.CASES})
     elif kind == "flops":
         save(kind, {preset: flops.compute(preset) for preset in flops.PRESETS})
+    elif kind == "schedules":
+        save(kind, {case: schedules.compute(case) for case in schedules.CASES})
     elif kind == "losses":
         save(kind, {case.name: losses.compute(case, data) for case in losses.CASES})
     else:
-        raise SystemExit(f"{kind}: no such kind of values; there are batches, files, flops, losses")
+        raise SystemExit(f"{kind}: no such kind of values; there are batches, files, flops, losses, schedules")
     print(f"wrote tests/golden/{kind}.json")
 
 

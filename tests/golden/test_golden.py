@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.golden import batches, files, losses
+from tests.golden import batches, files, losses, schedules
 from tests.golden.runs import Case, Data
 from tests.golden.values import check, check_cases
 
@@ -24,7 +24,13 @@ def test_losses(case: Case, golden_data: Data) -> None:
     check(losses.KIND, case.name, losses.compute(case, golden_data), losses.RELATIVE)
 
 
+@pytest.mark.parametrize("case", schedules.CASES)
+def test_schedules(case: str) -> None:
+    check(schedules.KIND, case, schedules.compute(case), schedules.RELATIVE)
+
+
 def test_every_pinned_value_is_tested() -> None:
     check_cases(files.KIND, files.CASES)
     check_cases(batches.KIND, [case.name for case in batches.CASES])
     check_cases(losses.KIND, [case.name for case in losses.CASES])
+    check_cases(schedules.KIND, schedules.CASES)

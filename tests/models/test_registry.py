@@ -93,11 +93,12 @@ def test_a_family_from_outside_is_one_entry(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_entry_is_complete(name: str) -> None:
     """The config knows its name, and the Hugging Face module has what its Protocol says."""
-    config, module = load(FAMILIES[name].config), huggingface_family(name)
+    config = load(FAMILIES[name].config)
     assert issubclass(config, TransformerConfig) and repr(name) in str(get_type_hints(config)["name"])
-    members = {m for m in vars(HuggingFaceFamily) if not m.startswith("_")} | {"architectures"}
-    assert len(members) == 7 and members <= set(dir(module))
     assert FAMILIES[name].roles
+    if FAMILIES[name].huggingface is not None:
+        members = {m for m in vars(HuggingFaceFamily) if not m.startswith("_")} | {"architectures"}
+        assert members <= set(dir(huggingface_family(name)))
 
 
 @pytest.mark.parametrize("pairing", ["next_sentence", "sentence_order", "none"])

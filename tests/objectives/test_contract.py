@@ -52,6 +52,7 @@ DEFAULTS = {
     "for_evaluation",
     "picture",
     "target_bytes",
+    "used_ids",
     "target_length",
 }  # what a class may leave as the Protocol has it
 METHODS = {name for name, member in vars(Objective).items() if inspect.isfunction(member) and name[0] != "_"}
