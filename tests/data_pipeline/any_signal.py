@@ -62,7 +62,7 @@ def stop(process: subprocess.Popen[str], number: int, twice: bool, whole_group: 
 
 
 def try_moments(folder: Path, moments: int, documents: int, seed: int = 0) -> list[int]:
-    """-> the exit codes, until `moments` runs were stopped before their end. What they leave is then brought to its end:
+    """-> the exit codes, until `moments` runs were stopped before their end. What they leave is then finished:
     the files are those of an undisturbed run."""
     source, rng = write_lines(folder / "in.jsonl", documents), random.Random(seed)
     started = time.monotonic()
