@@ -62,21 +62,26 @@ def stop(process: subprocess.Popen[str], number: int, twice: bool, whole_group: 
 
 
 def try_moments(folder: Path, moments: int, documents: int, seed: int = 0) -> list[int]:
-    """-> the exit codes. Stops at random moments, then lets it end: the files are those of an undisturbed run."""
+    """-> the exit codes, until `moments` runs were stopped before their end. What they leave is then finished:
+    the files are those of an undisturbed run."""
     source, rng = write_lines(folder / "in.jsonl", documents), random.Random(seed)
     started = time.monotonic()
     assert start(source, folder / "whole", 2).wait() == 0
     duration, codes = time.monotonic() - started, []
-    for moment in range(moments):
+    for moment in range(4 * moments):
+        if sum(code != 0 for code in codes) == moments:
+            break
         output = folder / f"stopped{moment % 2}"  # each is continued by the next but one, until it is done
         if (output / "manifest.json").exists():
             shutil.rmtree(output)
+        limit = 0.8 * duration if output.exists() else duration
         process = start(source, output, workers=2 * (moment % 3 > 0))
-        time.sleep(rng.uniform(0, duration))
+        time.sleep(rng.uniform(0, limit))
         number = rng.choice([signal.SIGINT, signal.SIGTERM])
         code, said = stop(process, number, twice=rng.random() < 0.5, whole_group=rng.random() < 0.5)
         assert code in ENDS, (moment, code, said)
         codes.append(code)
+    assert sum(code != 0 for code in codes) == moments, f"most runs were done before they were stopped: {codes}"
     for number in range(min(moments, 2)):
         output = folder / f"stopped{number}"
         assert start(source, output, 2).wait() == 0
