@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -32,6 +35,13 @@ MODULES = (
     "locale",
     "mailbox",
 )
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """Libraries leave RANK and WORLD_SIZE behind (accelerate does): the next test's ranks would believe them."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,9 @@ class Toy(TextModel):
     def fill(self, name, tensor, generator):
         tensor.normal_(0, 0.02, generator=generator)
 """
-TOKENIZER: Any = SimpleNamespace(pad=0, bos=1, eos=2, fim_prefix=3, fim_suffix=4, fim_middle=5)
+TOKENIZER: Any = SimpleNamespace(
+    pad=0, bos=1, eos=2, fim_prefix=3, fim_suffix=4, fim_middle=5, used_ids=lambda roles: np.arange(40)
+)
 
 
 def test_a_family_from_outside_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +105,9 @@ def test_an_entry_is_complete(name: str) -> None:
 
 @pytest.mark.parametrize("pairing", ["next_sentence", "sentence_order", "none"])
 def test_bert_has_the_heads_that_its_objective_trains_and_no_others(pairing: Any) -> None:
-    tokenizer: Any = SimpleNamespace(pad=0, cls=1, sep=2, mask=3, is_text=np.ones(40, bool))
+    tokenizer: Any = SimpleNamespace(
+        pad=0, cls=1, sep=2, mask=3, is_text=np.ones(40, bool), used_ids=lambda roles: np.arange(40)
+    )
     objective = MaskedLM(MaskedLMConfig("masked_lm", pairing=pairing), SampleSpec(seq_len=16, tokenizer=tokenizer))
     layers = PlainLayers()
     model: Any = attach_heads(build_model(BertConfig("bert", 1, 16, 2, 16), 40, layers), objective, layers)

@@ -24,6 +24,7 @@ def training_line(unit: str = "tokens", **changes: object) -> TrainingLine:
         "parts": {},
         "skipped": False,
         "loss_scale": None,
+        "lacking": [],
     }
     return TrainingLine(**(values | changes))  # type: ignore[arg-type]
 
@@ -32,7 +33,8 @@ def test_what_is_not_finite_is_null() -> None:
     line = training_line(loss=math.nan, grad_norm=math.inf, parts={"a": math.nan, "b": 1.0}, skipped=True).as_json()
     assert (line["loss"], line["grad_norm"], line["a"], line["b"], line["skipped"]) == (None, None, None, 1.0, True)
     assert json.loads(json.dumps(line, allow_nan=False)) == line
-    assert EvaluationLine(2, math.inf, {"a": math.nan}).as_json() == {"step": 2, "valid_loss": None, "valid_a": None}
+    evaluation = EvaluationLine(2, math.inf, {"a": math.nan}, [], "tokens", 70, None).as_json()
+    assert evaluation == {"step": 2, "valid_loss": None, "valid_tokens": 70, "valid_a": None}
 
 
 def test_the_unit_names_two_keys() -> None:
