@@ -4,11 +4,13 @@ benchmarks.loss_memory`. Each in a process of its own; forward and backward; bey
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
+from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from pretraining.models.heads import TokenHead
 from pretraining.parallel.layers import PlainLayers
@@ -16,11 +18,11 @@ from pretraining.parallel.layers import PlainLayers
 VOCABULARY, TOKENS, HIDDEN = 50304, 8192, 768
 
 
-def ours(hidden: Any, weight: Any, labels: Any) -> Any:
+def ours(hidden: Tensor, weight: nn.Parameter, labels: Tensor) -> Tensor:
     return TokenHead(PlainLayers(), VOCABULARY, weight)(hidden, labels)
 
 
-def plain(hidden: Any, weight: Any, labels: Any) -> Any:
+def plain(hidden: Tensor, weight: nn.Parameter, labels: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(hidden, weight), labels, reduction="sum")
 
 
@@ -29,7 +31,7 @@ def peak_bytes() -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def measure(function: Any, queue: Any) -> None:
+def measure(function: Callable[[Tensor, nn.Parameter, Tensor], Tensor], queue: Queue[tuple[float, int]]) -> None:
     torch.manual_seed(0)
     hidden = torch.randn(TOKENS, HIDDEN, requires_grad=True)
     weight = torch.nn.Parameter(torch.randn(VOCABULARY, HIDDEN) * 0.02)

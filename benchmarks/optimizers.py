@@ -66,7 +66,7 @@ def make_parameters(layers: int, device: str) -> dict[str, nn.Parameter]:
     return found
 
 
-def ours(config: Any) -> Maker:
+def ours(config: AdamWConfig | LambConfig | AdafactorConfig) -> Maker:
     def make(parameters: dict[str, nn.Parameter]) -> Optimizer:
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
         rule = build_update_rule(config)
@@ -122,7 +122,7 @@ def timed(step: Callable[[], Any], device: str) -> float:
     return 1e3 * (time.perf_counter() - begin)
 
 
-def clip_and_step(parameters: dict[str, nn.Parameter], optimizer: Any) -> None:
+def clip_and_step(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
     nn.utils.clip_grad_norm_(parameters.values(), 1.0)
     optimizer.step()
 
@@ -166,7 +166,7 @@ def peak_bytes(device: str) -> int:
     return int(found[1]) * 1024
 
 
-def tensor_bytes(values: Any) -> int:
+def tensor_bytes(values: object) -> int:
     if isinstance(values, torch.Tensor):
         return values.nbytes
     return sum(map(tensor_bytes, values.values())) if isinstance(values, dict) else 0

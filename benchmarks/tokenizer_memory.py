@@ -15,7 +15,7 @@ from data_pipeline.tokenizers.sentencepiece_model import train, training_memory_
 
 
 def main(model_type: str, vocab_size: int, megabytes: float, inputs: list[str]) -> None:
-    source = TextSource(TextConfig("text", inputs, ["*/test/*", "*/site-packages/*"], "text", 262144, 0))
+    source = TextSource(TextConfig("text", inputs, exclude=["*/test/*", "*/site-packages/*"]))
     texts: list[str] = []
     size = 0
     for document in source.documents():

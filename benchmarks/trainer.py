@@ -14,11 +14,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
+from pretraining.engines.base import Batch, EngineBase
 from pretraining.feeds import gather_steps
+from pretraining.objectives.models import DecoderWithHead
 from pretraining.trainer import Trainer
 
 STEPS, WARM_UP = 200, 10
@@ -83,7 +85,8 @@ def _times(trainer: Trainer) -> Iterator[tuple[float, float]]:
     steps = gather_steps(
         feeds.training(trainer.position), feeds.share.micro_batches, trainer.reported, trainer.world, trainer.stop
     )
-    bare = _bare_step(trainer.engine.module.model)
+    assert isinstance(trainer.engine, EngineBase)
+    bare = _bare_step(cast(DecoderWithHead, trainer.engine.module.model))
     batch = next(steps).micro_batches[0].arrays
     for number in range(WARM_UP + STEPS):
         if number % 2:
@@ -99,10 +102,10 @@ def _times(trainer: Trainer) -> Iterator[tuple[float, float]]:
             yield ours, theirs
 
 
-def _bare_step(model: Any) -> Any:
+def _bare_step(model: DecoderWithHead) -> Callable[[Batch], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
 
-    def step(batch: dict[str, torch.Tensor]) -> None:
+    def step(batch: Batch) -> None:
         hidden = model(batch["tokens"], batch["positions"], batch["documents"])
         (model.head(hidden, batch["labels"]) / (batch["labels"] != -100).sum()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

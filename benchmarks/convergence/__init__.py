@@ -6,7 +6,7 @@ initial weights, and one evaluator measures both.
 
 - `inputs`, `ours`: raw files, and this framework's three commands.
 - `reference`: the plain loop and the evaluator; `gpt`, `bert`, `t5`, `vit`: transformers' model and batches cut and
-  corrupted by the published algorithm, written anew in numpy. They import nothing of the framework: prepared data are
-  read by tarfile.
+  corrupted by the published algorithm, written independently in numpy. They import nothing of the framework: prepared
+  data are read by tarfile.
 - `recipes`: the sizes; `table`: the tables in docs/benchmarks.md.
 """

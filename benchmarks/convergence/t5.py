@@ -1,5 +1,5 @@
 """T5's reference: documents joined, cut, and corrupted by spans (Raffel et al. 2019, sections 2.1 and 3.1.4;
-google-research/text-to-text-transfer-transformer, preprocessors.py: what span_corruption does, written anew)."""
+google-research/text-to-text-transfer-transformer, preprocessors.py, span_corruption)."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A handler within the command cannot promise that: Python runs it only between two bytecodes (a line of 200 MB is one
 call of json, training a tokenizer one call of C++), and an exception in the middle of a process pool's bookkeeping
-makes the pool wait for ever. So the command is a child process that ignores these signals; it is killed with its
+makes the pool wait forever. So the command is a child process that ignores these signals; it is killed with its
 workers.
 """
 

@@ -129,8 +129,8 @@ class Stream:
         if (found := values.get("format", 1)) != FORMAT:
             raise InputError(
                 f"its place in the data is of format {found}, this version has format {FORMAT} and hands out sequences "
-                "in another order: this version cannot go on with the run. Begin anew in another run_dir, if need be "
-                "from its exported weights (pretrain-export, then model.init_from)"
+                "in another order: this version cannot go on with the run. Start a new one in another run_dir, "
+                "perhaps from its exported weights (pretrain-export, then model.init_from)"
             )
         return Position(**{key: values[key] for key in keys})
 

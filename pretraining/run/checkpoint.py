@@ -195,7 +195,7 @@ def _agree(world: World, folder: Path, work: Callable[[], Any]) -> list[Any] | N
 
     try:
         outcome = {"value": work()}
-    except Exception as error:
+    except Exception as error:  # not re-raised here: the other ranks would wait in the collective below
         if not isinstance(error, OSError | SafetensorError):
             traceback.print_exc()
         outcome = {"error": f"rank {world.rank}: {error}"}
