@@ -15,6 +15,7 @@ from data_pipeline.tokenizers.special_tokens import ALL, exported_sentinel
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    import tokenizers
     from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
 _SPACE = "\u2581"
@@ -145,8 +146,8 @@ def _spaces_begin_words(tokenizer: Tokenizer) -> bool:
     return any(len(piece) > 1 and piece[0] in _SPACES for piece in tokenizer.pieces)
 
 
-def _add_frame(made: Any, frame: Frame, names: Mapping[str, str]) -> None:
-    """made: tokenizers.Tokenizer. names: role -> name."""
+def _add_frame(made: tokenizers.Tokenizer, frame: Frame, names: Mapping[str, str]) -> None:
+    """names: role -> name."""
     from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
 
     def template(words: str) -> list[str]:
