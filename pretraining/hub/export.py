@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +53,13 @@ class ExportConfig:
       newest whole checkpoint is taken.
     output: the folder to write; it must not exist.
     data_path: where the run's prepared data is now; null means the run's data.path.
+    modules: your own, which the run imports too; config.yaml alone cannot make anything be imported.
     """
 
     checkpoint: str
     output: str
     data_path: str | None = None
+    modules: list[str] = field(default_factory=list)
 
 
 def main() -> int:
@@ -98,7 +101,7 @@ class Source:
         if Path(config.output).exists():
             raise InputError(f"output={config.output} exists already and is not overwritten")
         self.checkpoint = find_checkpoint(Path(config.checkpoint))
-        self.run = read_run_config(self.checkpoint.folder.resolve().parents[1])
+        self.run = read_run_config(self.checkpoint.folder.resolve().parents[1], config.modules)
         self.family = huggingface_family(self.run.model.name)
         data = Path(config.data_path or self.run.data.path or "")
         if not (data / "manifest.json").is_file():
