@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from data_pipeline.common.command import run_command
 from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import EXIT_DONE, InputError
 from data_pipeline.common.fields import configclass
+from data_pipeline.common.files import remove_folder, temporary_name
 from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.tokenizers.export import exported_ids
 from data_pipeline.tokenizers.sentencepiece_export import sentencepiece_file
@@ -98,7 +98,7 @@ class Source:
     """
 
     def __init__(self, config: ExportConfig) -> None:
-        if Path(config.output).exists():
+        if os.path.lexists(config.output):
             raise InputError(f"output={config.output} exists already and is not overwritten")
         self.checkpoint = find_checkpoint(Path(config.checkpoint))
         self.run = read_run_config(self.checkpoint.folder.resolve().parents[1], config.modules)
@@ -165,17 +165,18 @@ def find_checkpoint(path: Path) -> Checkpoint:
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder under a temporary name beside `target`: renamed when the block is done, removed on an exception."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = Path(temporary_name(target))
     try:
         temporary.mkdir(parents=True)
-        yield temporary
-        if target.exists():
-            raise InputError(f"output={target} exists already and is not overwritten")
-        os.rename(temporary, target)
+        try:
+            yield temporary
+            if os.path.lexists(target):
+                raise InputError(f"output={target} exists already and is not overwritten")
+            os.rename(temporary, target)
+        finally:  # only from here on is the folder ours
+            remove_folder(temporary)
     except OSError as error:
         raise InputError(f"output={target}: {error.strerror or error} {error.filename or ''}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _command(overrides: list[str]) -> int:
