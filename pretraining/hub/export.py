@@ -15,7 +15,8 @@ from data_pipeline.common.command import run_command
 from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import EXIT_DONE, InputError
 from data_pipeline.common.fields import configclass
-from data_pipeline.common.files import remove_folder, temporary_name
+from data_pipeline.common.files import is_folder, remove_folder, temporary_name
+from data_pipeline.common.overrides import shortened
 from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.tokenizers.export import exported_ids
 from data_pipeline.tokenizers.sentencepiece_export import sentencepiece_file
@@ -152,6 +153,8 @@ class Source:
 
 def find_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at `path`, or the newest whole one of the run there. Raises InputError."""
+    if not is_folder(path):
+        raise InputError(f"checkpoint={shortened(str(path))}: there is no such folder")
     runs = [folder for folder in (path / "checkpoints", path) if checkpoint_folders(folder)]
     if not runs or (path / "manifest.json").is_file():
         return open_checkpoint(path)
