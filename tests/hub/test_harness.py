@@ -1,4 +1,4 @@
-"""A GPT's valid_loss is what other tools measure on the exported model: lm-evaluation-harness, where it is installed."""
+"""A GPT's valid_loss is what others find of the exported model: lm-evaluation-harness, where it is installed."""
 
 from __future__ import annotations
 
