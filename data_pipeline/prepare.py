@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.common.command import run_command
 from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
-from data_pipeline.common.files import is_file, is_local, join
+from data_pipeline.common.files import is_file, is_local, join, remove_temporaries
 from data_pipeline.common.supervise import supervised
 from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.sources.registry import build_corpus
@@ -114,13 +114,14 @@ def _is_complete(root: str) -> bool:
 def _write_shards(corpus: Corpus[Any], root: str, scan: Scan, min_shards: int) -> None:
     """The second pass: every document but those in finished shards."""
     from data_pipeline.shards.manifest import SPLITS
-    from data_pipeline.shards.tar import finished_shards, remove_temporaries
+    from data_pipeline.shards.tar import finished_shards
 
     finished = {split: finished_shards(root, split, corpus.index_type) for split in SPLITS}
     done = {split: sum(index.num_documents for _, index in finished[split]) for split in SPLITS}
     if any(done.values()):
         print(f"continuing after {done['train']} training and {done['valid']} validation documents")
-    remove_temporaries(root)
+    for folder in (root, *(join(root, split) for split in SPLITS)):
+        remove_temporaries(folder)
     documents = {"train": scan.documents - scan.valid_documents, "valid": scan.valid_documents}
     ends = {split: {documents[split] * i // min_shards for i in range(1, min_shards)} for split in SPLITS}
     with contextlib.ExitStack() as stack:

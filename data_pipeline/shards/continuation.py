@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.files import exists, is_file, is_folder, join, list_folder, make_folder
+from data_pipeline.common.files import append_file, exists, is_file, is_folder, join, list_folder, make_folder
 from data_pipeline.common.json_files import read_json, what_is_broken, write_json
 
 _FORMAT = 1
@@ -86,8 +86,8 @@ def check_corpus(root: str, before: Continuation, scan: Scan) -> None:
 def locked(root: str) -> Iterator[None]:
     """Makes the local folder `root` and keeps other processes from writing it."""
     make_folder(root)
-    # Not through common/files: the lock belongs to an open descriptor, so that the system releases it however we end.
-    with open(join(root, ".lock"), "w") as file:
+    # The lock belongs to the open descriptor, so that the system releases it however we end.
+    with append_file(join(root, ".lock")) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -15,21 +15,19 @@ import numpy as np
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.files import (
+    create_file,
     file_size,
     flush,
     join,
-    list_folder,
     make_folder,
-    open_file,
     read_bytes,
     read_range,
-    remove_file,
     rename,
     sha256,
     temporary_name,
     write_atomically,
 )
-from data_pipeline.shards.manifest import SPLITS, Manifest, Shard, Split
+from data_pipeline.shards.manifest import Manifest, Shard, Split
 
 Sample = TypeVar("Sample", contravariant=True)
 Row = TypeVar("Row")
@@ -121,8 +119,8 @@ class _OpenShard(Generic[Sample, Row, IndexT]):
     def __init__(self, path: str, layout: Layout[Sample, Row, IndexT]) -> None:
         from webdataset.writer import TarWriter  # imports torch
 
-        self._path, self._layout = path, layout
-        self._file = open_file(temporary_name(path), "wb")
+        self._path, self._layout, self._temporary = path, layout, temporary_name(path)
+        self._file = create_file(self._temporary)
         # Without encoder members are bytes (its default pickles some); time, owner and mode are fixed, so that the
         # same samples make the same bytes.
         self._tar = TarWriter(self._file, encoder=False, mtime=0, user="", group="", mode=0o644)
@@ -145,12 +143,12 @@ class _OpenShard(Generic[Sample, Row, IndexT]):
     def close(self) -> None:
         """The index comes first under its final name: a tar that is there is whole, and so is its index."""
         self._tar.close()
-        flush(self._file, temporary_name(self._path))
+        flush(self._file, self._temporary)
         self._file.close()
         data = io.BytesIO()
         np.savez(data, **vars(self._layout.index(self._rows)))
         write_atomically(index_path(self._path), data.getvalue())
-        rename(temporary_name(self._path), self._path)
+        rename(self._temporary, self._path)
 
 
 class IndexedShards(Generic[IndexT]):
@@ -216,14 +214,6 @@ def finished_shards(root: str, split: str, index_type: type[IndexT]) -> list[tup
             break
         found.append((path, index))
     return found
-
-
-def remove_temporaries(root: str) -> None:
-    """Removes what a killed run left unfinished."""
-    for folder in (join(root, split) for split in SPLITS):
-        for name in list_folder(folder):
-            if name.startswith(".") and name.endswith(".tmp"):
-                remove_file(join(folder, name))
 
 
 def describe_split(root: str, split: str, index_type: type[IndexT]) -> Split:

@@ -22,7 +22,6 @@ from data_pipeline.common.files import (
     join,
     make_folder,
     read_bytes,
-    remove_folder,
     rename,
     temporary_name,
     write_atomically,
@@ -192,7 +191,6 @@ class Tokenizer:
     def save(self, folder: Location) -> None:
         """Writes `folder` (model file and tokenizer_info.json) under another name, then renames it."""
         temporary = temporary_name(folder)
-        remove_folder(temporary)
         make_folder(temporary)
         write_atomically(join(temporary, self._kind.file), self.backend.data)
         write_json(join(temporary, _INFO_FILE), self._info())

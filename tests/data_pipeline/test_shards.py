@@ -73,7 +73,7 @@ def test_shards_continue_byte_for_byte_after_finished_ones(tmp_path: Path) -> No
     write(tmp_path / "parts", made[:120])
     last = finished_shards(str(tmp_path / "parts"), "train", TextIndex)[-1][0]
     Path(last).unlink()  # not as long as it would have been
-    (tmp_path / "parts/train/.shard-000009.tar.tmp").write_bytes(b"half")
+    (tmp_path / "parts/train/.shard-000009.tar.0123abcd.tmp").write_bytes(b"half")
     kept = finished_shards(str(tmp_path / "parts"), "train", TextIndex)
     done = sum(len(index.lengths) for _, index in kept)
     assert 0 < done < 120
