@@ -70,7 +70,7 @@ class Manifest:
     """
 
     root: str
-    kind: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    kind: Annotated[str, StringConstraints(pattern="^[a-z_]{1,100}$")]
     tokenizer: TokenizerInfo | None
     seed: Count
     valid_fraction: Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -105,7 +105,7 @@ def load_manifest(directory: Location) -> Manifest:
         "(run the same command again to continue)",
     )
     found = values.get("format")
-    if found != FORMAT:
+    if type(found) is not int or found != FORMAT:
         raise InputError(f"{path} has format {found!r}, this version reads format {FORMAT}")
     # Not with its root: a path may hold bytes that are not UTF-8, JSON may not.
     manifest = replace(typed({**values, "root": ""}, Manifest, path), root=os.fspath(directory))
