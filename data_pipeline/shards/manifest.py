@@ -14,10 +14,10 @@ from pydantic import Field, StringConstraints
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.files import Location, file_size, is_file, is_local, join
 from data_pipeline.common.json_files import read_json, typed, write_json
+from data_pipeline.tokenizers.special_tokens import MAX_VOCABULARY
 
 FORMAT = 1
 SPLITS = ("train", "valid")
-MAX_VOCABULARY = 1 << 24  # ids of a tokenizer: the largest published ones have 10^6
 _REPORTED = 10
 
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
