@@ -47,7 +47,7 @@ def verify(root: str, num_workers: int) -> str:
 
     started = time.monotonic()
     manifest = load_manifest(root)
-    problems = [*_tokenizer_problems(manifest), *_shard_problems(manifest, num_workers)]
+    problems = [*_tokenizer_problems(manifest), *_shard_problems(manifest, num_workers), *_unlisted(manifest)]
     if problems:
         listed = "\n".join(problems)
         raise InputError(
@@ -78,6 +78,19 @@ def _tokenizer_problems(manifest: Manifest) -> list[str]:
     if found.fingerprint != manifest.tokenizer.fingerprint:
         return [f"{folder} is not the tokenizer that the shards were written with"]
     return []
+
+
+def _unlisted(manifest: Manifest) -> list[str]:
+    """Training reads what the manifest lists; other programs read `train/*.tar`."""
+    from data_pipeline.common.files import join, list_folder
+
+    listed = {shard.name for shard in manifest.shards}
+    found = [f"{split}/{name}" for split in manifest.splits for name in list_folder(join(manifest.root, split))]
+    return [
+        f"{join(manifest.root, name)} is not in the manifest"
+        for name in found
+        if name.endswith(".tar") and name not in listed
+    ]
 
 
 def _shard_problems(manifest: Manifest, num_workers: int) -> list[str]:

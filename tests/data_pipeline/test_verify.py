@@ -195,12 +195,16 @@ def test_verify_looks_at_the_tokenizer(copied: Prepared, capsys: pytest.CaptureF
     assert copied.contents().keys() == before.keys() - {"train/shard-000000.tar"}
 
 
-def test_a_leftover_shard_does_not_stay_beside_those_of_the_manifest(copied: Prepared, original: Prepared) -> None:
+def test_a_leftover_shard_does_not_stay_beside_those_of_the_manifest(
+    copied: Prepared, original: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copy(copied.shard(0), copied.root / "train/shard-000099.tar")
     (copied.root / "train/shard-000000.tar.bak").write_bytes(b"a user's own")
+    assert copied.verify() == 2 and "train/shard-000099.tar is not in the manifest" in capsys.readouterr().err
     copied.shard(1).unlink()
     assert copied.prepare() == 0
     assert copied.contents().keys() - original.contents().keys() == {"train/shard-000000.tar.bak"}
+    assert copied.verify() == 0
 
 
 def test_verify_refuses_what_is_no_prepared_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,3 +226,24 @@ def test_a_link_in_the_place_of_a_split_is_not_written_through(
     assert copied.verify() == 2 and "is a link that leads out of" in capsys.readouterr().err
     assert copied.prepare() == 2 and "train is a link" in capsys.readouterr().err
     assert {p.name: sha256(p) for p in (tmp_path / "elsewhere").iterdir()} == before
+
+
+def test_a_plan_with_any_other_value_is_refused_or_taken_for_other_data(
+    copied: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = json.loads((copied.root / "plan.json").read_text())
+    places = [(key,) for key in plan] + [("scan", key) for key in plan["scan"]]
+    copied.shard(1).unlink()  # so that the plan is needed
+    before = copied.contents()
+    for place in places:
+        for bad in (None, True, -1, 1.5, 10**12, 10**25, "x", [], {}):
+            values = json.loads(json.dumps(plan))
+            (values if len(place) == 1 else values["scan"])[place[-1]] = bad
+            (copied.root / "plan.json").write_text(json.dumps(values))
+            code, message = copied.prepare(), capsys.readouterr().err
+            if place == ("listing",) and isinstance(bad, str):
+                assert code == 0
+                copied.shard(1).unlink()
+            else:
+                assert code == 2 and str(copied.root) in message, (place, bad)
+    assert copied.contents().keys() == before.keys()
