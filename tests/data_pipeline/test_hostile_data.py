@@ -28,7 +28,7 @@ from data_pipeline.shards.images import ImageReader
 from data_pipeline.shards.manifest import check_files, load_manifest
 from data_pipeline.shards.text import TextReader
 from data_pipeline.sources.digits import write_digits
-from tests.helpers import prepare
+from tests.helpers import TINY, prepare, pretrain_process
 
 SECONDS, MEGABYTES = 20.0, 300  # of any single one; most take milliseconds
 TAR, INDEX = "train/shard-000000.tar", "train/shard-000000.index.npz"
@@ -308,3 +308,22 @@ def test_ids_beyond_the_vocabulary_are_refused_by_name(root: Path, value: int) -
     (root / TAR).write_bytes(data)
     seal(root)
     assert f"shard-000000.tar, block 1, is not as the index and the tokenizer say: the id {value}" in str(refusal(root))
+
+
+def test_a_run_on_such_data_ends_with_2_and_names_the_file(root: Path, tmp_path: Path) -> None:
+    if not (root / "tokenizer").exists():
+        pytest.skip("one kind is enough")
+    with np.load(root / INDEX) as index:
+        offsets = index["tokens_offset"]
+    data = bytearray((root / TAR).read_bytes())
+    for offset in offsets:
+        data[offset + 128 : offset + 130] = (60000).to_bytes(2, "little")
+    (root / TAR).write_bytes(data)
+    seal(root)
+    ended = pretrain_process(
+        *(*TINY, "model.max_seq_len=16", "objective=causal_lm", f"data.path={root}", f"run_dir={tmp_path / 'run'}"),
+        *("train.steps=50", "train.seed=1", "data.num_workers=1"),
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert f"{root}/{TAR}, block" in ended.stderr and "the id 60000" in ended.stderr
+    assert "Traceback" not in ended.stderr
