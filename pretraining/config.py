@@ -70,6 +70,8 @@ class TrainConfig:
     resume: auto continues run_dir where it stands, never starts a new run, a path starts from that checkpoint.
     deterministic: use only deterministic kernels, for bitwise equal runs on GPUs.
     freeze: patterns of names of parameters that are not trained, as in ['*embedding*'].
+    timeout_seconds: how long a rank waits for the others, at the start and in every collective, and a signal for a rank
+        that does not answer; then the run ends. A step must be shorter.
     """
 
     steps: Positive = 1000
@@ -87,6 +89,7 @@ class TrainConfig:
     resume: str = "auto"
     deterministic: bool = False
     freeze: list[str] = Field(default_factory=list)
+    timeout_seconds: Positive = 300
 
 
 @configclass

@@ -13,7 +13,7 @@ from data_pipeline.stream.sequence_source import SequenceSource
 from pretraining.objectives.base import Objective
 from pretraining.parallel.host import host_sum, raise_on_all_ranks
 from pretraining.parallel.world import World
-from pretraining.run.faults import StopRequest
+from pretraining.run.signals import StopRequest
 
 Json = dict[str, Any]  # the state of a SequenceSource: plain values, which only the source reads
 Feed = Iterator[tuple[MicroBatch | Fault, Json]]

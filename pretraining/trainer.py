@@ -21,10 +21,13 @@ from pretraining.feeds import Feeds, Json, StepData, StepTotals, gather_steps
 from pretraining.objectives.base import Objective
 from pretraining.parallel.host import host_sum
 from pretraining.parallel.world import World
+from pretraining.run.agreement import require_equal_replicas, require_ownership
 from pretraining.run.checkpoint import Saver, checkpoint_folder, prune_checkpoints
-from pretraining.run.faults import NonFiniteWatch, Stopped, StopRequest, TargetWatch
+from pretraining.run.faults import NonFiniteWatch, TargetWatch
 from pretraining.run.metrics import EvaluationLine, TrainingLine
+from pretraining.run.ownership import Ownership
 from pretraining.run.run_dir import Identity
+from pretraining.run.signals import Stopped, StopRequest
 from pretraining.run.throughput import Throughput
 from pretraining.run.tracking import Tracker
 
@@ -33,12 +36,14 @@ CONTROL = ("grad_norm", "finite", "loss_scale")  # what the optimizer says of a 
 
 @dataclass(frozen=True)
 class Record:
-    """Where a run is recorded, and how its speed is counted. identity: what of its config a checkpoint is bound to."""
+    """Where a run is recorded, and how its speed is counted. identity: what of its config a checkpoint is bound to.
+    owner: of the folder, on rank 0 of a run that others could disturb."""
 
     folder: Path
     identity: Identity
     tracker: Tracker
     throughput: Throughput
+    owner: Ownership | None = None
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,12 @@ class Trainer:
         while self.step < self.train.steps:
             data = next(steps)
             if data.totals.stop:
+                self.stop.answered = True  # what follows has timeouts of its own
                 self.report()
                 self._save_at_the_end()
                 raise Stopped(f"step {self.step} is saved in {checkpoint_folder(self.record.folder, self.step)}")
             began = self.train_step(data, began)
+            self.stop.trained = True
             evaluate, save = self._is_due(self.train.eval_every), self._is_due(self.train.checkpoint_every)
             if evaluate or save:
                 self.report()
@@ -111,6 +118,8 @@ class Trainer:
         if self.train.eval_every and self.evaluated_step != self.step:
             self.evaluate()
         self._save_at_the_end()
+        if self.train.eval_every and self.evaluated_step != self.step:  # it was left off
+            raise Stopped(f"step {self.step} is saved in {checkpoint_folder(self.record.folder, self.step)}")
 
     def train_step(self, data: StepData, began: float) -> float:
         """One update. began: when the one before ended, in perf_counter's seconds -> when this one did.
@@ -181,13 +190,17 @@ class Trainer:
         self.record.tracker.log(line)
 
     def evaluate(self) -> None:
-        """Logs the mean loss over the validation split, or over its first train.eval_batches global batches."""
+        """Logs the mean loss over the validation split, or over its first train.eval_batches global batches.
+
+        Leaves off where a stop was asked for, which all ranks learn together: a restart does it again."""
         sums, counts = dict.fromkeys(self.reported, 0.0), dict.fromkeys(self.reported, 0.0)
         steps = gather_steps(
             self.feeds.validation(), self.feeds.share.micro_batches, self.reported, self.world, self.stop
         )
         units = text_bytes = 0
         for data in itertools.islice(steps, self.train.eval_batches):
+            if data.totals.stop:
+                return
             for batch in data.micro_batches:
                 found = self.engine.evaluate(batch.arrays)  # also where the rank's share is empty: others wait for it
                 for name, value in found.items() if batch.samples else ():
@@ -215,7 +228,12 @@ class Trainer:
         return loss, means if len(means) > 1 else {}, lacking
 
     def save(self) -> None:
-        """Begins to write a checkpoint of this step in the background."""
+        """Begins to write a checkpoint of this step in the background.
+
+        Raises Failure, and writes nothing, where another job has taken over the folder, or the ranks' copies of the
+        weights differ."""
+        require_ownership(self.world, self.record.owner)
+        require_equal_replicas(self.world, self.engine, self.train.deterministic, f"after step {self.step}")
         state = {
             "step": self.step,
             "tokens": self.units,

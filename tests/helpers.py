@@ -162,8 +162,8 @@ def train_in_world(world: Any, *overrides: str) -> None:
     """`pretrain` on the ranks of a world that stands already (several runs may follow one another)."""
     from pretraining.build import read_inputs
     from pretraining.config import load_config
-    from pretraining.run.faults import StopRequest
-    from pretraining.train import run
+    from pretraining.job import run
+    from pretraining.run.signals import StopRequest
 
     config = load_config(list(overrides), world.size)
     run(config, read_inputs(config), world, Path(config.run_dir), StopRequest())

@@ -26,6 +26,7 @@ import pydantic
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.files import sync, write_atomically
 from pretraining.parallel.fragments import Box, Fragment
+from pretraining.parallel.texts import gather_texts
 from pretraining.parallel.world import World
 
 if TYPE_CHECKING:
@@ -319,14 +320,11 @@ def _write_manifest(folder: Path, gathered: list[dict[str, Any]], state: dict[st
 
 
 def _gather(value: T, world: World, group: ProcessGroup | None) -> list[T]:
-    """Everyone's value, on every rank."""
+    """Everyone's value, on every rank: plain JSON, since nothing that a peer sends may be executed. Tuples come as
+    lists."""
     if group is None:
         return [value]
-    import torch.distributed as dist
-
-    gathered = [value] * world.size
-    dist.all_gather_object(gathered, value, group=group)
-    return gathered
+    return [json.loads(text) for text in gather_texts(json.dumps(value), group) if text is not None]
 
 
 def _mismatch(saved: dict[str, Any], fragment: Fragment) -> str | None:

@@ -1,42 +1,10 @@
-"""Signals, and steps that are not finite."""
+"""Steps that are not finite, and batches that train little."""
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterable, Mapping
-from types import FrameType
 
 from data_pipeline.common.errors import Failure
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
-class StopRequest:
-    """Set by a signal; the trainer stops all ranks together after the running step.
-
-    To be installed before torch is imported: a signal that came earlier would kill the rank.
-    """
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        self.announces = True  # one rank's message is enough
-
-    def install(self) -> StopRequest:
-        for signum in SIGNALS:
-            signal.signal(signum, self._handle)
-        return self
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT and self.reason:  # a second Ctrl-C means it
-            raise KeyboardInterrupt
-        self.reason = f"stopped by {signal.Signals(signum).name}"
-        if signum == signal.SIGINT and self.announces:  # os.write: print may be what was interrupted
-            os.write(2, b"\nstopping after this step and saving a checkpoint; Ctrl-C again ends at once\n")
-
-
-class Stopped(Exception):
-    """All ranks agreed to stop; the checkpoint that its message names is saved. Exit code 75: please requeue."""
 
 
 class NonFiniteWatch:

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +17,12 @@ from data_pipeline.common.files import is_local, write_atomically
 from data_pipeline.common.json_files import read_json_if_there
 from pretraining.config import RunConfig
 from pretraining.run.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
+from pretraining.run.ownership import live_owner
+from pretraining.run.verdict import VERDICT, read_exit_code
 
 if TYPE_CHECKING:
     from pretraining.models.heads import BringsHeads
 
-VERDICT = "verdict.json"
 RUNS = "runs"  # where runs go that are given no run_dir
 Identity = dict[str, Any]  # see pretraining.config.identity
 STATE = {"step", "tokens", "evaluated_step", "position", "identity"}  # what Trainer.save adds to the tensors
@@ -42,10 +42,30 @@ def make_run_dir(config: RunConfig) -> str:
     raise AssertionError("some number is free")
 
 
-def named_run_dir(overrides: Sequence[str]) -> Path | None:
-    """The run_dir that these overrides name, before anything is known to be right."""
-    names = [o.removeprefix("run_dir=").strip("'\"") for o in overrides if o.startswith("run_dir=")]
-    return Path(names[-1]) if names and names[-1] not in ("", "null") and "$" not in names[-1] else None
+def stopped_run_dir(config: RunConfig) -> str | None:
+    """The folder of the newest run of this very config that was to be continued (exit code 75): where run_dir names
+    none, the same command goes on there. None where there is none, or train.resume asks for another start."""
+    if config.run_dir is not None or config.train.resume != "auto":
+        return None
+    wanted = _without_run_dir(_config_text(config))
+    for folder in sorted(Path(RUNS).glob("*"), reverse=True):
+        path = folder / "config.yaml"
+        if not path.is_file() or read_exit_code(folder) != EXIT_REQUEUE or live_owner(folder) is not None:
+            continue
+        if _without_run_dir(path.read_text(errors="replace")) == wanted:
+            return str(folder)
+    return None
+
+
+def _without_run_dir(text: str) -> str:
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("run_dir:"))
+
+
+def _config_text(config: RunConfig) -> str:
+    """config.yaml, as a run records it."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(recorded_config(config)))
 
 
 def find_checkpoint(config: RunConfig, run: Identity) -> Checkpoint | None:
@@ -182,10 +202,8 @@ def write_config(config: RunConfig, run_dir: Path, run: Identity, start: Checkpo
 
     start: the checkpoint that the run goes on from.
     """
-    from omegaconf import OmegaConf
-
     run_dir.mkdir(parents=True, exist_ok=True)
-    path, text = run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(recorded_config(config)))
+    path, text = run_dir / "config.yaml", _config_text(config)
     values = read_json_if_there(run_dir / "run.json")
     if path.exists() and path.read_bytes() != text.encode():
         _warn_of_schedule(values.get("steps"), config.train.steps)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 
@@ -320,7 +321,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_the_model_is_built(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    monkeypatch.setattr("pretraining.train.start_world", pytest.fail)
+    monkeypatch.setattr("pretraining.job.start_world", pytest.fail)
     assert pretrain(corpus, tmp_path / "run" if given else "null") == 2
     assert "cannot be written to: Permission denied; choose another run_dir" in capsys.readouterr().err
 
@@ -423,7 +424,7 @@ def test_an_inspection_ends_quietly_where_nobody_reads_it(corpus, tmp_path):
 
 def test_a_second_ctrl_c_ends_at_once(monkeypatch, capsys):
     from pretraining import train
-    from pretraining.run.faults import StopRequest
+    from pretraining.run.signals import StopRequest
 
     stop, ended = StopRequest(), []
     stop._handle(signal.SIGINT, None)
@@ -431,11 +432,12 @@ def test_a_second_ctrl_c_ends_at_once(monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt):
         stop._handle(signal.SIGINT, None)
 
-    def interrupted():
+    def interrupted(stop):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "main", interrupted)
     monkeypatch.setattr(train, "end_process", ended.append)
+    monkeypatch.setattr(train, "StopRequest", mock.MagicMock)  # this process goes on
     train.console()
     assert ended == [130] and "goes on from its last checkpoint" in capsys.readouterr().err
 
