@@ -92,8 +92,7 @@ class Job:
         except Stopped as stopped:
             reason = self.stop.reason or "another rank was asked to stop"
             if world.is_main:
-                again = f"The same command goes on from there, as does one with run_dir={run_dir}."
-                print(f"{reason}: {stopped}. {again}", file=sys.stderr)
+                print(f"{reason}: {stopped}. The same command goes on there (run_dir={run_dir})", file=sys.stderr)
             return self.verdict.write(EXIT_REQUEUE, reason)
         return self.verdict.write(EXIT_DONE, "done")
 

@@ -97,8 +97,8 @@ def agree_on_checkpoint(ranks: Ranks, choose: Callable[[], Checkpoint | None]) -
 
 
 def _named(checkpoint: Checkpoint) -> dict[str, Any]:
-    folder = checkpoint.folder.absolute()
-    return {"folder": str(folder), "step": checkpoint.state.get("step"), "manifest": _checksum(folder)}
+    manifest = hashlib.sha256((checkpoint.folder / "manifest.json").read_bytes()).hexdigest()[:16]
+    return {"folder": str(checkpoint.folder), "step": checkpoint.state.get("step"), "manifest": manifest}
 
 
 def _open_as_told(told: dict[str, Any]) -> Checkpoint:
@@ -110,10 +110,6 @@ def _open_as_told(told: dict[str, Any]) -> Checkpoint:
             f"{mine['manifest']}, where rank 0 has step {told['step']}, {told['manifest']}. Is it each host's own disk?"
         )
     return found
-
-
-def _checksum(folder: Path) -> str:
-    return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()[:16]
 
 
 class HasReplicas(Protocol):

@@ -89,7 +89,10 @@ class Ownership:
     def __init__(self, run_dir: Path, tell: Callable[[str], None], lost: Callable[[str], None]) -> None:
         """tell: of a takeover. lost: called by the heartbeat's thread where another job has taken over."""
         self.run_dir, self.owner, self.lost = run_dir, Owner.this_job(), lost
-        self.number, self.file = _acquire(run_dir, self.owner, tell)
+        try:
+            self.number, self.file = _acquire(run_dir, self.owner, tell)
+        except OSError as error:
+            raise InputError(f"run_dir={run_dir} cannot be owned: {error}") from error
         self.released = threading.Event()
         threading.Thread(target=self._beat, daemon=True, name="ownership").start()
 
@@ -137,7 +140,7 @@ def live_owner(run_dir: Path) -> Owner | None:
 
 
 def _acquire(run_dir: Path, job: Owner, tell: Callable[[str], None]) -> tuple[int, int]:
-    """-> (number, open file) of the claim. Raises InputError."""
+    """-> (number, open file) of the claim. Raises InputError, OSError."""
     while True:
         before = _newest(run_dir)
         takeover = "" if before is None else _require_gone(run_dir, before, job)
@@ -147,8 +150,6 @@ def _acquire(run_dir: Path, job: Owner, tell: Callable[[str], None]) -> tuple[in
             file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o666)
         except FileExistsError:  # another job was faster
             continue
-        except OSError as error:
-            raise InputError(f"run_dir={run_dir} cannot be written to: {error.strerror or error}") from error
         try:
             os.write(file, json.dumps(asdict(job)).encode())
             os.fsync(file)
@@ -158,9 +159,9 @@ def _acquire(run_dir: Path, job: Owner, tell: Callable[[str], None]) -> tuple[in
                 if takeover:
                     tell(takeover)
                 return number, file
-        except OSError as error:
+        except OSError:  # a full disk
             path.unlink(missing_ok=True)
-            raise InputError(f"run_dir={run_dir} cannot be written to: {error.strerror or error}") from error
+            raise
         os.close(file)  # the list of files that this was judged by was an old one
         path.unlink(missing_ok=True)
 

@@ -82,6 +82,9 @@ class StopRequest:
         """Asks for a stop as a signal does, from any thread."""
         self.reason = self.reason or reason
         self._asked = self._asked or time.monotonic()
+        if self._ends is not None:
+            with suppress(OSError):
+                self._ends[1].send(b"\0")  # no signal's number: the thread wakes and looks at the time
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT and self.reason:  # a second Ctrl-C means it
