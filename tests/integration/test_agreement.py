@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -73,6 +75,7 @@ def test_other_data_on_one_host(hosts, change):
 @pytest.mark.parametrize("change", ["gone", "older", "other"])
 def test_another_checkpoint_on_one_host(hosts, change):
     """As a network file system may show it, or a disk of each host."""
+    (hosts[0] / "run").mkdir()
     (hosts[1] / "run").symlink_to(hosts[0] / "run")
     codes, outputs, _ = run(hosts)
     assert codes == [0, 0], outputs
@@ -220,11 +223,11 @@ def test_a_second_job_changes_nothing_of_the_first(corpus, run_dir):
     assert taken_over["pid"] == third.pid
     # as a job elsewhere does that took this one for dead
     (run_dir / "owner.3.json").write_text(json.dumps(taken_over | {"host": "elsewhere", "pid": 1, "machine": ""}))
-    saved = set((run_dir / "checkpoints").iterdir())
+    reached = max(metrics(run_dir))
     codes, outputs = ends([third], timeout=60)
     assert codes == [1] and "was taken over by another job (host elsewhere, pid 1" in outputs[0]
     assert not (run_dir / "verdict.json").exists()
-    assert {f.name for f in set((run_dir / "checkpoints").iterdir()) - saved} <= {f"step_{step:08d}"} or True
+    assert max(int(f.name[5:]) for f in (run_dir / "checkpoints").glob("step_*")) <= reached + 1
 
 
 EVALUATING = """
@@ -254,7 +257,7 @@ def test_a_stop_during_an_evaluation(corpus, run_dir, last):
     settings = (corpus, run_dir, f"train.steps={3 if last else 5}", "train.eval_every=3", "train.eval_batches=null")
     codes, outputs = ends(start(*settings, program=("-c", EVALUATING)), timeout=100)
     assert codes == [75, 75], outputs
-    assert f"evaluated 3 {2 * 2}" in outputs[0] and "step 3 is saved in" in outputs[0]
+    assert "evaluated 3 2\n" in outputs[0] and "step 3 is saved in" in outputs[0]
     codes, outputs = ends(start(*settings), timeout=100)
     assert codes == [0, 0], outputs
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -262,9 +265,6 @@ def test_a_stop_during_an_evaluation(corpus, run_dir, last):
 
 
 def test_ranks_end_when_torchrun_is_killed(corpus, run_dir):
-    import subprocess
-    import sys
-
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()))
     settings = [*TINY, f"data.path={corpus}", f"run_dir={run_dir}", "train.steps=4000"]
     process = subprocess.Popen(

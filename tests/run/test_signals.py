@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from pretraining.run.ownership import _process_start
 from pretraining.run.signals import SIGNALS, StopRequest
 from tests.helpers import ROOT
 
@@ -16,6 +17,7 @@ from tests.helpers import ROOT
 DEAF = """
 import hashlib, sys
 from pathlib import Path
+from pretraining.run.ownership import _process_start
 from pretraining.run.signals import StopRequest
 from pretraining.run.verdict import Verdict
 stop = StopRequest().install()
@@ -131,7 +133,7 @@ def test_a_rank_ends_with_its_launcher_and_not_with_the_shell_that_started_it(tm
     parent.kill()
     parent.wait()
     time.sleep(3)
-    alive = os.path.exists(f"/proc/{pid}") and "Z" not in open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0]
+    alive = _process_start(pid) != ""
     assert alive == (launcher == "NOTHING")
     if alive:
         os.kill(pid, signal.SIGKILL)
