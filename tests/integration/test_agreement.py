@@ -68,7 +68,7 @@ def test_other_data_on_one_host(hosts, change):
         path.write_text(json.dumps(manifest))
     codes, outputs, _ = run(hosts)
     assert codes == [2, 2], outputs
-    expected = "rank 1: data.path=data" if change == "missing" else "rank 1: data.path's content is"
+    expected = "rank 1: data/manifest.json is missing" if change == "missing" else "rank 1: data.path's content is"
     assert expected in outputs[0], outputs[0]
 
 
