@@ -15,9 +15,11 @@ from pretraining.config import MIXED_BATCHES, RunConfig, identity
 from pretraining.objectives.base import Objective
 from pretraining.objectives.registry import build_objective
 from pretraining.parallel.host import run_on_all_ranks
-from pretraining.run.checkpoint import Checkpoint, check_fits, load_tensors, set_aside_newer
+from pretraining.run.checkpoint_format import Checkpoint
+from pretraining.run.checkpoint_reader import check_fits, load_tensors
 from pretraining.run.faults import StopRequest
 from pretraining.run.prepared import Prepared
+from pretraining.run.retention import set_aside_newer
 from pretraining.run.run_dir import (
     Identity,
     check_run_dir,

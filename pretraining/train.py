@@ -20,6 +20,7 @@ from pretraining.run.metrics import METRICS, draw_losses, points, read_metrics
 from pretraining.run.process import end_process, expect_workers_to_end
 from pretraining.run.rates import rate_lines
 from pretraining.run.run_dir import make_run_dir, named_run_dir
+from pretraining.run.terminal import tell, warn
 from pretraining.run.verdict import Verdict
 from pretraining.synonyms import SYNONYMS
 
@@ -69,7 +70,7 @@ def pretrain(overrides: list[str]) -> int:
         except Stopped as stopped:
             reason = stop.reason or "another rank was asked to stop"
             if world.is_main:
-                print(f"{reason}: {stopped}. {_how_to_go_on(config, run_dir)}", file=sys.stderr)
+                warn(f"{reason}: {stopped}. {_how_to_go_on(config, run_dir)}")
             return verdict.write(EXIT_REQUEUE, reason)
         return verdict.write(EXIT_DONE, "done")
 
@@ -108,7 +109,7 @@ def run(
     trainer = build(config, inputs, world, run_dir, stop)
     begin()
     if world.is_main:
-        print("\n".join(rate_lines(config)), flush=True)
+        tell("\n".join(rate_lines(config)))
     with trainer.record.tracker:
         try:
             trainer.fit()
@@ -135,12 +136,15 @@ def examples(config: RunConfig, inputs: Inputs) -> str:
 
 
 def _print_result(run_dir: Path) -> None:
-    picture = draw_losses(run_dir)
+    try:
+        picture = f"loss curve: {draw_losses(run_dir)}"
+    except OSError as error:  # the run is done all the same
+        picture = f"loss curve: could not be drawn ({error})"
     valid = [loss for _, loss in points(read_metrics(run_dir / METRICS), "valid_loss")]
     if valid:
         change = f" ({100 * (valid[-1] / valid[0] - 1):+.1f}%)" if valid[0] else ""
-        print(f"validation loss {valid[0]:.4f} -> {valid[-1]:.4f}{change}")
-    print(f"loss curve: {picture}\nrun folder: {run_dir}")
+        tell(f"validation loss {valid[0]:.4f} -> {valid[-1]:.4f}{change}")
+    tell(f"{picture}\nrun folder: {run_dir}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from data_pipeline.common.fields import to_dict
 from data_pipeline.common.files import is_local, write_atomically
 from data_pipeline.common.json_files import read_json_if_there
 from pretraining.config import RunConfig
-from pretraining.run.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
+from pretraining.run.checkpoint_format import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
     from pretraining.models.heads import BringsHeads
@@ -127,7 +127,13 @@ def _require_no_run(folder: Path) -> None:
 def _require_never_saved(folder: Path) -> None:
     """A run may start over before its first complete checkpoint, never after it."""
     found = checkpoint_folders(folder / "checkpoints")
-    ended_in_order = read_json_if_there(folder / VERDICT).get("exit_code") in (EXIT_DONE, EXIT_REQUEUE)
+    code = read_json_if_there(folder / VERDICT).get("exit_code")
+    if not found and (code == EXIT_DONE or "saved" in read_json_if_there(folder / "run.json")):
+        raise InputError(
+            f"{folder / 'checkpoints'} holds no checkpoint, though the run was saved: put back what was moved away, or "
+            "choose another run_dir to start over"
+        )
+    ended_in_order = code in (EXIT_DONE, EXIT_REQUEUE)
     if found and (len(found) > 1 or ended_in_order or (found[0] / "manifest.json").exists()):
         raise InputError(
             f"{folder / 'checkpoints'}: none of the {len(found)} checkpoints is complete; "
@@ -198,6 +204,13 @@ def write_config(config: RunConfig, run_dir: Path, run: Identity, start: Checkpo
     write_atomically(run_dir / "run.json", json.dumps(values))
 
 
+def note_saved(run_dir: Path, step: int) -> None:
+    """run.json knows that the run has had a checkpoint: should it find none later, they are lost."""
+    values = read_json_if_there(run_dir / "run.json")
+    if "saved" not in values:
+        write_atomically(run_dir / "run.json", json.dumps({**values, "saved": step}))
+
+
 def read_run_config(run_dir: Path) -> RunConfig:
     """run_dir/config.yaml as the RunConfig that it was. Raises InputError."""
     import yaml
@@ -220,7 +233,7 @@ def load_plain_model(config: RunConfig, outputs: int, objective: BringsHeads, ch
     from pretraining.models.registry import build_model
     from pretraining.parallel.fragments import Fragment
     from pretraining.parallel.layers import PlainLayers
-    from pretraining.run.checkpoint import load_tensors
+    from pretraining.run.checkpoint_reader import load_tensors
 
     model = attach_heads(build_model(config.model, outputs, PlainLayers()), objective, PlainLayers())
     load_tensors(

@@ -14,15 +14,10 @@ from pretraining.parallel.fragments import Box, Fragment
 from pretraining.parallel.launch import Launch
 from pretraining.parallel.world import start_world
 from pretraining.run import checkpoint as checkpoint_module
-from pretraining.run.checkpoint import (
-    Saver,
-    checkpoint_folder,
-    load_tensors,
-    newest_checkpoint,
-    open_checkpoint,
-    prune_checkpoints,
-    set_aside_newer,
-)
+from pretraining.run.checkpoint import Saver
+from pretraining.run.checkpoint_format import checkpoint_folder, newest_checkpoint, open_checkpoint
+from pretraining.run.checkpoint_reader import load_tensors
+from pretraining.run.retention import prune_checkpoints, set_aside_newer
 from tests.helpers import clean_processes, run_world
 
 SHAPES = {"a": (5, 7), "b": (13,), "c": (2, 3, 4), "scalar": ()}
