@@ -29,6 +29,7 @@ from pretraining.run.run_dir import (
     require_of_run,
     write_config,
 )
+from pretraining.run.shared_folder import prove_shared
 
 if TYPE_CHECKING:  # heavy: imported where they are used, after the inputs were checked
     from data_pipeline.stream.stream import Stream
@@ -179,6 +180,7 @@ def _open_run_dir(
     """What an earlier run wrote beyond the checkpoint is cut off or set aside."""
     from pretraining.run.tracking import NullTracker, RunTracker
 
+    prove_shared(world, run_dir / "checkpoints")
     if not world.is_main:
         return NullTracker()
     start = None if checkpoint is None else checkpoint.state["step"]
