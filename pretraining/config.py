@@ -257,3 +257,17 @@ def identity(config: RunConfig, data_fingerprint: str) -> dict[str, Any]:
         if free is not None:
             flat.update({f"{group}.{k}": v for k, v in values[group].items() if k not in free})
     return flat
+
+
+COURSE_OF_TRAIN = ("steps", "grad_clip", "precision", "eval_batches")
+
+
+def course(config: RunConfig) -> dict[str, Any]:
+    """What may change when a run is continued and then changes its numbers, so that it is told; flat and plain.
+
+    What is neither here nor in `identity` changes no loss: layouts, workers, micro-batches, what is logged and kept.
+    """
+    values = to_dict(config)
+    flat: dict[str, Any] = {f"train.{key}": values["train"][key] for key in COURSE_OF_TRAIN}
+    flat |= {f"scheduler.{key}": value for key, value in values["scheduler"].items()}
+    return {**flat, "modules": values["modules"]}

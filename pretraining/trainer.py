@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data_pipeline.common.errors import Failure, InputError
 from data_pipeline.common.randomness import Purpose, generator
-from pretraining.config import RunConfig
+from pretraining.config import RunConfig, course
 from pretraining.engines.base import Engine
 from pretraining.feeds import Feeds, Json, StepData, StepTotals, gather_steps
 from pretraining.objectives.base import Objective
@@ -291,6 +291,7 @@ class Trainer:
             "evaluated_step": self.evaluated_step,
             "position": self.position,
             "identity": self.record.identity,
+            "course": course(self.config),
             "skipped": self.watch.to_json(),
         }
         self.keeper.begin(self.step, self.engine.tensors(), state, prune=self.watch.in_a_row == 0)
