@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -18,6 +18,7 @@ from pretraining.parallel.host import run_on_all_ranks
 from pretraining.run.checkpoint_format import Checkpoint
 from pretraining.run.checkpoint_reader import check_fits, load_tensors
 from pretraining.run.faults import StopRequest
+from pretraining.run.phases import Phases
 from pretraining.run.prepared import Prepared
 from pretraining.run.retention import set_aside_newer
 from pretraining.run.run_dir import (
@@ -78,14 +79,36 @@ def read_inputs(config: RunConfig) -> Inputs:
             raise InputError(f"{checkpoint.folder}: {error}") from error
     for stream in (training, validation) if config.train.eval_every else (training,):
         stream.advance(stream.start(), 0)  # there is a sequence
-    pretrained = None
-    if config.model.init_from is not None and checkpoint is None:
-        from pretraining.hub.init_from import HuggingFaceFolder
-        from pretraining.models.shapes import shapes_of
+    return Inputs(
+        data, objective, training, validation, run, checkpoint, _pretrained(config, data, objective, checkpoint)
+    )
 
-        shapes = shapes_of(config.model, data.outputs, objective)
-        pretrained = HuggingFaceFolder(config.model.init_from, shapes, data.outputs, data.tokenizer)
-    return Inputs(data, objective, training, validation, run, checkpoint, pretrained)
+
+def _pretrained(
+    config: RunConfig, data: Prepared, objective: Objective, checkpoint: Checkpoint | None
+) -> HuggingFaceFolder | None:
+    """What a new run starts from."""
+    if config.model.init_from is None or checkpoint is not None:
+        return None
+    from pretraining.hub.init_from import HuggingFaceFolder
+    from pretraining.models.shapes import shapes_of
+
+    shapes = shapes_of(config.model, data.outputs, objective)
+    return HuggingFaceFolder(config.model.init_from, shapes, data.outputs, data.tokenizer)
+
+
+def inputs_at(config: RunConfig, checkpoint: Checkpoint | None) -> Inputs:
+    """As read_inputs, at this checkpoint, or at the beginning; no run_dir is looked at. Raises InputError."""
+    data = Prepared(config)
+    objective = build_objective(config.objective, data.spec)
+    run = identity(config, data.manifest.fingerprint)
+    training = make_stream(config, data, objective, "train")
+    validation = make_stream(config, data, objective.for_evaluation(), "valid")
+    if checkpoint is not None:
+        require_of_run(checkpoint, run)
+    return Inputs(
+        data, objective, training, validation, run, checkpoint, _pretrained(config, data, objective, checkpoint)
+    )
 
 
 def check_target_length(config: RunConfig, length: int) -> None:
@@ -98,8 +121,27 @@ def check_target_length(config: RunConfig, length: int) -> None:
         )
 
 
-def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: StopRequest) -> Trainer:
-    """The trainer, at the checkpoint that the inputs name."""
+def build(
+    config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: StopRequest, phases: Phases | None = None
+) -> Trainer:
+    """The trainer, at the checkpoint that the inputs name. phases: where it tells the watchdog what it does."""
+
+    def open_tracker(checkpoint: Checkpoint | None) -> Tracker:
+        return _open_run_dir(config, inputs, checkpoint, world, run_dir)
+
+    return build_recorded(config, inputs, world, run_dir, stop, phases or Phases(), open_tracker)
+
+
+def build_recorded(
+    config: RunConfig,
+    inputs: Inputs,
+    world: World,
+    folder: Path,
+    stop: StopRequest,
+    phases: Phases,
+    open_tracker: Callable[[Checkpoint | None], Tracker],
+) -> Trainer:
+    """As `build`, for a run that is recorded in `folder` by what open_tracker makes of the checkpoint that it is at."""
     import torch
 
     from pretraining.engines.base import LossModule
@@ -121,13 +163,14 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
             print(note, file=sys.stderr)
     freeze(model, config.train.freeze)
     module = LossModule(model, objective, config.train.precision)
+    phases.follow(module)
     engine = build_engine(config.engine, module, build_update_rule(config.optimizer), config.train, world)
     checkpoint = inputs.checkpoint
     if checkpoint is not None:
         checkpoint = _load_into(engine, checkpoint, config, inputs.identity, world)
     # No file of a run changes before all inputs proved good.
-    tracker = _open_run_dir(config, inputs, checkpoint, world, run_dir)
-    record = Record(run_dir, inputs.identity, tracker, throughput)
+    tracker = open_tracker(checkpoint)
+    record = Record(folder, inputs.identity, tracker, throughput, phases)
     trainer = Trainer(config, engine, objective, _feeds(config, inputs, world), record, stop, world)
     if checkpoint is not None:
         trainer.resume(checkpoint.state)

@@ -22,6 +22,7 @@ from pretraining.run.rates import rate_lines
 from pretraining.run.run_dir import make_run_dir, named_run_dir
 from pretraining.run.terminal import tell, warn
 from pretraining.run.verdict import Verdict
+from pretraining.run.watchdog import Watchdog
 from pretraining.synonyms import SYNONYMS
 
 EXIT_INTERRUPTED = 130  # as a shell reports a process that SIGINT ended
@@ -106,15 +107,17 @@ def run(
             f"scheduler.warmup_steps={warmup_steps}",
             file=sys.stderr,
         )
-    trainer = build(config, inputs, world, run_dir, stop)
-    begin()
-    if world.is_main:
-        tell("\n".join(rate_lines(config)))
-    with trainer.record.tracker:
-        try:
-            trainer.fit()
-        finally:
-            expect_workers_to_end()
+    with Watchdog(run_dir, world, config.train.watchdog_seconds, config.train.timeout_seconds) as watchdog:
+        trainer = build(config, inputs, world, run_dir, stop, watchdog.phases)
+        watchdog.start_step = trainer.step
+        begin()
+        if world.is_main:
+            tell("\n".join(rate_lines(config)))
+        with trainer.record.tracker:
+            try:
+                trainer.fit()
+            finally:
+                expect_workers_to_end()
     if world.is_main:
         _print_result(run_dir)
 

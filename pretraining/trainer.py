@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -23,9 +24,13 @@ from pretraining.parallel.host import broadcast_text, host_sum
 from pretraining.parallel.world import World
 from pretraining.run.checkpoint_format import checkpoint_folder
 from pretraining.run.faults import NonFiniteWatch, Stopped, StopRequest, TargetWatch
+from pretraining.run.incidents import Incidents
 from pretraining.run.metrics import EvaluationLine, TrainingLine
+from pretraining.run.phases import Phases
+from pretraining.run.roll_back import passed_over, roll_back
 from pretraining.run.run_dir import Identity
 from pretraining.run.saving import CheckpointKeeper
+from pretraining.run.slow_ranks import SlowRankWatch
 from pretraining.run.throughput import Throughput
 from pretraining.run.tracking import Tracker
 
@@ -34,22 +39,26 @@ CONTROL = ("grad_norm", "finite", "loss_scale")  # what the optimizer says of a 
 
 @dataclass(frozen=True)
 class Record:
-    """Where a run is recorded, and how its speed is counted. identity: what of its config a checkpoint is bound to."""
+    """Where a run is recorded, and how its speed is counted. identity: what of its config a checkpoint is bound to.
+    phases: what the watchdog sees."""
 
     folder: Path
     identity: Identity
     tracker: Tracker
     throughput: Throughput
+    phases: Phases
 
 
 @dataclass(frozen=True)
 class Pending:
     """A step whose numbers are still on the device: they are read a step later, so that nothing waits for them.
 
-    numbers: fp32, the sums of terms and metrics over all ranks, then those of CONTROL.
+    numbers: fp32, the sums of terms and metrics over all ranks, then those of CONTROL. start: the position before its
+    batch.
     """
 
     step: int
+    start: Json
     lr: float
     samples: int
     units: int  # so far
@@ -79,15 +88,22 @@ class Trainer:
         self.pending: Pending | None = None
         self.watch, self.targets = NonFiniteWatch(), TargetWatch(objective.terms, config.train.global_batch_size)
         self.keeper = CheckpointKeeper(config.train, world, record.folder, record.tracker)
+        self.phases, self.slow_ranks = record.phases, SlowRankWatch()
+        rolls_back = self.train.on_spike == "rollback"
+        batch_size = self.train.global_batch_size
+        self.incidents = Incidents(record.folder, feeds.origins, batch_size, world.is_main, rolls_back)
+        self.phases.describe_batch = lambda: self.incidents.describe(self.position)
 
     def resume(self, state: Json) -> None:
         """Goes on where `save` was called; the engine's tensors are loaded already."""
-        self.step, self.units, self.position = state["step"], state["tokens"], state["position"]
+        self.step, self.units = state["step"], state["tokens"]
+        self.position = passed_over(self.incidents.ledger, self.step, state["position"])
         # A step is saved before it is evaluated: what metrics.jsonl has is not evaluated again.
         logged = int(broadcast_text(self.world, str(self.record.tracker.evaluated_step)))
         self.evaluated_step = max(state["evaluated_step"], logged)
         self.keeper.saved_step = self.step
         self.watch.resume(state.get("skipped", {}))
+        self.incidents.resume(state.get("losses", ()))
 
     def fit(self) -> None:
         """Trains up to train.steps. Raises Stopped once a signal was obeyed and the checkpoint saved; InputError for
@@ -104,14 +120,17 @@ class Trainer:
     def _fit(self) -> None:
         if self._is_evaluation_due():
             self.evaluate()
-        steps = gather_steps(
-            self.feeds.training(self.position), self.feeds.share.micro_batches, self.reported, self.world, self.stop
-        )
+        steps = self.steps()
         began = time.perf_counter()
         while self.step < self.train.steps:
             data = next(steps)
             if data.totals.stop:
                 self._stop()
+            if data.totals.spiked:
+                steps.close()  # and its workers
+                self._roll_back()
+                steps, began = self.steps(), time.perf_counter()
+                continue
             began = self.train_step(data, began)
             save, evaluate = self.keeper.is_due(self.step), self._is_evaluation_due()
             if save or evaluate:
@@ -163,6 +182,30 @@ class Trainer:
         except Failure as failure:
             self.record.tracker.note(f"warning: {failure}")
 
+    def steps(self) -> Generator[StepData]:
+        """The data of the steps to come, from where the run stands."""
+        self.phases.step = self.step + 1
+        return gather_steps(
+            self.feeds.training(self.position),
+            self.feeds.share.micro_batches,
+            self.reported,
+            self.world,
+            self.stop,
+            self.phases,
+            lambda: self.incidents.spiked,
+        )
+
+    def _roll_back(self) -> None:
+        """After a loss spike: to the last checkpoint before it, and on with the data that comes now. All ranks."""
+        self.report()
+        self.phases.enter("save")
+        self.keeper.wait()
+        tensors, tracker = self.engine.tensors(), self.record.tracker
+        state = roll_back(self.incidents, tensors, tracker, self.world, self.step, self.position)
+        if state is not None:
+            self.engine.after_load()
+            self.resume(state)
+
     def train_step(self, data: StepData, began: float) -> float:
         """One update. began: when the one before ended, in perf_counter's seconds -> when this one did.
 
@@ -177,14 +220,16 @@ class Trainer:
         ]
         sums = self.engine.run([batch.arrays for batch in data.micro_batches], weights, seeds)
         lr = self.config.optimizer.lr * self.config.scheduler.ratio(step, self.train.steps)
+        self.phases.enter("step")
         self.engine.step(lr)
         numbers = self._numbers(sums)
-        self.step, self.position = step, data.position
+        start = self.position
+        self.step, self.position, self.phases.step = step, data.position, step + 1
         self.units += data.totals.units
         self.report()  # of the step before
         now = time.perf_counter()
         samples = self.feeds.samples(self.position)
-        self.pending = Pending(step, lr, samples, self.units, data.totals, now - began, numbers)
+        self.pending = Pending(step, start, lr, samples, self.units, data.totals, now - began, numbers)
         return now
 
     def _numbers(self, sums: dict[str, Tensor]) -> Tensor:
@@ -203,14 +248,17 @@ class Trainer:
         numbers = dict(zip([*self.reported, *CONTROL], pending.numbers.tolist(), strict=True))
         loss_scale = numbers["loss_scale"] if self.train.precision == "fp16" else None
         loss_is_finite = all(math.isfinite(numbers[term]) for term in self.objective.terms)
-        note = self.watch.see(pending.step, bool(numbers["finite"]), loss_is_finite, loss_scale)
+        loss, parts, lacking = self._means(numbers, pending.totals.counts)
+        note = self._judge(pending, loss, bool(numbers["finite"]), loss_is_finite, loss_scale)
         if note is not None:
             self.record.tracker.note(note)
+        slow = self.slow_ranks.see(pending.totals.rank_seconds)
+        if slow is not None:
+            self.record.tracker.note(slow)
         for text in self.targets.see(pending.step, pending.totals.counts):
             self.record.tracker.note(text)
         if not self._is_logged(pending.step) and note is None:
             return
-        loss, parts, lacking = self._means(numbers, pending.totals.counts)
         throughput, units = self.record.throughput, pending.totals.units
         line = TrainingLine(
             step=pending.step,
@@ -228,15 +276,36 @@ class Trainer:
             lacking=lacking,
             skipped=not numbers["finite"],
             loss_scale=loss_scale,
+            spike=bool(numbers["finite"]) and note is not None,
+            rank_seconds=pending.totals.rank_seconds,
         )
         self.record.tracker.log(line)
+
+    def _judge(
+        self, pending: Pending, loss: float, finite: bool, loss_is_finite: bool, loss_scale: float | None
+    ) -> str | None:
+        """What is to be told of a step: that it was skipped, or that its loss is a spike, and which batch it had.
+        Raises Failure where too many were skipped."""
+        try:
+            note = self.watch.see(pending.step, finite, loss_is_finite, loss_scale)
+        except Failure as diverged:
+            batch = self.incidents.record("skipped", pending.step, pending.start, loss)
+            raise Failure(f"{diverged}; {batch}") from diverged
+        if note is not None:
+            return f"{note}; {self.incidents.record('skipped', pending.step, pending.start, loss)}"
+        return self.incidents.see_loss(pending.step, loss, pending.start)
 
     def evaluate(self) -> None:
         """Logs the mean loss over the validation split, or over its first train.eval_batches global batches; nothing
         where a stop is asked for meanwhile."""
         sums, counts = dict.fromkeys(self.reported, 0.0), dict.fromkeys(self.reported, 0.0)
         steps = gather_steps(
-            self.feeds.validation(), self.feeds.share.micro_batches, self.reported, self.world, self.stop
+            self.feeds.validation(),
+            self.feeds.share.micro_batches,
+            self.reported,
+            self.world,
+            self.stop,
+            self.phases,
         )
         units = text_bytes = 0
         batches = 0
@@ -285,6 +354,7 @@ class Trainer:
 
         To be called after `report`, and not while steps are skipped that may mean divergence.
         """
+        self.phases.enter("save")
         state = {
             "step": self.step,
             "tokens": self.units,
@@ -293,6 +363,7 @@ class Trainer:
             "identity": self.record.identity,
             "course": course(self.config),
             "skipped": self.watch.to_json(),
+            "losses": self.incidents.state(),
         }
         self.keeper.begin(self.step, self.engine.tensors(), state, prune=self.watch.in_a_row == 0)
 

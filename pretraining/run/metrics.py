@@ -9,6 +9,7 @@ import json
 import math
 import os
 import stat
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ class TrainingLine:
 
     unit: tokens or images, which names two keys. parts: the means of the terms and metrics, where there are several.
     lacking: terms of which the batch has no target; the loss, not finite where it has none at all, is without them.
-    grad_norm: before clipping; not finite where the step was skipped. loss_scale: under fp16 only.
+    grad_norm: before clipping; not finite where the step was skipped. loss_scale: under fp16 only. rank_seconds: of
+    each rank's own work, see phases.py; empty for one rank.
     """
 
     step: int
@@ -47,6 +49,8 @@ class TrainingLine:
     lacking: list[str]
     skipped: bool
     loss_scale: float | None
+    spike: bool = False
+    rank_seconds: tuple[float, ...] = ()
 
     def as_json(self) -> Values:
         line: Values = {
@@ -66,6 +70,12 @@ class TrainingLine:
             line["lacking"] = self.lacking
         if self.skipped:
             line["skipped"] = True
+        if self.spike:
+            line["spike"] = True
+        if self.rank_seconds:
+            slowest = max(range(len(self.rank_seconds)), key=lambda rank: self.rank_seconds[rank])
+            line["slowest_rank"], line["slowest_rank_seconds"] = slowest, self.rank_seconds[slowest]
+            line["median_rank_seconds"] = statistics.median(self.rank_seconds)
         return line if self.loss_scale is None else {**line, "loss_scale": self.loss_scale}
 
 

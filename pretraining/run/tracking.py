@@ -42,6 +42,10 @@ class Tracker(contextlib.AbstractContextManager["Tracker"], Protocol):
         """Tells the user, and no file."""
         ...
 
+    def rewind(self, step: int) -> None:
+        """The lines beyond a step are of updates that were taken back."""
+        ...
+
 
 class RunTracker(Tracker):
     """metrics.jsonl in the run's folder, W&B, and the progress that a user watches. What cannot be written of it is
@@ -57,10 +61,10 @@ class RunTracker(Tracker):
     ) -> None:
         """start_step: of the checkpoint that the run goes on from; None: from the beginning. settings: what W&B shows
         as the run's config."""
-        path = run_dir / METRICS
-        cut_metrics(path, start_step)
-        self.evaluated_step = last_evaluation(path)
-        self.file = MetricsFile(path)
+        self.path = run_dir / METRICS
+        cut_metrics(self.path, start_step)
+        self.evaluated_step = last_evaluation(self.path)
+        self.file = MetricsFile(self.path)
         self.wandb = WandbRun(config, run_dir, settings)
         self.progress = StepProgress(start_step or 0, total_steps)
 
@@ -73,6 +77,12 @@ class RunTracker(Tracker):
 
     def note(self, text: str) -> None:
         self.progress.note(text)
+
+    def rewind(self, step: int) -> None:
+        self.file.close()
+        cut_metrics(self.path, step)
+        self.evaluated_step = last_evaluation(self.path)
+        self.file = MetricsFile(self.path)
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         self.progress.close()
@@ -88,6 +98,8 @@ class NullTracker(Tracker):
     def log(self, line: Line) -> None: ...
 
     def note(self, text: str) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
 
     def __exit__(self, *_: object) -> None: ...
 
