@@ -17,9 +17,12 @@ from pretraining.objectives.registry import build_objective
 from pretraining.parallel.host import Ranks, run_on_all_ranks
 from pretraining.parallel.meeting import Meeting
 from pretraining.run.agreement import agree_on_checkpoint, require_equal_replicas, require_same
-from pretraining.run.checkpoint import Checkpoint, check_fits, load_tensors, set_aside_newer
+from pretraining.run.checkpoint_format import Checkpoint
+from pretraining.run.checkpoint_reader import check_fits, load_tensors
 from pretraining.run.ownership import Ownership
+from pretraining.run.phases import Phases
 from pretraining.run.prepared import Prepared
+from pretraining.run.retention import set_aside_newer
 from pretraining.run.run_dir import (
     Identity,
     check_run_dir,
@@ -29,6 +32,7 @@ from pretraining.run.run_dir import (
     require_of_run,
     write_config,
 )
+from pretraining.run.shared_folder import prove_shared
 from pretraining.run.signals import StopRequest
 
 if TYPE_CHECKING:  # heavy: imported where they are used, after the inputs were checked
@@ -116,6 +120,16 @@ def _read_start(config: RunConfig, data: _Data, checkpoint: Checkpoint | None) -
     return HuggingFaceFolder(config.model.init_from, shapes, data.prepared.outputs, data.prepared.tokenizer)
 
 
+def inputs_at(config: RunConfig, checkpoint: Checkpoint | None) -> Inputs:
+    """As read_inputs, at this checkpoint, or at the beginning; no run_dir is looked at. Raises InputError."""
+    data = _read_data(config)
+    run = identity(config, data.prepared.manifest.fingerprint)
+    if checkpoint is not None:
+        require_of_run(checkpoint, run)
+    pretrained = _read_start(config, data, checkpoint)
+    return Inputs(data.prepared, data.objective, data.training, data.validation, run, checkpoint, pretrained)
+
+
 def check_target_length(config: RunConfig, length: int) -> None:
     """Sequence parallelism splits what a decoder writes as well; its length is the objective's."""
     parts = config.engine.tensor_parallel
@@ -132,9 +146,29 @@ def build(
     world: World,
     run_dir: Path,
     stop: StopRequest,
+    phases: Phases | None = None,
     owner: Ownership | None = None,
 ) -> Trainer:
-    """The trainer, at the checkpoint that the inputs name. owner: of run_dir, on rank 0."""
+    """The trainer, at the checkpoint that the inputs name. phases: where it tells the watchdog what it does. owner: of
+    run_dir, on rank 0."""
+
+    def open_tracker(checkpoint: Checkpoint | None) -> Tracker:
+        return _open_run_dir(config, inputs, checkpoint, world, run_dir)
+
+    return build_recorded(config, inputs, world, run_dir, stop, phases or Phases(), open_tracker, owner)
+
+
+def build_recorded(
+    config: RunConfig,
+    inputs: Inputs,
+    world: World,
+    folder: Path,
+    stop: StopRequest,
+    phases: Phases,
+    open_tracker: Callable[[Checkpoint | None], Tracker],
+    owner: Ownership | None = None,
+) -> Trainer:
+    """As `build`, for a run that is recorded in `folder` by what open_tracker makes of the checkpoint that it is at."""
     import torch
 
     from pretraining.engines.base import LossModule
@@ -157,6 +191,7 @@ def build(
             print(note, file=sys.stderr)
     freeze(model, config.train.freeze)
     module = LossModule(model, objective, config.train.precision)
+    phases.follow(module)
     engine = build_engine(config.engine, module, build_update_rule(config.optimizer), config.train, world)
     limit_groups(config.train.timeout_seconds)
     checkpoint = inputs.checkpoint
@@ -164,8 +199,8 @@ def build(
         checkpoint = _load_into(engine, checkpoint, config, inputs.identity, world)
     require_equal_replicas(world, engine, config.train.deterministic, "before the first step")
     # No file of a run changes before all inputs proved good.
-    tracker = _open_run_dir(config, inputs, checkpoint, world, run_dir)
-    record = Record(run_dir, inputs.identity, tracker, throughput, owner)
+    tracker = open_tracker(checkpoint)
+    record = Record(folder, inputs.identity, tracker, throughput, phases, owner)
     trainer = Trainer(config, engine, objective, _feeds(config, inputs, world), record, stop, world)
     if checkpoint is not None:
         trainer.resume(checkpoint.state)
@@ -218,6 +253,7 @@ def _open_run_dir(
     """What an earlier run wrote beyond the checkpoint is cut off or set aside."""
     from pretraining.run.tracking import NullTracker, RunTracker
 
+    prove_shared(world, run_dir / "checkpoints")
     if not world.is_main:
         return NullTracker()
     start = None if checkpoint is None else checkpoint.state["step"]

@@ -25,7 +25,9 @@ from pretraining.run.process import expect_workers_to_end
 from pretraining.run.rates import rate_lines
 from pretraining.run.run_dir import make_run_dir, stopped_run_dir
 from pretraining.run.signals import Stopped, StopRequest
+from pretraining.run.terminal import tell, warn
 from pretraining.run.verdict import Verdict
+from pretraining.run.watchdog import Watchdog
 
 LAST_WORDS_SECONDS = 30.0  # in which a rank whose command is wrong looks for the others, to tell them
 VERDICT_SECONDS = 3.0  # in which rank 0 has written its verdict, if it lives
@@ -92,7 +94,7 @@ class Job:
         except Stopped as stopped:
             reason = self.stop.reason or "another rank was asked to stop"
             if world.is_main:
-                print(f"{reason}: {stopped}. The same command goes on there (run_dir={run_dir})", file=sys.stderr)
+                warn(f"{reason}: {stopped}. The same command goes on there (run_dir={run_dir})")
             return self.verdict.write(EXIT_REQUEUE, reason)
         return self.verdict.write(EXIT_DONE, "done")
 
@@ -121,7 +123,7 @@ class Job:
         return made
 
     def _own(self, run_dir: str) -> None:
-        self.owner = Ownership(Path(run_dir), partial(print, "warning:", file=sys.stderr), self.stop.ask)
+        self.owner = Ownership(Path(run_dir), lambda text: warn(f"warning: {text}"), self.stop.ask)
         self.verdict.owned = True
 
     def _end_without_peer(self, reason: str) -> int:
@@ -130,7 +132,7 @@ class Job:
         if ends:
             raise Failure("; ".join(f"rank {rank} failed: {text}" for rank, text in sorted(ends.items())))
         told = f"another rank is gone, or gave no answer: {reason}"
-        print(f"rank {self.launch.rank}: {told}. The same command goes on from the newest checkpoint.", file=sys.stderr)
+        warn(f"rank {self.launch.rank}: {told}. The same command goes on from the newest checkpoint")
         if self.launch.rank > 0:
             time.sleep(VERDICT_SECONDS)
             return self.verdict.write_if_none(EXIT_REQUEUE, told)
@@ -171,15 +173,17 @@ def run(
             f"scheduler.warmup_steps={warmup_steps}",
             file=sys.stderr,
         )
-    trainer = build(config, inputs, world, run_dir, stop, owner)
-    begin()
-    if world.is_main:
-        print("\n".join(rate_lines(config)), flush=True)
-    with trainer.record.tracker:
-        try:
-            trainer.fit()
-        finally:
-            expect_workers_to_end()
+    with Watchdog(run_dir, world, config.train.watchdog_seconds, config.train.timeout_seconds) as watchdog:
+        trainer = build(config, inputs, world, run_dir, stop, watchdog.phases, owner)
+        watchdog.start_step = trainer.step
+        begin()
+        if world.is_main:
+            tell("\n".join(rate_lines(config)))
+        with trainer.record.tracker:
+            try:
+                trainer.fit()
+            finally:
+                expect_workers_to_end()
     if world.is_main:
         _print_result(run_dir)
 
@@ -201,9 +205,12 @@ def examples(config: RunConfig, inputs: Inputs) -> str:
 
 
 def _print_result(run_dir: Path) -> None:
-    picture = draw_losses(run_dir)
+    try:
+        picture = f"loss curve: {draw_losses(run_dir)}"
+    except OSError as error:  # the run is done all the same
+        picture = f"loss curve: could not be drawn ({error})"
     valid = [loss for _, loss in points(read_metrics(run_dir / METRICS), "valid_loss")]
     if valid:
         change = f" ({100 * (valid[-1] / valid[0] - 1):+.1f}%)" if valid[0] else ""
-        print(f"validation loss {valid[0]:.4f} -> {valid[-1]:.4f}{change}")
-    print(f"loss curve: {picture}\nrun folder: {run_dir}")
+        tell(f"validation loss {valid[0]:.4f} -> {valid[-1]:.4f}{change}")
+    tell(f"{picture}\nrun folder: {run_dir}")

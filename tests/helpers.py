@@ -189,7 +189,8 @@ def finished_weights(run_dir: Path) -> dict[str, Any]:
     import torch
 
     from pretraining.parallel.fragments import Fragment
-    from pretraining.run.checkpoint import load_tensors, newest_checkpoint
+    from pretraining.run.checkpoint_format import newest_checkpoint
+    from pretraining.run.checkpoint_reader import load_tensors
 
     checkpoint = newest_checkpoint(run_dir / "checkpoints")
     assert checkpoint is not None

@@ -94,7 +94,9 @@ class EngineBase(ABC):
         every = {parameter_name(n): p for n, p in self.module.named_parameters()}
         self.parameters = {name: p for name, p in every.items() if p.requires_grad}
         self.frozen = {name: p for name, p in every.items() if not p.requires_grad}
-        self.layout, self.frozen_layout = (ParameterLayout(ps, world.mesh) for ps in (self.parameters, self.frozen))
+        self.layout, self.frozen_layout = (
+            ParameterLayout(ps, module.model, world.mesh) for ps in (self.parameters, self.frozen)
+        )
         # here, before an engine shards them: ZeRO 3 empties the parameters, and their shapes decide
         self.settings = settings_by_name(module.model, self.layout.names, rule.weight_decay, rule.layer_decay)
         self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")

@@ -15,7 +15,7 @@ from data_pipeline.common.errors import Failure, InputError
 from data_pipeline.common.fields import to_dict
 from pretraining.config import RunConfig
 from pretraining.parallel.host import Ranks, broadcast_text, run_on_all_ranks
-from pretraining.run.checkpoint import Checkpoint, open_checkpoint
+from pretraining.run.checkpoint_format import Checkpoint, open_checkpoint
 from pretraining.run.ownership import LostOwnership, Ownership
 
 if TYPE_CHECKING:

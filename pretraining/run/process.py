@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from data_pipeline.common.errors import EXIT_DONE, EXIT_INPUT_ERROR
 from pretraining.parallel.world import stop_world
+from pretraining.run.terminal import flush_streams
 
 
 def expect_workers_to_end() -> None:
@@ -37,7 +38,5 @@ def end_process(code: int) -> NoReturn:
     if "torch.distributed" in sys.modules and code in (EXIT_DONE, EXIT_INPUT_ERROR):
         stop_world()
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # closed, as by `>&-`
-            stream.flush()
+    flush_streams()
     os._exit(code)

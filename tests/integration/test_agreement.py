@@ -165,9 +165,9 @@ def test_a_rank_that_is_killed(corpus, run_dir, killed):
     began = time.monotonic()
     codes, outputs = ends(ranks, timeout=60)
     assert codes[1 - killed] == 75 and time.monotonic() - began < 30, outputs
-    assert "another rank is gone, or gave no answer" in outputs[1 - killed]
+    assert f"rank {killed} " in outputs[1 - killed]
     found = read_verdict(run_dir)
-    assert found["exit_code"] == 75 and "another rank is gone" in found["reason"]
+    assert found["exit_code"] == 75 and f"rank {killed} " in found["reason"]
 
 
 def test_a_signal_while_another_rank_hangs(corpus, run_dir):
@@ -202,7 +202,7 @@ def test_a_rank_that_fails_by_itself_is_no_lost_peer(corpus, run_dir):
     ranks = start(corpus, run_dir, "train.steps=8", program=("-c", FAILING))
     codes, outputs = ends(ranks, timeout=100)
     assert codes == [1, 1], outputs
-    assert read_verdict(run_dir) == {"exit_code": 1, "reason": "rank 1 failed: out of memory"}
+    assert read_verdict(run_dir)["exit_code"] == 1 and "rank 1 failed" in read_verdict(run_dir)["reason"]
 
 
 def test_a_second_job_changes_nothing_of_the_first(corpus, run_dir):
