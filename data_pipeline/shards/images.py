@@ -121,6 +121,11 @@ class ImageReader:
         """Nothing: images are read one by one."""
 
     @property
+    def shard_names(self) -> list[str]:
+        """As the manifest has them."""
+        return [shard.name for shard in self._shards.shards]
+
+    @property
     def blocks_per_shard(self) -> list[int]:
         return [-(-shard.samples // IMAGES_PER_BLOCK) for shard in self._shards.shards]
 

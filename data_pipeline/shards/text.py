@@ -180,6 +180,11 @@ class TextReader:
         return self._shards.index(shard)
 
     @property
+    def shard_names(self) -> list[str]:
+        """As the manifest has them."""
+        return [shard.name for shard in self._shards.shards]
+
+    @property
     def blocks_per_shard(self) -> list[int]:
         return [shard.samples for shard in self._shards.shards]
 

@@ -147,9 +147,18 @@ class Optimizer(torch.optim.Optimizer):
                 found.append((state_fragment(shard, name, tuple(tensor.shape) if whole else None), tensor))
         return found
 
+    def gradient_norms(self) -> dict[str, float]:
+        """Of each tensor's unscaled gradient, before clipping; to be called within read_gradients, on all ranks."""
+        norms = self._gradient_squares().sqrt() / self.loss_scale
+        return dict(zip((tensor.name for tensor in self.layout.tensors), norms.tolist(), strict=True))
+
     def _gradient_norm(self) -> Tensor:
+        return self.layout.agreed(self._gradient_squares().sum()).sqrt()
+
+    def _gradient_squares(self) -> Tensor:
+        """[tensors], of each the sum over all its parts."""
         squares = squared_norms([p.grad for p in self.shards], self.tensor_numbers, len(self.layout.tensors))
-        return self.layout.agreed(self.layout.sum_over_parts(squares).sum()).sqrt()
+        return self.layout.sum_over_parts(squares)
 
     def _adjust_loss_scale(self) -> None:
         self.good_steps.copy_((self.good_steps + 1) * self.finite)
