@@ -45,8 +45,8 @@ class Step(NamedTuple):
     """One update. updates: how many came before it; grad_scale: gradients are to be divided by it;
     finite: 1.0, or 0.0 where the step must leave everything as it is. All but lr are fp32 scalars on the device.
 
-    taking_part: [tensors], 1.0, or 0.0 where the whole gradient is exactly zero, as of a tensor that takes no part in
-    the loss: by a trust ratio its decay would be all of its update, and erase it.
+    taking_part: [tensors], 1.0, or 0.0 where the whole gradient is exactly zero after the first update, as of a tensor
+    that takes no part in the loss: by a trust ratio its decay would be all of its update, and erase it.
     """
 
     lr: float
@@ -130,7 +130,9 @@ class Optimizer(torch.optim.Optimizer):
         self.finite = torch.isfinite(self.grad_norm).float()
         clip = torch.clamp(self.grad_clip / (self.grad_norm + 1e-6), max=1.0) if self.grad_clip else 1.0
         scale = torch.nan_to_num(self.loss_scale / clip, nan=1.0, posinf=1.0)
-        step = Step(float(self.param_groups[0]["lr"]), self.updates, scale, self.finite, (squares > 0).float())
+        # Below a head that begins at 0, as image classifiers' do, no tensor has a gradient at the first update.
+        taking_part = ((squares > 0) | (self.updates == 0)).float()
+        step = Step(float(self.param_groups[0]["lr"]), self.updates, scale, self.finite, taking_part)
         self.rule.update(self.shards, step, self.layout)
         self.updates += self.finite
         if self.dynamic:
