@@ -75,7 +75,7 @@ def rank_main(rank: int, port: int, folder: Path) -> None:
     from pretraining.config import load_config
     from pretraining.parallel.launch import read_launch
     from pretraining.parallel.world import start_world, stop_world
-    from pretraining.run.faults import StopRequest
+    from pretraining.run.signals import StopRequest
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

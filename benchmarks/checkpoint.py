@@ -15,7 +15,9 @@ import torch
 from pretraining.parallel.fragments import Fragment
 from pretraining.parallel.launch import Launch
 from pretraining.parallel.world import start_world
-from pretraining.run.checkpoint import Saver, load_tensors, open_checkpoint
+from pretraining.run.checkpoint import Saver
+from pretraining.run.checkpoint_format import open_checkpoint
+from pretraining.run.checkpoint_reader import load_tensors
 
 ROUNDS = 5
 SHAPES = {f"{kind}.{i}": (3072, 1024) for kind in ("weights", "exp_avg", "exp_avg_sq") for i in range(32)}

@@ -60,7 +60,7 @@ def _trainer(folder: Path) -> Trainer:
     from pretraining.config import load_config
     from pretraining.parallel.launch import Launch
     from pretraining.parallel.world import start_world
-    from pretraining.run.faults import StopRequest
+    from pretraining.run.signals import StopRequest
 
     inputs = [f"corpus.inputs=[{sysconfig.get_path('stdlib')}/*.py]", f"output={folder / 'data'}"]
     prepare(compose_config("prepare", [*inputs, "tokenizer.vocab_size=2048"], PrepareConfig))

@@ -242,5 +242,5 @@ def _start_worker(worker: int) -> None:
 
     torch.set_num_threads(1)
     # The parent decides what a signal to the job means: a worker that obeyed it would end before the last checkpoint.
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -14,10 +14,15 @@ from data_pipeline.common.errors import InputError
 from pretraining.config import MIXED_BATCHES, RunConfig, identity
 from pretraining.objectives.base import Objective
 from pretraining.objectives.registry import build_objective
-from pretraining.parallel.host import run_on_all_ranks
-from pretraining.run.checkpoint import Checkpoint, check_fits, load_tensors, set_aside_newer
-from pretraining.run.faults import StopRequest
+from pretraining.parallel.host import Ranks, run_on_all_ranks
+from pretraining.parallel.meeting import Meeting
+from pretraining.run.agreement import agree_on_checkpoint, require_equal_replicas, require_same
+from pretraining.run.checkpoint_format import Checkpoint
+from pretraining.run.checkpoint_reader import check_fits, load_tensors
+from pretraining.run.ownership import Ownership
+from pretraining.run.phases import Phases
 from pretraining.run.prepared import Prepared
+from pretraining.run.retention import set_aside_newer
 from pretraining.run.run_dir import (
     Identity,
     check_run_dir,
@@ -27,6 +32,8 @@ from pretraining.run.run_dir import (
     require_of_run,
     write_config,
 )
+from pretraining.run.shared_folder import prove_shared
+from pretraining.run.signals import StopRequest
 
 if TYPE_CHECKING:  # heavy: imported where they are used, after the inputs were checked
     from data_pipeline.stream.stream import Stream
@@ -38,6 +45,9 @@ if TYPE_CHECKING:  # heavy: imported where they are used, after the inputs were 
     from pretraining.run.throughput import Throughput
     from pretraining.run.tracking import Tracker
     from pretraining.trainer import Trainer
+
+
+ALONE = Meeting()
 
 
 @dataclass(frozen=True)
@@ -57,32 +67,67 @@ class Inputs:
     pretrained: HuggingFaceFolder | None
 
 
-def read_inputs(config: RunConfig) -> Inputs:
-    """Raises InputError."""
+@dataclass(frozen=True)
+class _Data:
+    """What of the inputs depends on the prepared data alone."""
+
+    prepared: Prepared
+    objective: Objective
+    training: Stream
+    validation: Stream
+
+
+def read_inputs(config: RunConfig, ranks: Ranks = ALONE, claim: Callable[[], None] = lambda: None) -> Inputs:
+    """Raises InputError, on all ranks where one of them finds a fault, or sees other data or another checkpoint.
+
+    claim: called on rank 0 once the run folder has proved to be of this run, before its checkpoints are looked at.
+    """
+    data = run_on_all_ranks(ranks, partial(_read_data, config))
+    run = identity(config, data.prepared.manifest.fingerprint)
+    require_same(ranks, {"data.path's content": run["data.content"]})
+    if not config.inspect:
+        run_on_all_ranks(ranks, partial(check_run_dir, config, run))
+        run_on_all_ranks(ranks, claim if ranks.is_main else lambda: None)
+    checkpoint = agree_on_checkpoint(ranks, partial(find_checkpoint, config, run))
+    pretrained = run_on_all_ranks(ranks, partial(_read_start, config, data, checkpoint))
+    return Inputs(data.prepared, data.objective, data.training, data.validation, run, checkpoint, pretrained)
+
+
+def _read_data(config: RunConfig) -> _Data:
     data = Prepared(config)
     objective = build_objective(config.objective, data.spec)
     check_target_length(config, objective.target_length())
-    run = identity(config, data.manifest.fingerprint)
-    if not config.inspect:
-        check_run_dir(config, run)
     training = make_stream(config, data, objective, "train")
     validation = make_stream(config, data, objective.for_evaluation(), "valid")
-    checkpoint = find_checkpoint(config, run)
-    if checkpoint is not None:
-        try:
-            training.from_json(checkpoint.state["position"])
-        except InputError as error:
-            raise InputError(f"{checkpoint.folder}: {error}") from error
     for stream in (training, validation) if config.train.eval_every else (training,):
         stream.advance(stream.start(), 0)  # there is a sequence
-    pretrained = None
-    if config.model.init_from is not None and checkpoint is None:
-        from pretraining.hub.init_from import HuggingFaceFolder
-        from pretraining.models.shapes import shapes_of
+    return _Data(data, objective, training, validation)
 
-        shapes = shapes_of(config.model, data.outputs, objective)
-        pretrained = HuggingFaceFolder(config.model.init_from, shapes, data.outputs, data.tokenizer)
-    return Inputs(data, objective, training, validation, run, checkpoint, pretrained)
+
+def _read_start(config: RunConfig, data: _Data, checkpoint: Checkpoint | None) -> HuggingFaceFolder | None:
+    """Checks what the run starts from, which is not yet loaded -> the published model, if it is that."""
+    if checkpoint is not None:
+        try:
+            data.training.from_json(checkpoint.state["position"])
+        except InputError as error:
+            raise InputError(f"{checkpoint.folder}: {error}") from error
+    if config.model.init_from is None or checkpoint is not None:
+        return None
+    from pretraining.hub.init_from import HuggingFaceFolder
+    from pretraining.models.shapes import shapes_of
+
+    shapes = shapes_of(config.model, data.prepared.outputs, data.objective)
+    return HuggingFaceFolder(config.model.init_from, shapes, data.prepared.outputs, data.prepared.tokenizer)
+
+
+def inputs_at(config: RunConfig, checkpoint: Checkpoint | None) -> Inputs:
+    """As read_inputs, at this checkpoint, or at the beginning; no run_dir is looked at. Raises InputError."""
+    data = _read_data(config)
+    run = identity(config, data.prepared.manifest.fingerprint)
+    if checkpoint is not None:
+        require_of_run(checkpoint, run)
+    pretrained = _read_start(config, data, checkpoint)
+    return Inputs(data.prepared, data.objective, data.training, data.validation, run, checkpoint, pretrained)
 
 
 def check_target_length(config: RunConfig, length: int) -> None:
@@ -95,8 +140,35 @@ def check_target_length(config: RunConfig, length: int) -> None:
         )
 
 
-def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: StopRequest) -> Trainer:
-    """The trainer, at the checkpoint that the inputs name."""
+def build(
+    config: RunConfig,
+    inputs: Inputs,
+    world: World,
+    run_dir: Path,
+    stop: StopRequest,
+    phases: Phases | None = None,
+    owner: Ownership | None = None,
+) -> Trainer:
+    """The trainer, at the checkpoint that the inputs name. phases: where it tells the watchdog what it does. owner: of
+    run_dir, on rank 0."""
+
+    def open_tracker(checkpoint: Checkpoint | None) -> Tracker:
+        return _open_run_dir(config, inputs, checkpoint, world, run_dir)
+
+    return build_recorded(config, inputs, world, run_dir, stop, phases or Phases(), open_tracker, owner)
+
+
+def build_recorded(
+    config: RunConfig,
+    inputs: Inputs,
+    world: World,
+    folder: Path,
+    stop: StopRequest,
+    phases: Phases,
+    open_tracker: Callable[[Checkpoint | None], Tracker],
+    owner: Ownership | None = None,
+) -> Trainer:
+    """As `build`, for a run that is recorded in `folder` by what open_tracker makes of the checkpoint that it is at."""
     import torch
 
     from pretraining.engines.base import LossModule
@@ -104,6 +176,7 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
     from pretraining.models.heads import attach_heads
     from pretraining.models.registry import build_model
     from pretraining.optim.registry import build_update_rule
+    from pretraining.parallel.world import limit_groups
     from pretraining.trainer import Record, Trainer
 
     torch.use_deterministic_algorithms(config.train.deterministic)
@@ -118,13 +191,16 @@ def build(config: RunConfig, inputs: Inputs, world: World, run_dir: Path, stop: 
             print(note, file=sys.stderr)
     freeze(model, config.train.freeze)
     module = LossModule(model, objective, config.train.precision)
+    phases.follow(module)
     engine = build_engine(config.engine, module, build_update_rule(config.optimizer), config.train, world)
+    limit_groups(config.train.timeout_seconds)
     checkpoint = inputs.checkpoint
     if checkpoint is not None:
         checkpoint = _load_into(engine, checkpoint, config, inputs.identity, world)
+    require_equal_replicas(world, engine, config.train.deterministic, "before the first step")
     # No file of a run changes before all inputs proved good.
-    tracker = _open_run_dir(config, inputs, checkpoint, world, run_dir)
-    record = Record(run_dir, inputs.identity, tracker, throughput)
+    tracker = open_tracker(checkpoint)
+    record = Record(folder, inputs.identity, tracker, throughput, phases, owner)
     trainer = Trainer(config, engine, objective, _feeds(config, inputs, world), record, stop, world)
     if checkpoint is not None:
         trainer.resume(checkpoint.state)
@@ -161,11 +237,11 @@ def _load_into(engine: Engine, checkpoint: Checkpoint, config: RunConfig, run: I
     try:
         run_on_all_ranks(world, partial(load_tensors, checkpoint, engine.tensors()))
     except InputError as error:
-        older = older_checkpoint(config, checkpoint)
+        older = agree_on_checkpoint(world, partial(older_checkpoint, config, checkpoint))
         if older is None:
             raise
         print(f"skipped {checkpoint.folder.name}: {error}", file=sys.stderr)
-        require_of_run(older, run)
+        run_on_all_ranks(world, partial(require_of_run, older, run))
         return _load_into(engine, older, config, run, world)
     engine.after_load()
     return checkpoint
@@ -177,6 +253,7 @@ def _open_run_dir(
     """What an earlier run wrote beyond the checkpoint is cut off or set aside."""
     from pretraining.run.tracking import NullTracker, RunTracker
 
+    prove_shared(world, run_dir / "checkpoints")
     if not world.is_main:
         return NullTracker()
     start = None if checkpoint is None else checkpoint.state["step"]

@@ -13,6 +13,7 @@ from data_pipeline.common.fields import (
     NonNegativeFloat,
     PickedBy,
     Positive,
+    PositiveFloat,
     configclass,
     to_dict,
 )
@@ -70,6 +71,11 @@ class TrainConfig:
     resume: auto continues run_dir where it stands, never starts a new run, a path starts from that checkpoint.
     deterministic: use only deterministic kernels, for bitwise equal runs on GPUs.
     freeze: patterns of names of parameters that are not trained, as in ['*embedding*'].
+    timeout_seconds: how long a rank waits for the others, at the start and in every collective, and a signal for a rank
+        that does not answer; then the run ends. A step must be shorter.
+    watchdog_seconds: without progress, until it is told which rank is waited for, where, and its stack.
+    on_spike: what follows a loss spike: log tells and records its batch; rollback goes on from the last checkpoint
+        before it, without the batches since.
     """
 
     steps: Positive = 1000
@@ -87,6 +93,9 @@ class TrainConfig:
     resume: str = "auto"
     deterministic: bool = False
     freeze: list[str] = Field(default_factory=list)
+    timeout_seconds: Positive = 300
+    watchdog_seconds: PositiveFloat = 60.0
+    on_spike: Literal["log", "rollback"] = "log"
 
 
 @configclass
@@ -163,6 +172,7 @@ class RunConfig:
         problems += unfit or self._sample_problems()
         if self.engine.tensor_parallel not in PROVEN_TENSOR_PARALLEL[self.engine.name]:  # which was reported
             return problems
+        problems += self._roll_back_problems()
         return problems + self._layout_problems(check_length=not unfit) + self._batch_problems(ranks)
 
     def _fit_problems(self, members: Mapping[str, str]) -> list[str]:
@@ -186,6 +196,15 @@ class RunConfig:
             return [f"data.seq_len={length} has no effect on images: model.image_size sets their size"]
         longest = cast(TextConfig, self.model).max_seq_len
         return [f"data.seq_len={length} is longer than model.max_seq_len={longest}"] if length > longest else []
+
+    def _roll_back_problems(self) -> list[str]:
+        train = self.train
+        if train.on_spike != "rollback" or (train.checkpoint_every and train.keep_last > 1):
+            return []
+        return [
+            "train.on_spike=rollback needs checkpoints from before a spike: train.checkpoint_every above 0 and "
+            "train.keep_last above 1"
+        ]
 
     def _layout_problems(self, check_length: bool) -> list[str]:
         parts = self.engine.tensor_parallel
@@ -257,3 +276,17 @@ def identity(config: RunConfig, data_fingerprint: str) -> dict[str, Any]:
         if free is not None:
             flat.update({f"{group}.{k}": v for k, v in values[group].items() if k not in free})
     return flat
+
+
+COURSE_OF_TRAIN = ("steps", "grad_clip", "precision", "eval_batches")
+
+
+def course(config: RunConfig) -> dict[str, Any]:
+    """What may change when a run is continued and then changes its numbers, so that it is told; flat and plain.
+
+    What is neither here nor in `identity` changes no loss: layouts, workers, micro-batches, what is logged and kept.
+    """
+    values = to_dict(config)
+    flat: dict[str, Any] = {f"train.{key}": values["train"][key] for key in COURSE_OF_TRAIN}
+    flat |= {f"scheduler.{key}": value for key, value in values["scheduler"].items()}
+    return {**flat, "modules": values["modules"]}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
 
-from data_pipeline.loader import Fault, MicroBatch, RankSlice, load
-from data_pipeline.stream.sequence_source import SequenceSource
+from data_pipeline.common.randomness import Purpose, generator
+from data_pipeline.loader import Fault, MicroBatch, RankSlice, Sample, load
+from data_pipeline.stream.sequence_source import Origin, SequenceSource
 from pretraining.objectives.base import Objective
 from pretraining.parallel.host import host_sum, raise_on_all_ranks
 from pretraining.parallel.world import World
-from pretraining.run.faults import StopRequest
+from pretraining.run.phases import Phases
+from pretraining.run.signals import StopRequest
 
 Json = dict[str, Any]  # the state of a SequenceSource: plain values, which only the source reads
 Feed = Iterator[tuple[MicroBatch | Fault, Json]]
@@ -41,6 +43,20 @@ class Feeds:
         """How many training sequences were handed out before this position."""
         return self.source.number(self.source.from_json(position))
 
+    def origins(self, position: Json, count: int) -> list[tuple[int, Sequence[Origin]]]:
+        """(global number, documents) of each of the `count` training sequences from `position` on."""
+        state, found = self.source.from_json(position), []
+        for _ in range(count):
+            found.append((self.source.number(state), self.source.origins(state)))
+            state = self.source.advance(state, 1)
+        return found
+
+    def sample(self, position: Json, number: int) -> Sample:
+        """The training sample `number` places after a position, as a global batch has it."""
+        state = self.source.advance(self.source.from_json(position), number)
+        rng = generator(self.source.seed, Purpose.CORRUPTION, self.source.number(state))
+        return self.objective.corrupt(self.source.sequence(state), rng)
+
     def training(self, position: Json) -> Feed:
         """Micro-batches from there on, without end, each with the position after its global batch."""
         state = self.source.from_json(position)
@@ -60,7 +76,8 @@ class StepTotals:
 
     counts: of each term and metric, what its sum runs over. units: tokens without padding, or images. target_bytes: of
     text that is predicted, in an evaluation. batch_hash: does not depend on the order of samples, nor on which rank
-    held them. faulty: some micro-batch could not be made. stop: some rank was asked to stop.
+    held them. faulty: some micro-batch could not be made. stop: some rank was asked to stop. spiked: some rank saw a
+    loss spike. rank_seconds: of each rank's own work in the step before.
     """
 
     counts: dict[str, float]
@@ -69,12 +86,22 @@ class StepTotals:
     batch_hash: int
     faulty: bool
     stop: bool
+    spiked: bool = False
+    rank_seconds: tuple[float, ...] = ()
 
     @classmethod
     def reduce(
-        cls, world: World, names: Sequence[str], batches: Sequence[MicroBatch], faulty: bool, stop: bool
+        cls,
+        world: World,
+        names: Sequence[str],
+        batches: Sequence[MicroBatch],
+        faulty: bool,
+        stop: bool,
+        spiked: bool = False,
+        own_seconds: float | None = None,
     ) -> StepTotals:
-        """names: of the terms and metrics. In one collective of all ranks, on the host."""
+        """names: of the terms and metrics. own_seconds: None leaves rank_seconds empty. In one collective of all ranks,
+        on the host."""
         content = sum(batch.content_hash for batch in batches) % 2**64
         mine = {
             "units": sum(batch.tokens for batch in batches),
@@ -83,9 +110,14 @@ class StepTotals:
             "hash_high": content >> 32,
             "faulty": faulty,
             "stop": stop,
+            "spiked": spiked,
             **{f"count of {name}": sum(batch.counts[name] for batch in batches) for name in names},
         }
-        total = dict(zip(mine, host_sum(world, [float(value) for value in mine.values()]), strict=True))
+        seconds = [] if own_seconds is None else [0.0] * world.size
+        if own_seconds is not None:
+            seconds[world.rank] = own_seconds * world.mesh.batch_readers  # see host_sum: no other rank has it
+        sums = host_sum(world, [*(float(value) for value in mine.values()), *seconds])
+        total = dict(zip(mine, sums, strict=False))
         return cls(
             counts={name: total[f"count of {name}"] for name in names},
             units=int(total["units"]),
@@ -93,6 +125,8 @@ class StepTotals:
             batch_hash=(int(total["hash_low"]) + (int(total["hash_high"]) << 32)) % 2**64,
             faulty=total["faulty"] > 0,  # not >= 1, see host_sum
             stop=total["stop"] > 0,
+            spiked=total["spiked"] > 0,
+            rank_seconds=tuple(sums[len(mine) :]),
         )
 
 
@@ -106,14 +140,27 @@ class StepData:
 
 
 def gather_steps(
-    feed: Feed, micro_batches: int, names: Sequence[str], world: World, stop: StopRequest
-) -> Iterator[StepData]:
-    """micro_batches: of this rank in one step. Ends with the feed, whose last step is whole. Raises InputError, on all
-    ranks, where one of them met a fault in the data."""
+    feed: Feed,
+    micro_batches: int,
+    names: Sequence[str],
+    world: World,
+    stop: StopRequest,
+    phases: Phases | None = None,
+    spiked: Callable[[], bool] = lambda: False,
+) -> Generator[StepData]:
+    """micro_batches: of this rank in one step. spiked: whether this rank saw a loss spike. Ends with the feed, whose
+    last step is whole. Raises InputError, on all ranks, where one of them met a fault in the data."""
+    phases = phases or Phases()
+    phases.enter("data")
     while items := list(islice(feed, micro_batches)):
+        phases.enter("exchange")
         faults = [item.message for item, _ in items if isinstance(item, Fault)]
         batches = [item for item, _ in items if isinstance(item, MicroBatch)]
-        totals = StepTotals.reduce(world, names, batches, bool(faults), stop.reason is not None)
+        seconds = phases.take_own_seconds()
+        totals = StepTotals.reduce(
+            world, names, batches, bool(faults), stop.reason is not None, spiked(), seconds if world.size > 1 else None
+        )
         if totals.faulty:
             raise_on_all_ranks(world, faults[0] if faults else None)
         yield StepData(batches, items[-1][1], totals)
+        phases.enter("data")

@@ -1,29 +1,19 @@
-"""`pretrain`: compose the config, check the inputs, build, fit."""
+"""`pretrain`: the entry. Signals are handled before anything slow is imported; `pretraining.job` is what follows."""
 
 from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
+from functools import partial
 from typing import NoReturn
 
-from data_pipeline.common.command import run_command
-from data_pipeline.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE
-from pretraining.build import Inputs, build, read_inputs
-from pretraining.config import RunConfig, load_config
-from pretraining.parallel.host import broadcast_text, run_on_all_ranks
+from data_pipeline.common.errors import EXIT_FAILED, InputError
 from pretraining.parallel.launch import read_launch
-from pretraining.parallel.world import World, start_world
-from pretraining.run.faults import Stopped, StopRequest
-from pretraining.run.metrics import METRICS, draw_losses, points, read_metrics
-from pretraining.run.process import end_process, expect_workers_to_end
-from pretraining.run.rates import rate_lines
-from pretraining.run.run_dir import make_run_dir, named_run_dir
-from pretraining.run.verdict import Verdict
-from pretraining.synonyms import SYNONYMS
+from pretraining.run.process import end_process
+from pretraining.run.signals import EXIT_INTERRUPTED, StopRequest
+from pretraining.run.verdict import Verdict, named_run_dir
 
-EXIT_INTERRUPTED = 130  # as a shell reports a process that SIGINT ended
 EXAMPLE = """pretrain: trains a model on data that pretrain-data prepared.
 
 Example:
@@ -34,8 +24,10 @@ Example:
 
 def console() -> NoReturn:
     """The command itself: an exception ends this process too, whatever workers and threads it leaves behind."""
+    stop = StopRequest().install()
+    stop.on_end = _tell_early
     try:
-        code = main()
+        code = main(stop)
     except Exception:
         traceback.print_exc()
         code = EXIT_FAILED
@@ -45,102 +37,33 @@ def console() -> NoReturn:
     end_process(code)
 
 
-def main() -> int:
-    return run_command(pretrain, EXAMPLE, "pretrain", RunConfig, SYNONYMS)
+def main(stop: StopRequest | None = None) -> int:
+    from data_pipeline.common.command import run_command
+    from pretraining.config import RunConfig
+    from pretraining.synonyms import SYNONYMS
+
+    return run_command(partial(pretrain, stop=stop), EXAMPLE, "pretrain", RunConfig, SYNONYMS)
 
 
-def pretrain(overrides: list[str]) -> int:
-    """Trains as these Hydra overrides say -> exit code."""
-    stop = StopRequest().install()  # before torch is imported
+def pretrain(overrides: list[str], stop: StopRequest | None = None) -> int:
+    """Trains as these Hydra overrides say -> exit code. stop: where the process handles signals already."""
+    from pretraining.job import Job
+
     launch = read_launch()
-    stop.announces = launch.rank == 0
-    with Verdict(launch.rank, named_run_dir(overrides)) as verdict:
-        config = load_config(overrides, launch.size)
-        inputs = read_inputs(config)
-        if config.inspect:
-            verdict.run_dir = None  # to look is no run: nothing is said of it, nor where the reader of a pipe leaves
-            if launch.rank == 0:
-                print(examples(config, inputs))
-            return EXIT_DONE
-        world = start_world(launch, config.engine.tensor_parallel)
-        run_dir = verdict.run_dir = agree_on_run_dir(config, world)
-        try:
-            run(config, inputs, world, run_dir, stop, verdict.begin)
-        except Stopped as stopped:
-            reason = stop.reason or "another rank was asked to stop"
-            if world.is_main:
-                print(f"{reason}: {stopped}. {_how_to_go_on(config, run_dir)}", file=sys.stderr)
-            return verdict.write(EXIT_REQUEUE, reason)
-        return verdict.write(EXIT_DONE, "done")
+    stopping = stop or StopRequest().install()
+    stopping.announces = launch.rank == 0
+    try:
+        with Verdict(launch.rank, named_run_dir(overrides)) as verdict:
+            return Job(launch, stopping, verdict).run(overrides)
+    finally:
+        if stop is None:
+            stopping.remove()
 
 
-def agree_on_run_dir(config: RunConfig, world: World) -> Path:
-    """The run's folder, on every rank; rank 0 makes one where none is named. Raises InputError on all ranks."""
-    made: list[str] = [config.run_dir] if config.run_dir else []
-    run_on_all_ranks(world, lambda: made.append(make_run_dir(config)) if world.is_main and not made else None)
-    return Path(broadcast_text(world, made[0] if made else ""))
-
-
-def _how_to_go_on(config: RunConfig, run_dir: Path) -> str:
-    again = "The same command" if config.run_dir else f"The same command with run_dir={run_dir}"
-    return f"{again} goes on from there."
-
-
-def run(
-    config: RunConfig,
-    inputs: Inputs,
-    world: World,
-    run_dir: Path,
-    stop: StopRequest,
-    begin: Callable[[], None] = lambda: None,
-) -> None:
-    """Builds everything and trains. Raises InputError, Failure, or Stopped once a signal was obeyed.
-
-    begin: called once all inputs have proved good, before the first step.
-    """
-    warmup_steps = config.scheduler.warmup(config.train.steps)
-    if world.is_main and warmup_steps >= config.train.steps:
-        print(
-            f"warning: the learning rate warms up over all of train.steps={config.train.steps}: "
-            f"scheduler.warmup_steps={warmup_steps}",
-            file=sys.stderr,
-        )
-    trainer = build(config, inputs, world, run_dir, stop)
-    begin()
-    if world.is_main:
-        print("\n".join(rate_lines(config)), flush=True)
-    with trainer.record.tracker:
-        try:
-            trainer.fit()
-        finally:
-            expect_workers_to_end()
-    if world.is_main:
-        _print_result(run_dir)
-
-
-def examples(config: RunConfig, inputs: Inputs) -> str:
-    """The first `config.inspect` training samples, readable; pictures are saved and named."""
-    from pretraining.objectives.samples import first_samples
-
-    objective = inputs.objective
-    shown = []
-    for number, sample in enumerate(first_samples(inputs.training, objective, config.inspect)):
-        text, picture = objective.describe(sample), objective.picture(sample)
-        if picture is not None:
-            name = f"example_{number}.png"
-            picture.save(name)
-            text += f"\n{name}"
-        shown.append(f"--- example {number}\n{text}")
-    return "\n".join(shown)
-
-
-def _print_result(run_dir: Path) -> None:
-    picture = draw_losses(run_dir)
-    valid = [loss for _, loss in points(read_metrics(run_dir / METRICS), "valid_loss")]
-    if valid:
-        change = f" ({100 * (valid[-1] / valid[0] - 1):+.1f}%)" if valid[0] else ""
-        print(f"validation loss {valid[0]:.4f} -> {valid[-1]:.4f}{change}")
-    print(f"loss curve: {picture}\nrun folder: {run_dir}")
+def _tell_early(code: int, reason: str) -> None:
+    """A signal came while modules were being imported."""
+    with suppress(InputError):
+        Verdict(read_launch().rank, named_run_dir(sys.argv[1:])).write(code, reason)
 
 
 if __name__ == "__main__":

@@ -5,26 +5,35 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Generator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipeline.common.errors import Failure
+from data_pipeline.common.errors import Failure, InputError
 from data_pipeline.common.randomness import Purpose, generator
-from pretraining.config import RunConfig
+from pretraining.config import RunConfig, course
 from pretraining.engines.base import Engine
 from pretraining.feeds import Feeds, Json, StepData, StepTotals, gather_steps
 from pretraining.objectives.base import Objective
-from pretraining.parallel.host import host_sum
+from pretraining.parallel.host import broadcast_text, host_sum
 from pretraining.parallel.world import World
-from pretraining.run.checkpoint import Saver, checkpoint_folder, prune_checkpoints
-from pretraining.run.faults import NonFiniteWatch, Stopped, StopRequest, TargetWatch
+from pretraining.run.agreement import require_equal_replicas, require_ownership
+from pretraining.run.checkpoint_format import checkpoint_folder
+from pretraining.run.faults import NonFiniteWatch, TargetWatch
+from pretraining.run.incidents import Incidents
 from pretraining.run.metrics import EvaluationLine, TrainingLine
+from pretraining.run.ownership import Ownership
+from pretraining.run.phases import Phases
+from pretraining.run.roll_back import passed_over, roll_back
 from pretraining.run.run_dir import Identity
+from pretraining.run.saving import CheckpointKeeper
+from pretraining.run.signals import Stopped, StopRequest
+from pretraining.run.slow_ranks import SlowRankWatch
 from pretraining.run.throughput import Throughput
 from pretraining.run.tracking import Tracker
 
@@ -33,22 +42,27 @@ CONTROL = ("grad_norm", "finite", "loss_scale")  # what the optimizer says of a 
 
 @dataclass(frozen=True)
 class Record:
-    """Where a run is recorded, and how its speed is counted. identity: what of its config a checkpoint is bound to."""
+    """Where a run is recorded, and how its speed is counted. identity: what of its config a checkpoint is bound to.
+    phases: what the watchdog sees. owner: of the folder, on rank 0 of a run that others could disturb."""
 
     folder: Path
     identity: Identity
     tracker: Tracker
     throughput: Throughput
+    phases: Phases
+    owner: Ownership | None = None
 
 
 @dataclass(frozen=True)
 class Pending:
     """A step whose numbers are still on the device: they are read a step later, so that nothing waits for them.
 
-    numbers: fp32, the sums of terms and metrics over all ranks, then those of CONTROL.
+    numbers: fp32, the sums of terms and metrics over all ranks, then those of CONTROL. start: the position before its
+    batch.
     """
 
     step: int
+    start: Json
     lr: float
     samples: int
     units: int  # so far
@@ -74,43 +88,129 @@ class Trainer:
         self.feeds, self.record, self.stop, self.world = feeds, record, stop, world
         self.reported = [*objective.terms, *objective.metrics]
         self.step, self.units, self.position = 0, 0, feeds.start()
-        self.saved_step = self.evaluated_step = -1
+        self.evaluated_step, self.is_split_told = -1, False
         self.pending: Pending | None = None
         self.watch, self.targets = NonFiniteWatch(), TargetWatch(objective.terms, config.train.global_batch_size)
-        self.saver = Saver(world)
+        self.keeper = CheckpointKeeper(config.train, world, record.folder, record.tracker)
+        self.phases, self.slow_ranks = record.phases, SlowRankWatch()
+        rolls_back = self.train.on_spike == "rollback"
+        batch_size = self.train.global_batch_size
+        self.incidents = Incidents(record.folder, feeds.origins, batch_size, world.is_main, rolls_back)
+        self.phases.describe_batch = lambda: self.incidents.describe(self.position)
 
     def resume(self, state: Json) -> None:
         """Goes on where `save` was called; the engine's tensors are loaded already."""
-        self.step, self.units, self.evaluated_step = state["step"], state["tokens"], state["evaluated_step"]
-        self.position, self.saved_step = state["position"], self.step
+        self.step, self.units = state["step"], state["tokens"]
+        self.position = passed_over(self.incidents.ledger, self.step, state["position"])
+        # A step is saved before it is evaluated: what metrics.jsonl has is not evaluated again.
+        logged = int(broadcast_text(self.world, str(self.record.tracker.evaluated_step)))
+        self.evaluated_step = max(state["evaluated_step"], logged)
+        self.keeper.saved_step = self.step
+        self.watch.resume(state.get("skipped", {}))
+        self.incidents.resume(state.get("losses", ()))
 
     def fit(self) -> None:
-        """Trains up to train.steps. Raises Stopped once a signal was obeyed and the checkpoint saved."""
-        if self.train.eval_every and self.step == 0 and self.evaluated_step != 0:
+        """Trains up to train.steps. Raises Stopped once a signal was obeyed and the checkpoint saved; InputError for
+        data that cannot be read, after the last whole step was saved; Failure."""
+        try:
+            self._fit()
+        except InputError:  # of the data: all ranks raise it together
+            self._save_what_stands()
+            raise
+        except Exception:
+            self.keeper.wait()
+            raise
+
+    def _fit(self) -> None:
+        if self._is_evaluation_due():
             self.evaluate()
-        steps = gather_steps(
-            self.feeds.training(self.position), self.feeds.share.micro_batches, self.reported, self.world, self.stop
-        )
+        steps = self.steps()
         began = time.perf_counter()
         while self.step < self.train.steps:
             data = next(steps)
             if data.totals.stop:
-                self.report()
-                self._save_at_the_end()
-                raise Stopped(f"step {self.step} is saved in {checkpoint_folder(self.record.folder, self.step)}")
+                self._stop()
+            if data.totals.spiked:
+                steps.close()  # and its workers
+                self._roll_back()
+                steps, began = self.steps(), time.perf_counter()
+                continue
             began = self.train_step(data, began)
-            evaluate, save = self._is_due(self.train.eval_every), self._is_due(self.train.checkpoint_every)
-            if evaluate or save:
+            self.stop.trained = True
+            save, evaluate = self.keeper.is_due(self.step), self._is_evaluation_due()
+            if save or evaluate:
                 self.report()
-                if evaluate:
-                    self.evaluate()
-                if save:
+                if save and self.watch.in_a_row == 0:
                     self.save()
+                if evaluate and self.step < self.train.steps:  # the last one waits for the last checkpoint to begin
+                    self.evaluate()
                 began = time.perf_counter()
+        self._end()
+
+    def _end(self) -> None:
+        """The last checkpoint is written while the last evaluation runs."""
         self.report()
+        if self.watch.is_doubtful:
+            raise Failure(
+                f"the last {self.watch.in_a_row} steps were skipped, their gradients were not finite: the run is not "
+                f"done. It goes on from {self.keeper.newest()}"
+            )
+        if self.keeper.saved_step != self.step:
+            self.save()
         if self.train.eval_every and self.evaluated_step != self.step:
             self.evaluate()
-        self._save_at_the_end()
+            if self.evaluated_step != self.step:
+                self._stop()
+        self.keeper.finish(self.step, self.save)
+
+    def _stop(self) -> NoReturn:
+        """Raises Stopped, once what can be saved is saved."""
+        self.stop.answered = True  # what follows has timeouts of its own
+        self.report()
+        if self.step == 0:
+            raise Stopped("no step was trained yet, so that there is nothing to save")
+        if self.watch.is_doubtful:
+            self.keeper.wait()
+            raise Stopped(
+                f"step {self.step} is not saved, as steps are being skipped: the run stands at {self.keeper.newest()}"
+            )
+        self.keeper.finish(self.step, self.save)
+        raise Stopped(f"step {self.step} is saved in {checkpoint_folder(self.record.folder, self.step)}")
+
+    def _save_what_stands(self) -> None:
+        """Before an error ends the run, which is what is to be told, whatever else fails."""
+        if self.step == 0:
+            return
+        try:
+            self._stop()
+        except Stopped as stopped:
+            self.record.tracker.note(str(stopped))
+        except Failure as failure:
+            self.record.tracker.note(f"warning: {failure}")
+
+    def steps(self) -> Generator[StepData]:
+        """The data of the steps to come, from where the run stands."""
+        self.phases.step = self.step + 1
+        return gather_steps(
+            self.feeds.training(self.position),
+            self.feeds.share.micro_batches,
+            self.reported,
+            self.world,
+            self.stop,
+            self.phases,
+            lambda: self.incidents.spiked,
+        )
+
+    def _roll_back(self) -> None:
+        """After a loss spike: to the last checkpoint before it, and on with the data that comes now. All ranks."""
+        self.report()
+        self.phases.enter("save")
+        self.keeper.wait()
+        tensors, tracker = self.engine.tensors(), self.record.tracker
+        state = roll_back(self.incidents, tensors, tracker, self.world, self.step, self.position)
+        if state is not None:
+            self.engine.after_load()
+            self.resume(state)
 
     def train_step(self, data: StepData, began: float) -> float:
         """One update. began: when the one before ended, in perf_counter's seconds -> when this one did.
@@ -126,14 +226,16 @@ class Trainer:
         ]
         sums = self.engine.run([batch.arrays for batch in data.micro_batches], weights, seeds)
         lr = self.config.optimizer.lr * self.config.scheduler.ratio(step, self.train.steps)
+        self.phases.enter("step")
         self.engine.step(lr)
         numbers = self._numbers(sums)
-        self.step, self.position = step, data.position
+        start = self.position
+        self.step, self.position, self.phases.step = step, data.position, step + 1
         self.units += data.totals.units
         self.report()  # of the step before
         now = time.perf_counter()
         samples = self.feeds.samples(self.position)
-        self.pending = Pending(step, lr, samples, self.units, data.totals, now - began, numbers)
+        self.pending = Pending(step, start, lr, samples, self.units, data.totals, now - began, numbers)
         return now
 
     def _numbers(self, sums: dict[str, Tensor]) -> Tensor:
@@ -152,14 +254,17 @@ class Trainer:
         numbers = dict(zip([*self.reported, *CONTROL], pending.numbers.tolist(), strict=True))
         loss_scale = numbers["loss_scale"] if self.train.precision == "fp16" else None
         loss_is_finite = all(math.isfinite(numbers[term]) for term in self.objective.terms)
-        note = self.watch.see(pending.step, bool(numbers["finite"]), loss_is_finite, loss_scale)
+        loss, parts, lacking = self._means(numbers, pending.totals.counts)
+        note = self._judge(pending, loss, bool(numbers["finite"]), loss_is_finite, loss_scale)
         if note is not None:
             self.record.tracker.note(note)
+        slow = self.slow_ranks.see(pending.totals.rank_seconds)
+        if slow is not None:
+            self.record.tracker.note(slow)
         for text in self.targets.see(pending.step, pending.totals.counts):
             self.record.tracker.note(text)
         if not self._is_logged(pending.step) and note is None:
             return
-        loss, parts, lacking = self._means(numbers, pending.totals.counts)
         throughput, units = self.record.throughput, pending.totals.units
         line = TrainingLine(
             step=pending.step,
@@ -177,17 +282,43 @@ class Trainer:
             lacking=lacking,
             skipped=not numbers["finite"],
             loss_scale=loss_scale,
+            spike=bool(numbers["finite"]) and note is not None,
+            rank_seconds=pending.totals.rank_seconds,
         )
         self.record.tracker.log(line)
 
+    def _judge(
+        self, pending: Pending, loss: float, finite: bool, loss_is_finite: bool, loss_scale: float | None
+    ) -> str | None:
+        """What is to be told of a step: that it was skipped, or that its loss is a spike, and which batch it had.
+        Raises Failure where too many were skipped."""
+        try:
+            note = self.watch.see(pending.step, finite, loss_is_finite, loss_scale)
+        except Failure as diverged:
+            batch = self.incidents.record("skipped", pending.step, pending.start, loss)
+            raise Failure(f"{diverged}; {batch}") from diverged
+        if note is not None:
+            return f"{note}; {self.incidents.record('skipped', pending.step, pending.start, loss)}"
+        return self.incidents.see_loss(pending.step, loss, pending.start)
+
     def evaluate(self) -> None:
-        """Logs the mean loss over the validation split, or over its first train.eval_batches global batches."""
+        """Logs the mean loss over the validation split, or over its first train.eval_batches global batches; nothing
+        where a stop is asked for meanwhile."""
         sums, counts = dict.fromkeys(self.reported, 0.0), dict.fromkeys(self.reported, 0.0)
         steps = gather_steps(
-            self.feeds.validation(), self.feeds.share.micro_batches, self.reported, self.world, self.stop
+            self.feeds.validation(),
+            self.feeds.share.micro_batches,
+            self.reported,
+            self.world,
+            self.stop,
+            self.phases,
         )
         units = text_bytes = 0
+        batches = 0
         for data in itertools.islice(steps, self.train.eval_batches):
+            if data.totals.stop:  # the trainer meets it next, and the evaluation is made up for after a resume
+                return
+            batches += 1
             for batch in data.micro_batches:
                 found = self.engine.evaluate(batch.arrays)  # also where the rank's share is empty: others wait for it
                 for name, value in found.items() if batch.samples else ():
@@ -195,6 +326,7 @@ class Trainer:
             for name, count in data.totals.counts.items():
                 counts[name] += count
             units, text_bytes = units + data.totals.units, text_bytes + data.totals.target_bytes
+        self._tell_small_split(batches)
         totals = dict(zip(sums, host_sum(self.world, list(sums.values())), strict=True))
         loss, parts, lacking = self._means(totals, counts)
         bits = None
@@ -204,6 +336,15 @@ class Trainer:
             EvaluationLine(self.step, loss, parts, lacking, self.record.throughput.unit, units, bits)
         )
         self.evaluated_step = self.step
+
+    def _tell_small_split(self, batches: int) -> None:
+        asked = self.train.eval_batches
+        if asked is not None and batches < asked and not self.is_split_told:
+            self.is_split_told = True
+            self.record.tracker.note(
+                f"the validation split has {batches} global batches, fewer than train.eval_batches={asked}: an "
+                "evaluation is over all of it, once"
+            )
 
     def _means(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float], list[str]]:
         """-> (the loss, NaN where nothing was counted; each term and metric by its own count where there are several,
@@ -215,33 +356,33 @@ class Trainer:
         return loss, means if len(means) > 1 else {}, lacking
 
     def save(self) -> None:
-        """Begins to write a checkpoint of this step in the background."""
+        """Begins to write a checkpoint of this step in the background. Raises Failure where its weights are not finite
+        or not the same on all ranks that hold them, or where another job has taken over the folder.
+
+        To be called after `report`, and not while steps are skipped that may mean divergence.
+        """
+        self.phases.enter("save")
+        require_ownership(self.world, self.record.owner)
+        require_equal_replicas(self.world, self.engine, self.train.deterministic, f"after step {self.step}")
         state = {
             "step": self.step,
             "tokens": self.units,
             "evaluated_step": self.evaluated_step,
             "position": self.position,
             "identity": self.record.identity,
+            "course": course(self.config),
+            "skipped": self.watch.to_json(),
+            "losses": self.incidents.state(),
         }
-        folder = self.record.folder
-        prune = partial(prune_checkpoints, folder / "checkpoints", self.train.keep_last, self.train.keep_every)
-        self.saver.save(self.engine.tensors(), state, checkpoint_folder(folder, self.step), prune)
-        self.saved_step = self.step
-
-    def _save_at_the_end(self) -> None:
-        if self.saved_step != self.step:
-            self.save()
-        if not self.saver.wait():
-            self.save()  # a disk that was full may have room by now
-            if not self.saver.wait():
-                raise Failure(f"the last checkpoint, of step {self.step}, could not be saved, see the warnings")
+        self.keeper.begin(self.step, self.engine.tensors(), state, prune=self.watch.in_a_row == 0)
 
     def _is_logged(self, step: int) -> bool:
         every = self.train.log_every
         return every > 0 and (step % every == 0 or step in (1, self.train.steps))
 
-    def _is_due(self, every: int) -> bool:
-        return every > 0 and self.step % every == 0
+    def _is_evaluation_due(self) -> bool:
+        every = self.train.eval_every
+        return every > 0 and self.step % every == 0 and self.evaluated_step != self.step
 
 
 def dropout_seed(seed: int, step: int, micro_batch: int, batch_rank: int) -> int:

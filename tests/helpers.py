@@ -70,28 +70,36 @@ def start_ranks(
     size: int, *overrides: str, cwd: Path = ROOT, program: tuple[str, ...] = ("-m", "pretraining.train")
 ) -> list[subprocess.Popen[str]]:
     """`pretrain`, or another Python program, as `size` tasks of one srun."""
-    port, ranks = str(free_port()), []
-    for rank in range(size):
-        slurm = {
-            "SLURM_PROCID": str(rank),
-            "SLURM_NTASKS": str(size),
-            "SLURM_LOCALID": str(rank),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-        }
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, *program, *overrides],
-                cwd=cwd,
-                text=True,
-                env={**os.environ, **slurm},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
-        )
-    return ranks
+    port = free_port()
+    return [start_rank(rank, size, port, *overrides, cwd=cwd, program=program) for rank in range(size)]
+
+
+def start_rank(
+    rank: int,
+    size: int,
+    port: int,
+    *overrides: str,
+    cwd: Path = ROOT,
+    program: tuple[str, ...] = ("-m", "pretraining.train"),
+) -> subprocess.Popen[str]:
+    """One of these tasks, which may be given other overrides or stand in another folder than the others."""
+    slurm = {
+        "SLURM_PROCID": str(rank),
+        "SLURM_NTASKS": str(size),
+        "SLURM_LOCALID": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.Popen(
+        [sys.executable, *program, *overrides],
+        cwd=cwd,
+        text=True,
+        env={**os.environ, **slurm},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def free_port() -> int:
@@ -162,8 +170,8 @@ def train_in_world(world: Any, *overrides: str) -> None:
     """`pretrain` on the ranks of a world that stands already (several runs may follow one another)."""
     from pretraining.build import read_inputs
     from pretraining.config import load_config
-    from pretraining.run.faults import StopRequest
-    from pretraining.train import run
+    from pretraining.job import run
+    from pretraining.run.signals import StopRequest
 
     config = load_config(list(overrides), world.size)
     run(config, read_inputs(config), world, Path(config.run_dir), StopRequest())
@@ -181,7 +189,8 @@ def finished_weights(run_dir: Path) -> dict[str, Any]:
     import torch
 
     from pretraining.parallel.fragments import Fragment
-    from pretraining.run.checkpoint import load_tensors, newest_checkpoint
+    from pretraining.run.checkpoint_format import newest_checkpoint
+    from pretraining.run.checkpoint_reader import load_tensors
 
     checkpoint = newest_checkpoint(run_dir / "checkpoints")
     assert checkpoint is not None

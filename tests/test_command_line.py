@@ -15,6 +15,7 @@ from data_pipeline.common.compose import compose_config, composed, conf_dir
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import to_dict
 from data_pipeline.prepare import PrepareConfig
+from pretraining.commands.replay import ReplayConfig
 from pretraining.commands.show import ShowConfig
 from pretraining.config import RunConfig, load_config
 from pretraining.hub.export import ExportConfig
@@ -25,6 +26,7 @@ COMMANDS = {
     "data_pipeline.prepare": ("prepare", PrepareConfig),
     "pretraining.export": ("export", ExportConfig),
     "pretraining.commands.show": ("show", ShowConfig),
+    "pretraining.commands.replay": ("replay", ReplayConfig),
 }
 
 

@@ -29,6 +29,8 @@ def keys_of_lines() -> set[str]:
             lacking=["term"],
             skipped=True,
             loss_scale=1.0,
+            spike=True,
+            rank_seconds=(1.0, 2.0),
         )
         found |= set(line.as_json())
     return found

@@ -12,7 +12,7 @@ from data_pipeline.loader import Fault, MicroBatch
 from pretraining.feeds import StepTotals, gather_steps
 from pretraining.parallel.launch import Launch
 from pretraining.parallel.world import World, start_world
-from pretraining.run.faults import StopRequest
+from pretraining.run.signals import StopRequest
 from tests.helpers import run_world
 
 HASH = 2**64 - 3

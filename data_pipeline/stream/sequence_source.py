@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 State = TypeVar("State")
+
+
+class Origin(NamedTuple):
+    """Where a segment of a sequence comes from: tokens [start, stop) of a framed document of a block of a shard."""
+
+    shard: str  # its name in the manifest
+    block: int
+    document: int
+    start: int
+    stop: int
 
 
 class SequenceSource(Protocol[State]):
@@ -42,4 +52,8 @@ class SequenceSource(Protocol[State]):
 
     def sequence(self, state: State) -> Sequence[Any]:
         """The segments of documents that the sequence at `state` consists of."""
+        ...
+
+    def origins(self, state: State) -> Sequence[Origin]:
+        """Where these segments come from: for messages, and for people who want to look at the documents."""
         ...

@@ -18,6 +18,7 @@ import numpy as np
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.randomness import Purpose, generator
 from data_pipeline.stream.packing import Packing, PackingPlan
+from data_pipeline.stream.sequence_source import Origin
 
 # Of what a position means. 1 had no such entry: a window's sequences came in the order of their packing.
 FORMAT = 2
@@ -33,6 +34,9 @@ class Reader(Protocol):
     def name(self) -> str:
         """Which split of which data, for messages."""
         ...
+
+    @property
+    def shard_names(self) -> list[str]: ...
 
     @property
     def blocks_per_shard(self) -> list[int]: ...
@@ -164,6 +168,17 @@ class Stream:
             self.packing.cut(self._document(window, segment.document), segment)
             for segment in window.plan.segments(int(window.order[state.sequence]))
         ]
+
+    def origins(self, state: Position) -> list[Origin]:
+        """Which documents the sequence at `state` consists of. Reads none of them."""
+        state = self.advance(state, 0)
+        window, names = self.window(state.epoch, state.window), self.reader.shard_names
+        found = []
+        for segment in window.plan.segments(int(window.order[state.sequence])):
+            block, document = (int(x) for x in window.documents[segment.document])
+            shard, number = window.blocks[block]
+            found.append(Origin(names[shard], number, document, segment.start, segment.stop))
+        return found
 
     def sequences(self, state: Position) -> Iterator[tuple[list[Any], Position]]:
         """(sequence, the position after it), without end."""

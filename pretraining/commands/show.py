@@ -42,7 +42,7 @@ def show(overrides: list[str]) -> None:
     from pretraining.objectives.base import Demonstration
     from pretraining.objectives.registry import build_objective
     from pretraining.objectives.samples import first_samples
-    from pretraining.run.checkpoint import newest_checkpoint
+    from pretraining.run.checkpoint_format import newest_checkpoint
     from pretraining.run.prepared import Prepared
     from pretraining.run.run_dir import load_plain_model, read_run_config
 

@@ -18,6 +18,7 @@ from pretraining.objectives.base import Objective
 from pretraining.optim.base import Optimizer, UpdateRule
 from pretraining.optim.groups import settings_by_name
 from pretraining.parallel.fragments import Fragment
+from pretraining.parallel.replicas import unequal_replicas
 from pretraining.parallel.world import World
 
 Batch = Mapping[str, Tensor]
@@ -79,6 +80,10 @@ class Engine(Protocol):
         """Brings everything derived from `tensors()` up to date once they were overwritten."""
         ...
 
+    def unequal_replicas(self) -> Mapping[str, float]:
+        """Weights whose copies on several ranks are not the same, see pretraining.parallel.replicas. A collective."""
+        ...
+
 
 class EngineBase(ABC):
     """What all engines have in common; each says how a micro-batch runs, a step ends and tensors are laid out."""
@@ -89,7 +94,9 @@ class EngineBase(ABC):
         every = {parameter_name(n): p for n, p in self.module.named_parameters()}
         self.parameters = {name: p for name, p in every.items() if p.requires_grad}
         self.frozen = {name: p for name, p in every.items() if not p.requires_grad}
-        self.layout, self.frozen_layout = (ParameterLayout(ps, world.mesh) for ps in (self.parameters, self.frozen))
+        self.layout, self.frozen_layout = (
+            ParameterLayout(ps, module.model, world.mesh) for ps in (self.parameters, self.frozen)
+        )
         # here, before an engine shards them: ZeRO 3 empties the parameters, and their shapes decide
         self.settings = settings_by_name(module.model, self.layout.names, rule.weight_decay, rule.layer_decay)
         self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
@@ -125,6 +132,9 @@ class EngineBase(ABC):
     def frozen_weights(self) -> list[tuple[Fragment, Tensor]]:
         """The same of those that are not: a checkpoint holds the whole model."""
         return [(self.frozen_layout.whole(n).renamed(f"weights.{n}"), p.data) for n, p in self.frozen.items()]
+
+    def unequal_replicas(self) -> Mapping[str, float]:
+        return unequal_replicas({**self.parameters, **self.frozen}, self.world.mesh)
 
     def scaled(self, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
         """What backward starts from. Both DDP and DeepSpeed average over the data-parallel ranks: undone here."""

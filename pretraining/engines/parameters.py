@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from pretraining.models.base import Model
 from pretraining.parallel.fragments import Fragment
 from pretraining.parallel.layers import box_of
 from pretraining.parallel.layout import Layout, TensorLayout
@@ -22,8 +23,9 @@ class ParameterLayout:
     tensors, in that order.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter], mesh: Mesh) -> None:
+    def __init__(self, parameters: dict[str, nn.Parameter], model: Model, mesh: Mesh) -> None:
         self._mesh = mesh
+        self._padded_rows = {name: model.padded_rows(name) for name in parameters}
         self._found = {
             name: box_of(p, mesh.size(Axis.TENSOR), mesh.rank(Axis.TENSOR)) for name, p in parameters.items()
         }
@@ -39,7 +41,12 @@ class ParameterLayout:
         dealt_over = frozenset({Axis.DATA}) if dealt else frozenset()
         return Layout(
             tuple(
-                TensorLayout(name, shape, dealt_over | ({Axis.TENSOR} if self._is_split(name) else set()))
+                TensorLayout(
+                    name,
+                    shape,
+                    dealt_over | ({Axis.TENSOR} if self._is_split(name) else set()),
+                    self._padded_rows[name],
+                )
                 for name, shape in zip(self.names, self.shapes, strict=True)
             ),
             self._mesh,

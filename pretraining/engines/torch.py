@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -36,12 +37,28 @@ class TorchEngine(EngineBase):
         self.distributed = self._distributed() if world.mesh.gradient_ranks > 1 else None
 
     def _distributed(self) -> DistributedDataParallel:
-        return DistributedDataParallel(
+        distributed = DistributedDataParallel(
             self.module,
             process_group=self.world.mesh.gradient_group,
             gradient_as_bucket_view=True,  # no second copy of the gradients
             device_ids=[self.world.device] if self.world.device.type == "cuda" else None,
         )
+        self._settle_buckets(distributed)
+        return distributed
+
+    def _settle_buckets(self, distributed: DistributedDataParallel) -> None:
+        """A backward of nothing, after which DDP's buckets stay as they are.
+
+        DDP fills its buckets anew, once, in the order in which the gradients of a process's first backward came. Where
+        an element lies in a bucket decides in which order four ranks or more add it up: the first step of a resumed run
+        would add in another order than the same step of an uninterrupted one. Here they come in the order that the
+        buckets have already: autograd takes the last of the sums below first.
+        """
+        instance = vars(self.module)
+        instance["forward"] = lambda: torch.stack([p.sum() for p in self.parameters.values()]).sum() * 0.0
+        distributed().backward()
+        del instance["forward"]  # from here on the class's again
+        self.module.zero_grad(set_to_none=True)
 
     def forward_backward(self, batch: Batch, weights: Mapping[str, float], last: bool) -> dict[str, Tensor]:
         if self.distributed is None:

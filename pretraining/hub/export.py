@@ -25,7 +25,7 @@ from pretraining.hub.card import Facts, model_card
 from pretraining.models.registry import huggingface_family
 from pretraining.objectives.image.views import ImageViewsConfig
 from pretraining.objectives.registry import build_objective
-from pretraining.run.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
+from pretraining.run.checkpoint_format import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
 from pretraining.run.metrics import METRICS
 from pretraining.run.prepared import sample_spec
 from pretraining.run.run_dir import load_plain_model, read_run_config

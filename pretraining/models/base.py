@@ -42,6 +42,11 @@ class Model(Protocol):
         """Whether weight decay and trust ratios apply to this parameter: not to biases, norms and single tokens."""
         ...
 
+    def padded_rows(self, name: str) -> int:
+        """How many of the last rows of this whole parameter are padding of the vocabulary: always 0, and no part of
+        what is published."""
+        ...
+
     def initialize(self, seed: int) -> None:
         """Fills every parameter. Weights depend on the seed and the parameter's name alone."""
         ...

@@ -28,8 +28,12 @@ class TransformerModel(nn.Module):
         """Biases, norms and single tokens have one dimension."""
         return self.get_parameter(name).ndim > 1
 
+    def padded_rows(self, name: str) -> int:
+        return 0
+
     def published_parameters(self) -> int:
-        return sum(p.numel() for p in self.parameters())
+        padded = {id(p): self.padded_rows(name) * p[0].numel() for name, p in self.named_parameters() if p.ndim}
+        return sum(p.numel() - padded.get(id(p), 0) for p in self.parameters())
 
 
 class TextModel(TransformerModel):
@@ -39,9 +43,9 @@ class TextModel(TransformerModel):
     tie_embeddings: bool = True
     token_embedding: nn.Module
 
-    def published_parameters(self) -> int:
-        """Without the padded entries of the embedding and of the heads that project to the vocabulary."""
+    def padded_rows(self, name: str) -> int:
+        """Those of the embedding and of the heads that project to the vocabulary."""
         heads = [module for module in self.modules() if isinstance(module, TokenHead)]
-        tables = {self.token_embedding.get_parameter("weight"), *(p for head in heads for p in head.parameters())}
-        padding = padded_vocabulary(self.vocab_size) - self.vocab_size
-        return super().published_parameters() - sum(padding * table[0].numel() for table in tables)
+        tables = (self.token_embedding.get_parameter("weight"), *(p for head in heads for p in head.parameters()))
+        is_table = any(table is self.get_parameter(name) for table in tables)
+        return padded_vocabulary(self.vocab_size) - self.vocab_size if is_table else 0

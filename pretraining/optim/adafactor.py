@@ -20,7 +20,7 @@ from torch import Tensor
 from pretraining.optim.base import ParameterShard, Step, UpdateRule, or_nothing, squared_norms, unscale
 from pretraining.optim.config import AdafactorConfig
 from pretraining.parallel.fragments import Box, Fragment, Shape
-from pretraining.parallel.layout import Layout
+from pretraining.parallel.layout import Layout, TensorLayout
 
 # Elements that are worked on at a time: what stays in a core's cache; on a GPU, few launches.
 CPU_PATCH, GPU_PATCH = 2**20, 2**24
@@ -85,7 +85,8 @@ class Adafactor(UpdateRule):
         squares = layout.sum_over_parts(squared_norms(grads, statistics.numbers, len(layout.tensors)))
         if shards:
             update_rms = (squares / statistics.numels).sqrt()[statistics.numbers]
-            self._apply(shards, self._alpha(mean_squares, step), update_rms, step.finite)
+            decays = self.decays * step.taking_part[statistics.numbers]
+            self._apply(shards, self._alpha(mean_squares, step), update_rms, decays, step.finite)
 
     def _alpha(self, mean_squares: Tensor, step: Step) -> Tensor:
         """mean_squares: [shards], of the parameters -> [shards], the step sizes (algorithm 6, lines 2, 3)."""
@@ -107,8 +108,8 @@ class Adafactor(UpdateRule):
             return
         torch._foreach_mul_(rows + columns, 1.0 - fresh)
         torch._foreach_add_(rows + columns, statistics.rows + statistics.columns)
-        for row, out in zip(rows, statistics.rows, strict=True):
-            torch.div(row, row.mean(-1, keepdim=True) + safe, out=out)
+        for row, out, count in zip(rows, statistics.rows, statistics.row_counts, strict=True):
+            torch.div(row, row[..., :count].mean(-1, keepdim=True) + safe, out=out)
         torch._foreach_copy_(statistics.columns, columns)
         statistics.vector.add_(safe).rsqrt_()
 
@@ -125,11 +126,13 @@ class Adafactor(UpdateRule):
         torch._foreach_rsqrt_(factors)
         torch._foreach_mul_(grads, factors)
 
-    def _apply(self, shards: list[ParameterShard], alpha: Tensor, update_rms: Tensor, finite: Tensor) -> None:
-        """alpha, update_rms: [shards]. Clips the updates (algorithm 4, line 9), averages them, subtracts them."""
+    def _apply(
+        self, shards: list[ParameterShard], alpha: Tensor, update_rms: Tensor, decays: Tensor, finite: Tensor
+    ) -> None:
+        """alpha, update_rms, decays: [shards]. Clips the updates (algorithm 4, line 9), averages and subtracts them."""
         values, updates = [p.value for p in shards], [p.grad for p in shards]
         if self.weight_decay:
-            torch._foreach_mul_(values, list((1.0 - finite * alpha * self.decays).unbind()))
+            torch._foreach_mul_(values, list((1.0 - finite * alpha * decays).unbind()))
         rates = alpha / (update_rms / self.config.clip_threshold).clamp(min=1.0)
         if self.config.beta1 is None:
             torch._foreach_addcmul_(values, updates, list(or_nothing(-rates, finite).unbind()))
@@ -150,20 +153,22 @@ class Statistics:
 
     Later in a step the sums become means, then what is added to the averages, then the factors of the updates.
     rows, columns: the whole tensor's part of the vector for each factored shard, shaped as the state; views.
+    row_counts: of these rows so many are no padding of the vocabulary, which no mean may see.
     numbers: [shards], their tensors. numels: [tensors].
     """
 
     def __init__(self, shards: list[ParameterShard], layout: Layout, device: torch.device) -> None:
-        self.layout, shapes = layout, [tensor.shape for tensor in layout.tensors]
-        self.lengths = [1 + sum(map(math.prod, factor_shapes(s))) for s in shapes]
+        self.layout, published = layout, [tensor.published_shape for tensor in layout.tensors]
+        self.lengths = [1 + sum(map(math.prod, factor_shapes(tensor.shape))) for tensor in layout.tensors]
         self.begins = [0, *itertools.accumulate(self.lengths)]
         self.vector = torch.zeros(self.begins.pop(), device=device)
-        self.shares = torch.cat([torch.empty(0), *map(shares, shapes)]).to(device)
-        self.numels = torch.tensor([math.prod(s) for s in shapes], dtype=torch.float32, device=device)
+        self.shares = torch.cat([torch.empty(0), *map(shares, layout.tensors)]).to(device)
+        self.numels = torch.tensor([math.prod(s) for s in published], dtype=torch.float32, device=device)
         self.numbers = torch.tensor([p.tensor for p in shards], dtype=torch.long, device=device)
         self.value_slots = torch.tensor(self.begins, dtype=torch.long, device=device)[self.numbers]
         self.rows: list[Tensor] = []
         self.columns: list[Tensor] = []
+        self.row_counts: list[int] = []
         self.patches: list[Patch] = []
         for number, shard in enumerate(shards):
             if len(shard.fragment.shape) > 1:
@@ -176,6 +181,7 @@ class Statistics:
         begin = self.begins[shard.tensor]
         _, rows, columns = self.vector[begin : begin + sum(sizes)].split(sizes)
         self.rows.append(rows.view(row_shape))
+        self.row_counts.append(self.layout.tensors[shard.tensor].published_shape[-2])
         self.columns.append(columns.view(column_shape))
         limit = CPU_PATCH if self.vector.device.type == "cpu" else GPU_PATCH
         for box, start in patch_boxes(shard.fragment, limit):
@@ -215,10 +221,11 @@ def factor_shapes(shape: Shape) -> tuple[Shape, ...]:
     return (shape[:-1], shape[:-2] + shape[-1:]) if len(shape) > 1 else ()
 
 
-def shares(shape: Shape) -> Tensor:
-    """What makes means of one tensor's sums."""
+def shares(tensor: TensorLayout) -> Tensor:
+    """What makes means of one tensor's sums. Padded rows are 0: sums do not see them, and counts must not."""
+    shape = tensor.published_shape
     means = [torch.full((1,), 1.0 / math.prod(shape))]
-    for size, count in zip(factor_shapes(shape), (shape[-1:], shape[-2:-1]), strict=False):
+    for size, count in zip(factor_shapes(tensor.shape), (shape[-1:], shape[-2:-1]), strict=False):
         means.append(torch.full((math.prod(size),), 1.0 / count[0]))
     return torch.cat(means)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,6 +35,11 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     if "RANK" not in environment and "SLURM_PROCID" in environment and _number(environment, "SLURM_NTASKS", 1) > 1:
         names = SLURM
     if names[0] not in environment:
+        if _number(environment, names[1], 1) != 1:
+            raise InputError(
+                f"{names[1]}={environment[names[1]]}, but {names[0]} is not set: each rank would train by itself; "
+                f"start the job by torchrun or srun, or unset {names[1]}"
+            )
         return Launch()
     rank, size, local_rank = (_number(environment, *entry) for entry in zip(names[:3], (0, 1, 0), strict=True))
     if size < 1 or not 0 <= rank < size:
@@ -49,10 +55,11 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:
-    try:
-        return int(environment.get(name, default))
-    except ValueError as error:
-        raise InputError(f"{name}={environment[name]} must be a whole number") from error
+    text = environment.get(name, str(default)).strip()
+    # int() takes other digits and underscores as well, and thousands of figures not at all
+    if not re.fullmatch(r"[+-]?[0-9]{1,9}", text):
+        raise InputError(f"{name}={environment[name][:40]} must be a whole number")
+    return int(text)
 
 
 def _require_meeting_point(environment: Mapping[str, str], size: int) -> None:

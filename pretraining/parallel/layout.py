@@ -17,11 +17,17 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class TensorLayout:
     """A tensor by its name and global shape. split_over: along these axes a rank holds a part of it, or nothing;
-    along the others all hold the same."""
+    along the others all hold the same. padded_rows: so many of the last ones are always 0, and no part of the tensor
+    that is published: statistics of it are without them."""
 
     name: str
     shape: Shape
     split_over: frozenset[Axis] = frozenset()
+    padded_rows: int = 0
+
+    @property
+    def published_shape(self) -> Shape:
+        return (self.shape[0] - self.padded_rows, *self.shape[1:]) if self.padded_rows else self.shape
 
 
 @dataclass(frozen=True)

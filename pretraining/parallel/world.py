@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.common.errors import InputError
 from pretraining.parallel.launch import Launch
+from pretraining.parallel.meeting import TIMEOUT_SECONDS, Meeting
 from pretraining.parallel.mesh import Axis, Mesh
+from pretraining.parallel.texts import gather_texts
 
 if TYPE_CHECKING:
     import torch
@@ -19,76 +21,109 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class World:
-    """rank: of all `size` processes of the job."""
+    """rank: of all `size` processes of the job. meeting: where they met, and leave word of their end."""
 
     rank: int
     size: int
     device: torch.device
     mesh: Mesh = field(default_factory=Mesh)
+    meeting: Meeting = field(default_factory=Meeting)
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def gather_texts(self, text: str | None) -> list[str | None]:
+        """Every rank's text, by rank, on every rank."""
+        return [text] if self.mesh.host_group is None else gather_texts(text, self.mesh.host_group)
 
-def start_world(launch: Launch, tensor_parallel: int = 1, timeout_seconds: float = 1800) -> World:
+
+def find_device(launch: Launch) -> torch.device:
+    """This rank's GPU, or the CPU. Raises InputError. Nothing runs on it yet."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if launch.local_rank >= torch.cuda.device_count():
+        raise InputError(
+            f"local rank {launch.local_rank} has no GPU: {torch.cuda.device_count()} visible, one a rank is needed"
+        )
+    return torch.device("cuda", launch.local_rank)
+
+
+def start_world(launch: Launch, tensor_parallel: int = 1, meeting: Meeting | None = None) -> World:
     """Joins the process groups of a job (NCCL on GPUs, gloo on CPUs); a job of one process has none.
 
-    Neighboring ranks share a tensor-parallel group: they are on one node.
+    Neighboring ranks share a tensor-parallel group: they are on one node. meeting: that of the ranks; its timeout is
+    that of every group.
     """
     import torch
     import torch.distributed as dist
 
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", launch.local_rank) if cuda else torch.device("cpu")
+    device = find_device(launch)
+    cuda = device.type == "cuda"
     if cuda:
-        if launch.local_rank >= torch.cuda.device_count():
-            raise InputError(
-                f"local rank {launch.local_rank} has no GPU: {torch.cuda.device_count()} visible, one a rank is needed"
-            )
         torch.cuda.set_device(device)
     if launch.size == 1:
         return World(0, 1, device)
     _limit_threads(launch)
     # we and DeepSpeed call collectives by names that newer torch versions deprecate, at every step
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    seconds = TIMEOUT_SECONDS if meeting is None else meeting.timeout
     if not dist.is_initialized():
         dist.init_process_group(
             "nccl" if cuda else "gloo",
+            store=None if meeting is None else meeting.store,
             rank=launch.rank,
             world_size=launch.size,
-            timeout=timedelta(seconds=timeout_seconds),
+            timeout=timedelta(seconds=seconds),
         )
-    return World(launch.rank, launch.size, device, _make_mesh(launch, tensor_parallel, cuda))
+    mesh = _make_mesh(launch, tensor_parallel, cuda, seconds)
+    return World(launch.rank, launch.size, device, mesh, meeting or Meeting())
 
 
-def _make_mesh(launch: Launch, tensor_parallel: int, cuda: bool) -> Mesh:
+def _make_mesh(launch: Launch, tensor_parallel: int, cuda: bool, seconds: float) -> Mesh:
     import torch.distributed as dist
 
     data_rank, tensor_rank = divmod(launch.rank, tensor_parallel)
     everyone = dist.group.WORLD
     assert everyone is not None, "init_process_group made it"
-    groups = {frozenset({Axis.DATA}): everyone} if tensor_parallel == 1 else _megatron_groups(tensor_parallel)
+    groups = {frozenset({Axis.DATA}): everyone} if tensor_parallel == 1 else _megatron_groups(tensor_parallel, seconds)
+    timeout = timedelta(seconds=seconds)  # not inherited: torch's default is half an hour
     return Mesh(
         sizes={Axis.DATA: launch.size // tensor_parallel, Axis.TENSOR: tensor_parallel},
         ranks={Axis.DATA: data_rank, Axis.TENSOR: tensor_rank},
         groups=groups,
-        host_group=dist.new_group(backend="gloo") if cuda else everyone,
-        save_group=dist.new_group(backend="gloo"),
+        host_group=dist.new_group(backend="gloo", timeout=timeout) if cuda else everyone,
+        save_group=dist.new_group(backend="gloo", timeout=timeout),
     )
 
 
-def _megatron_groups(tensor_parallel: int) -> dict[frozenset[Axis], ProcessGroup]:
+def _megatron_groups(tensor_parallel: int, seconds: float) -> dict[frozenset[Axis], ProcessGroup]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from megatron.core import parallel_state
     if parallel_state.is_initialized():
         parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(tensor_parallel)
+    parallel_state.initialize_model_parallel(
+        tensor_parallel,
+        distributed_timeout_minutes=seconds / 60,  # it takes fractions: a timedelta is made of it
+        create_gloo_process_groups=False,  # of its own, which nothing here uses: each a socket to every rank
+    )
     return {
         frozenset({Axis.DATA}): parallel_state.get_data_parallel_group(),
         frozenset({Axis.TENSOR}): parallel_state.get_tensor_model_parallel_group(),
     }
+
+
+def limit_groups(seconds: float) -> None:
+    """Gives every process group this timeout, also those that DeepSpeed makes for itself with torch's half hour."""
+    import torch.distributed as dist
+    from torch.distributed import distributed_c10d
+
+    if dist.is_initialized():
+        for group in list(distributed_c10d._world.pg_map):
+            distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def stop_world() -> None:

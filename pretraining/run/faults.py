@@ -1,51 +1,37 @@
-"""Signals, and steps that are not finite."""
+"""Steps that are not finite, and batches that train little."""
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterable, Mapping
-from types import FrameType
 
 from data_pipeline.common.errors import Failure
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
-class StopRequest:
-    """Set by a signal; the trainer stops all ranks together after the running step.
-
-    To be installed before torch is imported: a signal that came earlier would kill the rank.
-    """
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        self.announces = True  # one rank's message is enough
-
-    def install(self) -> StopRequest:
-        for signum in SIGNALS:
-            signal.signal(signum, self._handle)
-        return self
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT and self.reason:  # a second Ctrl-C means it
-            raise KeyboardInterrupt
-        self.reason = f"stopped by {signal.Signals(signum).name}"
-        if signum == signal.SIGINT and self.announces:  # os.write: print may be what was interrupted
-            os.write(2, b"\nstopping after this step and saving a checkpoint; Ctrl-C again ends at once\n")
-
-
-class Stopped(Exception):
-    """All ranks agreed to stop; the checkpoint that its message names is saved. Exit code 75: please requeue."""
-
 
 class NonFiniteWatch:
-    """Steps whose gradients are not finite are skipped on the device; many in a row mean divergence."""
+    """Steps whose gradients are not finite are skipped on the device; many in a row mean divergence.
+
+    in_a_row: steps that were skipped last; total: in the whole run. Both are saved with the run, which ends at the same
+    step however often it is continued.
+    """
 
     LIMIT = 20
+    SEARCH = 4  # overflows in a row that a loss scale of fp16 which has grown, or is new, may take to come down
 
     def __init__(self) -> None:
-        self.in_a_row = 0
+        self.in_a_row, self.total, self.expected = 0, 0, False
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the weights may be why steps are skipped: more are than fp16's search for its loss scale takes."""
+        return self.in_a_row > (self.SEARCH if self.expected else 0)
+
+    def to_json(self) -> dict[str, int]:
+        return {"in_a_row": self.in_a_row, "total": self.total}
+
+    def resume(self, state: Mapping[str, int]) -> None:
+        """state: what to_json said; {} of a checkpoint of an earlier version."""
+        self.in_a_row, self.total = state.get("in_a_row", 0), state.get("total", 0)
+        self.expected = self.in_a_row > 0  # else it would not have been saved
 
     def see(self, step: int, finite: bool, loss_is_finite: bool, loss_scale: float | None) -> str | None:
         """What is to be told of a step; None where it was not skipped.
@@ -53,16 +39,18 @@ class NonFiniteWatch:
         loss_scale: the next step's, under fp16 only. Raises Failure after LIMIT skipped steps in a row.
         """
         self.in_a_row = 0 if finite else self.in_a_row + 1
+        self.total += not finite
         if finite:
             return None
+        is_search = loss_scale is not None and loss_is_finite and loss_scale > 1.0
+        self.expected = is_search and (self.expected or self.in_a_row == 1)
         cause, advice = _skipped(loss_is_finite, loss_scale)
         if self.in_a_row == self.LIMIT:
             raise Failure(
                 f"the gradients of the last {self.LIMIT} steps up to step {step} were not finite: "
                 f"the run has diverged ({cause}); {advice}"
             )
-        expected = loss_scale is not None and loss_is_finite and loss_scale > 1.0
-        hint = EXPECTED.format(loss_scale) if expected else f"weights are as they were; should more follow, {advice}"
+        hint = EXPECTED.format(loss_scale) if is_search else f"weights are as they were; should more follow, {advice}"
         return f"step {step} was skipped: {cause}; {hint}"
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
 import math
+import os
+import stat
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.common.errors import InputError
 from data_pipeline.common.files import write_atomically
+from pretraining.run.terminal import warn_once
 
 Value = int | float | str | list[str] | None
 Values = dict[str, Value]  # one line of metrics.jsonl
@@ -22,7 +30,8 @@ class TrainingLine:
 
     unit: tokens or images, which names two keys. parts: the means of the terms and metrics, where there are several.
     lacking: terms of which the batch has no target; the loss, not finite where it has none at all, is without them.
-    grad_norm: before clipping; not finite where the step was skipped. loss_scale: under fp16 only.
+    grad_norm: before clipping; not finite where the step was skipped. loss_scale: under fp16 only. rank_seconds: of
+    each rank's own work, see phases.py; empty for one rank.
     """
 
     step: int
@@ -40,6 +49,8 @@ class TrainingLine:
     lacking: list[str]
     skipped: bool
     loss_scale: float | None
+    spike: bool = False
+    rank_seconds: tuple[float, ...] = ()
 
     def as_json(self) -> Values:
         line: Values = {
@@ -59,6 +70,12 @@ class TrainingLine:
             line["lacking"] = self.lacking
         if self.skipped:
             line["skipped"] = True
+        if self.spike:
+            line["spike"] = True
+        if self.rank_seconds:
+            slowest = max(range(len(self.rank_seconds)), key=lambda rank: self.rank_seconds[rank])
+            line["slowest_rank"], line["slowest_rank_seconds"] = slowest, self.rank_seconds[slowest]
+            line["median_rank_seconds"] = statistics.median(self.rank_seconds)
         return line if self.loss_scale is None else {**line, "loss_scale": self.loss_scale}
 
 
@@ -86,15 +103,70 @@ class EvaluationLine:
         return {**line, "valid_lacking": self.lacking} if self.lacking else line
 
 
-Line = TrainingLine | EvaluationLine
+@dataclass(frozen=True)
+class SaveFailedLine:
+    """A checkpoint could not be saved, as was known at `step`. failures: so many in a row."""
+
+    step: int
+    reason: str
+    failures: int
+
+    def as_json(self) -> Values:
+        return {"step": self.step, "save_failed": self.reason, "failures": self.failures}
+
+
+Line = TrainingLine | EvaluationLine | SaveFailedLine
 
 
 def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+class MetricsFile:
+    """metrics.jsonl, appended to line by line. What a full disk refuses waits, and is written with the next line."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError where it is no plain file: nothing is written through a link, and a pipe would hang."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            require_plain_metrics(path)
+            self.file = open(os.open(path, flags, 0o666), "ab", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise InputError(f"{path} cannot be written to: {error.strerror or error}") from error
+        self.waiting = b""
+
+    def append(self, line: Line) -> None:
+        self.waiting += json.dumps(line.as_json(), allow_nan=False).encode() + b"\n"
+        try:
+            end = os.fstat(self.file.fileno()).st_size
+            written = self.file.write(self.waiting)
+            if written != len(self.waiting):  # a disk that was full in the midst of it: no torn line stays
+                os.ftruncate(self.file.fileno(), end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.waiting = b""
+        except OSError as error:
+            warn_once(METRICS, f"{METRICS} cannot be written to ({error.strerror or error}): training goes on")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.file.close()
+
+
+def require_plain_metrics(path: Path) -> None:
+    """Raises InputError where metrics.jsonl is there and no plain file."""
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise InputError(f"{path} is not a plain file: it is neither read nor written through a link, pipe or folder")
+
+
+def last_evaluation(path: Path) -> int:
+    """The step of the last one that metrics.jsonl holds; -1 where there is none."""
+    lines = read_metrics(path) if path.exists() else []
+    return max((step_of(line) for line in lines if "valid_loss" in line), default=-1)
+
+
 def cut_metrics(path: Path, step: int | None) -> None:
     """Drops torn lines and those beyond `step`, the checkpoint that the run continues from (None: all)."""
+    require_plain_metrics(path)
     if path.exists():
         kept = [line for line in read_metrics(path) if step is not None and step_of(line) <= step]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -140,6 +212,8 @@ def draw_losses(run_dir: Path) -> Path:
     axes.grid(alpha=0.3)
     if train or valid:
         axes.legend()
-    figure.savefig(run_dir / "loss.png", dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
     pyplot.close(figure)
+    write_atomically(run_dir / "loss.png", picture.getvalue())
     return run_dir / "loss.png"

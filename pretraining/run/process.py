@@ -10,8 +10,9 @@ import sys
 import threading
 from typing import NoReturn
 
-from data_pipeline.common.errors import EXIT_FAILED
+from data_pipeline.common.errors import EXIT_DONE, EXIT_INPUT_ERROR
 from pretraining.parallel.world import stop_world
+from pretraining.run.terminal import flush_streams
 
 
 def expect_workers_to_end() -> None:
@@ -33,10 +34,9 @@ def end_process(code: int) -> NoReturn:
     expect_workers_to_end()
     for child in multiprocessing.active_children():
         child.kill()
-    if "torch.distributed" in sys.modules and code != EXIT_FAILED:  # else other ranks may wait in a collective
+    # Else other ranks may wait in a collective, or be gone: winding up its groups could wait for them.
+    if "torch.distributed" in sys.modules and code in (EXIT_DONE, EXIT_INPUT_ERROR):
         stop_world()
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # closed, as by `>&-`
-            stream.flush()
+    flush_streams()
     os._exit(code)

@@ -17,13 +17,15 @@ from data_pipeline.common.fields import to_dict
 from data_pipeline.common.files import exists, is_local, write_atomically
 from data_pipeline.common.json_files import read_json_if_there
 from data_pipeline.common.yaml_files import read_yaml
-from pretraining.config import RunConfig
-from pretraining.run.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
+from pretraining.config import RunConfig, course
+from pretraining.run.checkpoint_format import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
+from pretraining.run.ownership import live_owner
+from pretraining.run.terminal import warn
+from pretraining.run.verdict import VERDICT, read_exit_code
 
 if TYPE_CHECKING:
     from pretraining.models.heads import BringsHeads
 
-VERDICT = "verdict.json"
 RUNS = "runs"  # where runs go that are given no run_dir
 Identity = dict[str, Any]  # see pretraining.config.identity
 STATE = {"step", "tokens", "evaluated_step", "position", "identity"}  # what Trainer.save adds to the tensors
@@ -43,10 +45,30 @@ def make_run_dir(config: RunConfig) -> str:
     raise AssertionError("some number is free")
 
 
-def named_run_dir(overrides: Sequence[str]) -> Path | None:
-    """The run_dir that these overrides name, before anything is known to be right."""
-    names = [o.removeprefix("run_dir=").strip("'\"") for o in overrides if o.startswith("run_dir=")]
-    return Path(names[-1]) if names and names[-1] not in ("", "null") and "$" not in names[-1] else None
+def stopped_run_dir(config: RunConfig) -> str | None:
+    """The folder of the newest run of this very config that was to be continued (exit code 75): where run_dir names
+    none, the same command goes on there. None where there is none, or train.resume asks for another start."""
+    if config.run_dir is not None or config.train.resume != "auto":
+        return None
+    wanted = _without_run_dir(_config_text(config))
+    for folder in sorted(Path(RUNS).glob("*"), reverse=True):
+        path = folder / "config.yaml"
+        if not path.is_file() or read_exit_code(folder) != EXIT_REQUEUE or live_owner(folder) is not None:
+            continue
+        if _without_run_dir(path.read_text(errors="replace")) == wanted:
+            return str(folder)
+    return None
+
+
+def _without_run_dir(text: str) -> str:
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("run_dir:"))
+
+
+def _config_text(config: RunConfig) -> str:
+    """config.yaml, as a run records it."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(recorded_config(config)))
 
 
 def find_checkpoint(config: RunConfig, run: Identity) -> Checkpoint | None:
@@ -128,7 +150,13 @@ def _require_no_run(folder: Path) -> None:
 def _require_never_saved(folder: Path) -> None:
     """A run may start over before its first complete checkpoint, never after it."""
     found = checkpoint_folders(folder / "checkpoints")
-    ended_in_order = read_json_if_there(folder / VERDICT).get("exit_code") in (EXIT_DONE, EXIT_REQUEUE)
+    code = read_json_if_there(folder / VERDICT).get("exit_code")
+    if not found and (code == EXIT_DONE or "saved" in read_json_if_there(folder / "run.json")):
+        raise InputError(
+            f"{folder / 'checkpoints'} holds no checkpoint, though the run was saved: put back what was moved away, or "
+            "choose another run_dir to start over"
+        )
+    ended_in_order = code in (EXIT_DONE, EXIT_REQUEUE)
     if found and (len(found) > 1 or ended_in_order or (found[0] / "manifest.json").exists()):
         raise InputError(
             f"{folder / 'checkpoints'}: none of the {len(found)} checkpoints is complete; "
@@ -183,20 +211,28 @@ def write_config(config: RunConfig, run_dir: Path, run: Identity, start: Checkpo
 
     start: the checkpoint that the run goes on from.
     """
-    from omegaconf import OmegaConf
-
     run_dir.mkdir(parents=True, exist_ok=True)
-    path, text = run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(recorded_config(config)))
+    path, text = run_dir / "config.yaml", _config_text(config)
     values = read_json_if_there(run_dir / "run.json")
+    now = course(config)
+    before = {} if start is None else start.state.get("course") or values.get("course") or _older_course(values)
+    for change in _changes(before, now):
+        warn(f"warning: {change}")
     if path.exists() and path.read_bytes() != text.encode():
-        _warn_of_schedule(values.get("steps"), config.train.steps)
         number = next(n for n in range(1, 10**6) if not (run_dir / f"config.{n}.yaml").exists())
         os.replace(path, run_dir / f"config.{number}.yaml")
     write_atomically(path, text)
-    values |= {"identity": run, "steps": config.train.steps}
+    values |= {"identity": run, "course": now}
     if start is not None and _name_of(start.folder) == _name_of(Path(config.train.resume)):
         values["resumed"] = {"checkpoint": _name_of(start.folder), "step": start.state["step"]}
     write_atomically(run_dir / "run.json", json.dumps(values))
+
+
+def note_saved(run_dir: Path, step: int) -> None:
+    """run.json knows that the run has had a checkpoint: should it find none later, they are lost."""
+    values = read_json_if_there(run_dir / "run.json")
+    if "saved" not in values:
+        write_atomically(run_dir / "run.json", json.dumps({**values, "saved": step}))
 
 
 def read_run_config(run_dir: Path, modules: Sequence[str] = ()) -> RunConfig:
@@ -221,7 +257,7 @@ def load_plain_model(config: RunConfig, outputs: int, objective: BringsHeads, ch
     from pretraining.models.registry import build_model
     from pretraining.parallel.fragments import Fragment
     from pretraining.parallel.layers import PlainLayers
-    from pretraining.run.checkpoint import load_tensors
+    from pretraining.run.checkpoint_reader import load_tensors
 
     model = attach_heads(build_model(config.model, outputs, PlainLayers()), objective, PlainLayers())
     load_tensors(
@@ -231,6 +267,16 @@ def load_plain_model(config: RunConfig, outputs: int, objective: BringsHeads, ch
     return model
 
 
-def _warn_of_schedule(before: int | None, steps: int) -> None:
-    if before not in (None, steps):
-        print(f"warning: train.steps was {before}, is {steps}: the learning-rate schedule is recomputed")
+def _older_course(values: dict[str, Any]) -> dict[str, Any]:
+    """What run.json of an earlier version says of it."""
+    return {"train.steps": values["steps"]} if "steps" in values else {}
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is to be told of a run that goes on; a key that `before` does not know is none."""
+    found = [key for key in before if before[key] != now.get(key)]
+    return [
+        f"{key} was {before[key]!r}, {f'is {now[key]!r}' if key in now else 'does not exist now'}: "
+        + ("the learning-rate schedule is recomputed" if key == "train.steps" else "from here on other numbers follow")
+        for key in found
+    ]

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from data_pipeline.common.progress import terminal_bar
 from pretraining.config import TrackingConfig
-from pretraining.run.metrics import METRICS, EvaluationLine, Line, TrainingLine, cut_metrics
-from pretraining.run.weights_and_biases import logged, start_wandb, sync_command
+from pretraining.run.metrics import (
+    METRICS,
+    EvaluationLine,
+    Line,
+    MetricsFile,
+    SaveFailedLine,
+    TrainingLine,
+    cut_metrics,
+    last_evaluation,
+)
+from pretraining.run.terminal import tell, warn, warn_once
+from pretraining.run.weights_and_biases import WandbRun
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class Tracker(contextlib.AbstractContextManager["Tracker"], Protocol):
-    """Where the lines of a run go. An exception that ends its `with` block is a run that failed."""
+    """Where the lines of a run go. An exception that ends its `with` block is a run that failed.
+
+    evaluated_step: of the last evaluation that was logged; -1 where none was.
+    """
+
+    evaluated_step: int
 
     def log(self, line: Line) -> None: ...
 
@@ -25,9 +42,14 @@ class Tracker(contextlib.AbstractContextManager["Tracker"], Protocol):
         """Tells the user, and no file."""
         ...
 
+    def rewind(self, step: int) -> None:
+        """The lines beyond a step are of updates that were taken back."""
+        ...
+
 
 class RunTracker(Tracker):
-    """metrics.jsonl in the run's folder, W&B, and the progress that a user watches."""
+    """metrics.jsonl in the run's folder, W&B, and the progress that a user watches. What cannot be written of it is
+    told once, and training goes on."""
 
     def __init__(
         self,
@@ -39,38 +61,45 @@ class RunTracker(Tracker):
     ) -> None:
         """start_step: of the checkpoint that the run goes on from; None: from the beginning. settings: what W&B shows
         as the run's config."""
-        path = run_dir / METRICS
-        cut_metrics(path, start_step)
-        self.file = path.open("a")
-        self.wandb = start_wandb(config, run_dir, settings)
+        self.path = run_dir / METRICS
+        cut_metrics(self.path, start_step)
+        self.evaluated_step = last_evaluation(self.path)
+        self.file = MetricsFile(self.path)
+        self.wandb = WandbRun(config, run_dir, settings)
         self.progress = StepProgress(start_step or 0, total_steps)
 
     def log(self, line: Line) -> None:
-        values = line.as_json()
-        self.file.write(json.dumps(values, allow_nan=False) + "\n")
-        self.file.flush()
-        if self.wandb is not None:
-            self.wandb.log(logged(line))
+        self.file.append(line)
+        self.wandb.log(line)
         self.progress.show(line)
+        if isinstance(line, EvaluationLine):
+            self.evaluated_step = line.step
 
     def note(self, text: str) -> None:
         self.progress.note(text)
 
+    def rewind(self, step: int) -> None:
+        self.file.close()
+        cut_metrics(self.path, step)
+        self.evaluated_step = last_evaluation(self.path)
+        self.file = MetricsFile(self.path)
+
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         self.progress.close()
         self.file.close()
-        if self.wandb is not None:
-            self.wandb.finish(exit_code=0 if failure is None else 1)
-            if self.wandb.settings.mode == "offline":
-                print(f"upload to W&B: {sync_command(self.wandb.dir)}")
+        self.wandb.finish(exit_code=0 if failure is None else 1)
 
 
 class NullTracker(Tracker):
     """What the other ranks have."""
 
+    evaluated_step = -1
+
     def log(self, line: Line) -> None: ...
 
     def note(self, text: str) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
 
     def __exit__(self, *_: object) -> None: ...
 
@@ -84,22 +113,46 @@ class StepProgress:
 
     def show(self, line: Line) -> None:
         begin = f"step {line.step}/{self.total}  "
+        if isinstance(line, SaveFailedLine):  # the saver has told why
+            return
         if isinstance(line, EvaluationLine):
-            text = begin + "  ".join(_evaluated(line))
-            print(text, flush=True) if self.bar is None else self.bar.write(text)
+            self._tell(begin + "  ".join(_evaluated(line)))
         elif self.bar is None:
             left = _clock((self.total - line.step) * line.step_seconds)
-            print(begin + "  ".join([*_trained(line), f"{left} left"]), flush=True)
+            tell(begin + "  ".join([*_trained(line), f"{left} left"]))
         else:
-            self.bar.set_postfix_str("  ".join(_trained(line)), refresh=False)
-            self.bar.update(line.step - self.bar.n)
+            with self._bar_or_nothing() as bar:
+                bar.set_postfix_str("  ".join(_trained(line)), refresh=False)
+                bar.update(line.step - bar.n)
 
     def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True) if self.bar is None else self.bar.write(text, file=sys.stderr)
+        if self.bar is None:
+            warn(text)
+        else:
+            with self._bar_or_nothing() as bar:
+                bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
         if self.bar is not None:
-            self.bar.close()
+            with self._bar_or_nothing() as bar:
+                bar.close()
+
+    def _tell(self, text: str) -> None:
+        if self.bar is None:
+            tell(text)
+        else:
+            with self._bar_or_nothing() as bar:
+                bar.write(text)
+
+    @contextlib.contextmanager
+    def _bar_or_nothing(self) -> Iterator[tqdm[NoReturn]]:
+        """Its terminal may have been closed: then lines are told, to whom it may concern."""
+        assert self.bar is not None
+        try:
+            yield self.bar
+        except OSError as error:
+            self.bar = None
+            warn_once("terminal", f"the terminal cannot be written to ({error.strerror or error}): training goes on")
 
 
 def _evaluated(line: EvaluationLine) -> list[str]:

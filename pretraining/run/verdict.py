@@ -1,27 +1,46 @@
-"""run_dir/verdict.json: how a run ended."""
+"""run_dir/verdict.json: how a run ended. Nothing heavy is imported here: a signal may come while modules are."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data_pipeline.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT_ERROR, InputError
-from data_pipeline.common.files import write_atomically
-from data_pipeline.common.json_files import read_json_if_there
-from pretraining.run.run_dir import VERDICT
+from pretraining.run.ownership import live_owner
+
+VERDICT = "verdict.json"
+
+
+def named_run_dir(overrides: Sequence[str]) -> Path | None:
+    """The run_dir that these overrides name, before anything is known to be right."""
+    names = [o.removeprefix("run_dir=").strip("'\"") for o in overrides if o.startswith("run_dir=")]
+    return Path(names[-1]) if names and names[-1] not in ("", "null") and "$" not in names[-1] else None
+
+
+def read_exit_code(run_dir: Path) -> int | None:
+    """How the run ended last; None where nothing that can be read says so."""
+    try:
+        values = json.loads((run_dir / VERDICT).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    code = values.get("exit_code") if isinstance(values, dict) else None
+    return code if isinstance(code, int) else None
 
 
 @dataclass
 class Verdict:
     """Tells the exit code, since launchers hide codes. Rank 0 writes it, also where its `with` block ends by an
-    exception. run_dir: None as long as it is not known; then nothing is written."""
+    exception. run_dir: None as long as it is not known; then nothing is written. owned: the folder is this job's."""
 
     rank: int
     run_dir: Path | None
     begun: bool = False
+    owned: bool = False
 
     def begin(self) -> None:
         """Training begins: what the run before said of the folder is no longer true."""
@@ -30,22 +49,22 @@ class Verdict:
             (self.run_dir / VERDICT).unlink(missing_ok=True)
 
     def write(self, code: int, reason: str) -> int:
-        """-> code. A command that fails before training begins changes nothing of a run that is done."""
-        if not self.begun and self._is_done():
-            return code
-        if self.rank == 0 and self.run_dir is not None:
-            with suppress(OSError):  # no folder can be made of that name: the error's message says so
-                self.run_dir.mkdir(parents=True, exist_ok=True)
-                write_atomically(self.run_dir / VERDICT, json.dumps({"exit_code": code, "reason": reason}))
+        """-> code. A command that fails before training begins changes nothing of a run that is done, nor of one that
+        another job is training."""
+        if self.rank == 0 and self.run_dir is not None and not self._is_anothers(self.run_dir):
+            _write(self.run_dir, code, reason)
         return code
 
-    def _is_done(self) -> bool:
-        if self.run_dir is None:
+    def write_if_none(self, code: int, reason: str) -> int:
+        """The same on any rank, where rank 0 is not there to do it -> code."""
+        if self.begun and self.run_dir is not None and read_exit_code(self.run_dir) is None:
+            _write(self.run_dir, code, reason)
+        return code
+
+    def _is_anothers(self, run_dir: Path) -> bool:
+        if self.begun:
             return False
-        try:
-            return read_json_if_there(self.run_dir / VERDICT).get("exit_code") == EXIT_DONE
-        except InputError:  # a broken file says nothing that could be lost
-            return False
+        return read_exit_code(run_dir) == EXIT_DONE or (not self.owned and live_owner(run_dir) is not None)
 
     def __enter__(self) -> Verdict:
         return self
@@ -56,3 +75,12 @@ class Verdict:
         elif error is not None:
             self.write(EXIT_FAILED, str(error) or repr(error))
         return False
+
+
+def _write(run_dir: Path, code: int, reason: str) -> None:
+    """Atomically. The name of the temporary file is this process's own: several ranks may write."""
+    temporary = run_dir / f".{VERDICT}.{os.getpid()}.tmp"
+    with suppress(OSError):  # no folder can be made of that name: the error's message says so
+        run_dir.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"exit_code": code, "reason": reason}))
+        os.replace(temporary, run_dir / VERDICT)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import shlex
 import socket
-import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,8 @@ from typing import Any, Literal
 from data_pipeline.common.files import write_atomically
 from data_pipeline.common.json_files import read_json_if_there
 from pretraining.config import TrackingConfig
-from pretraining.run.metrics import EvaluationLine, Line
+from pretraining.run.metrics import EvaluationLine, Line, SaveFailedLine
+from pretraining.run.terminal import tell, warn, warn_once
 
 Mode = Literal["online", "offline", "disabled"]
 MODES: dict[str, Mode] = {  # what WANDB_MODE may say
@@ -87,7 +88,9 @@ def _mode_of(given: Mapping[str, str], notes: list[str]) -> Mode | None:
 
 
 def logged(line: Line) -> dict[str, int | float]:
-    """The numbers of a line by the names of their charts: train/loss, valid/loss, ..."""
+    """The numbers of a line by the names of their charts: train/loss, valid/loss, ...; none of a save that failed."""
+    if isinstance(line, SaveFailedLine):
+        return {}
     kind = "valid" if isinstance(line, EvaluationLine) else "train"
     return {
         f"{kind}/{key.removeprefix('valid_')}": value
@@ -95,6 +98,38 @@ def logged(line: Line) -> dict[str, int | float]:
         # Of what is not a finite number W&B draws its largest one; a hash makes no chart.
         if isinstance(value, int | float) and key != "batch_hash"
     }
+
+
+class WandbRun:
+    """A W&B run, or nothing where it is disabled. Its own failures are told once and end it, never training."""
+
+    def __init__(self, config: TrackingConfig, run_dir: Path, settings: Mapping[str, object]) -> None:
+        self.run: Any = None
+        with self._told("start"):
+            self.run = start_wandb(config, run_dir, settings)
+
+    def log(self, line: Line) -> None:
+        if self.run is not None and (values := logged(line)):
+            with self._told("log"):
+                self.run.log(values)
+
+    def finish(self, exit_code: int) -> None:
+        if self.run is None:
+            return
+        with self._told("finish"):
+            self.run.finish(exit_code=exit_code)
+            if self.run.settings.mode == "offline":
+                tell(f"upload to W&B: {sync_command(self.run.dir)}")
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # its process may have died, its disk be full: it raises what it likes
+            self.run = None
+            warn_once(
+                "W&B", f"W&B could not {what} ({error}): training goes on without it; metrics.jsonl has all lines"
+            )
 
 
 def sync_command(folder: str) -> str:
@@ -106,7 +141,7 @@ def start_wandb(config: TrackingConfig, run_dir: Path, settings: Mapping[str, ob
     """A W&B run, or None where disabled. The id is kept in run.json, so that a resume continues the same run."""
     choices = Choices.of(config, run_dir, os.environ)
     for note in choices.notes:
-        print(f"warning: {note}", file=sys.stderr)
+        warn(f"warning: {note}")
     if choices.mode == "disabled":
         return None
     values = read_json_if_there(run_dir / "run.json")
@@ -148,7 +183,7 @@ def _init_wandb(mode: Literal["online", "offline"], options: dict[str, Any]) -> 
         except wandb.errors.Error as failure:  # no answer, no key, a wrong key
             error = failure
             wandb.teardown()
-    print(f"warning: W&B cannot be used ({error}); logging offline: `wandb sync` uploads it later", file=sys.stderr)
+    warn(f"warning: W&B cannot be used ({error}); logging offline: `wandb sync` uploads it later")
     return wandb.init(mode="offline", settings=wandb.Settings(**limits), **options)
 
 

@@ -6,7 +6,7 @@ import pytest
 from data_pipeline.common.errors import InputError
 from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.shards.text import TextReader, TokenizedDocument
-from data_pipeline.stream.packing import Concatenation, Single
+from data_pipeline.stream.packing import Concatenation, Segment, Single
 from data_pipeline.stream.sentence_packing import PairPart, SentencePairs, SentenceSpans
 from data_pipeline.stream.stream import Position, Stream
 from pretraining.objectives.sequence.budget_packing import BudgetPacking
@@ -239,3 +239,21 @@ def test_sentences_follow_their_documents_into_the_order_of_the_window(reader):
         assert segment.stop in document.sentences or segment.stop == len(document.tokens)
     spans = window.plan.spans
     assert (spans[:, 2] - spans[:, 1]).sum() == sum(reader.document_lengths(*b).sum() for b in window.blocks)
+
+
+def test_origins_name_the_documents_of_a_sequence(corpus):
+    """Read by the names alone, they are what the sequence holds."""
+    manifest = load_manifest(corpus)
+    stream = Stream(TextReader(manifest, "train"), Concatenation(length=33, stride=32), seed=1, window_blocks=4)
+    reader, names = TextReader(manifest, "train"), [shard.name for shard in manifest.splits["train"].shards]
+    for number in (0, 1, 700, 5000):
+        state = stream.advance(stream.start(), number)
+        found = [
+            stream.packing.cut(
+                reader.read_document(names.index(o.shard), o.block, o.document), Segment(0, o.start, o.stop)
+            )
+            for o in stream.origins(state)
+        ]
+        expected = stream.sequence(state)
+        assert len(found) == len(expected) > 0
+        assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))

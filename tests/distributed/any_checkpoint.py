@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pretraining.run.checkpoint import checkpoint_folder
+from pretraining.run.checkpoint_format import checkpoint_folder
 from tests.distributed.parity import COMMON, FAMILIES, LAYOUTS, OPTIMIZERS, prepare_data, tensor_parallel
 from tests.helpers import metrics, run_world, train_alone, train_in_world
 

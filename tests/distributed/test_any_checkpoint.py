@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from pretraining.run.checkpoint import checkpoint_folder
+from pretraining.run.checkpoint_format import checkpoint_folder
 from tests.distributed.any_checkpoint import BOUND, SAVED, difference, holds, resume, run_all
 from tests.distributed.parity import prepare_data
 

@@ -10,8 +10,8 @@ from pretraining.build import build, read_inputs
 from pretraining.config import load_config
 from pretraining.parallel.launch import Launch
 from pretraining.parallel.world import start_world
-from pretraining.run.checkpoint import newest_checkpoint
-from pretraining.run.faults import StopRequest
+from pretraining.run.checkpoint_format import newest_checkpoint
+from pretraining.run.signals import StopRequest
 from tests.helpers import TINY, finished_weights, metrics, run_world, train_alone, train_in_world
 
 LAYOUTS = {"ddp": [], **{f"zero{s}": ["engine=deepspeed", f"engine.zero_stage={s}"] for s in range(4)}}

@@ -28,7 +28,7 @@ from pretraining.models.gpt.config import GPTConfig
 from pretraining.models.registry import huggingface_family
 from pretraining.models.t5.config import T5Config
 from pretraining.objectives.image.classification import ImageClassificationConfig
-from pretraining.run.checkpoint import newest_checkpoint, open_checkpoint
+from pretraining.run.checkpoint_format import newest_checkpoint, open_checkpoint
 from pretraining.run.run_dir import load_plain_model, read_run_config
 from pretraining.train import pretrain
 from tests.building import UsualHeads, build, open_folder

@@ -30,7 +30,7 @@ from pretraining.models.vit.config import ViTConfig
 from pretraining.objectives.base import SampleSpec
 from pretraining.objectives.text.causal_lm import CausalLM, CausalLMConfig
 from pretraining.parallel.layers import PlainLayers
-from pretraining.run.checkpoint import newest_checkpoint
+from pretraining.run.checkpoint_format import newest_checkpoint
 from pretraining.run.run_dir import load_plain_model, read_run_config
 from pretraining.train import pretrain
 from tests.building import UsualHeads, build, open_folder

@@ -108,12 +108,16 @@ def test_ctrl_c_says_what_was_saved_and_how_to_go_on(corpus, tmp_path):
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 75 and "Traceback" not in output, output
     assert "stopping after this step and saving a checkpoint; Ctrl-C again ends at once" in output
-    told = r"stopped by SIGINT: step (\d+) is saved in (\S+)\. The same command with run_dir=(\S+) goes on from there"
+    told = r"stopped by SIGINT: step (\d+) is saved in (\S+)\. The same command goes on there \(run_dir=(\S+)\)"
     found = re.search(told, output)
     assert found is not None, output
     folder, run_dir = ROOT / found.group(2), ROOT / found.group(3)
     try:
         assert folder.name == f"step_{int(found.group(1)):08d}" and (folder / "manifest.json").is_file()
+        again = start(corpus, "null")
+        output, _ = again.communicate(timeout=200)
+        assert again.returncode == 0 and f"run_dir={found.group(3)} is continued" in output, output
+        assert set(metrics(run_dir)) == set(range(1, STEPS + 1))
     finally:
         shutil.rmtree(run_dir)
 

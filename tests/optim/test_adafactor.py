@@ -1,16 +1,27 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from pretraining.models.vocabulary import padded_vocabulary
 from pretraining.optim import adafactor
+from pretraining.optim.base import Optimizer, ParameterShard, Settings
 from pretraining.optim.config import AdafactorConfig
 from pretraining.optim.registry import build_update_rule
-from pretraining.parallel.fragments import Fragment
-from tests.optim.cases import differences, whole_run
+from pretraining.parallel.fragments import Box, Fragment
+from pretraining.parallel.launch import Launch
+from pretraining.parallel.layout import Layout, TensorLayout
+from pretraining.parallel.mesh import Axis, Mesh
+from pretraining.parallel.world import World, start_world
+from tests.helpers import run_world
+from tests.optim.cases import differences, gather, take, whole_run
 from tests.optim.references import (
     GROUPS,
     assert_same_steps,
@@ -119,3 +130,121 @@ def test_it_does_not_matter_how_the_work_is_cut(monkeypatch: pytest.MonkeyPatch)
 def test_warmup_init_needs_relative_steps() -> None:
     with pytest.raises(ValueError, match="relative_step=true"):
         AdafactorConfig(name="adafactor", lr=1e-2, relative_step=False, warmup_init=True)
+
+
+PUBLISHED, PADDED = {"table": (11, 5), "bias": (11,), "other": (4, 3)}, {"table": 14, "bias": 14}
+PADDING_CONFIGS: list[dict[str, Any]] = [
+    {},
+    {"clip_threshold": 0.3},
+    {"beta1": 0.9, "weight_decay": 0.1},
+    {"scale_parameter": False, "relative_step": False, "eps": (1e-10, 1e-3)},
+]
+
+
+def padded(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    rows = PADDED.get(name, len(tensor))
+    return torch.cat([tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])])
+
+
+def draw(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in PUBLISHED.items()}
+
+
+def train_tables(
+    options: dict[str, Any], layout: Layout, fragments: list[Fragment], fill: Callable[[str, torch.Tensor], Any]
+) -> list[tuple[Fragment, torch.Tensor]]:
+    """Ten steps on these fragments of tensors that `fill` makes of those without padding -> fragments and values."""
+    config = AdafactorConfig(name="adafactor", lr=1e-2, **options)
+    names = [tensor.name for tensor in layout.tensors]
+
+    def part(whole: torch.Tensor, fragment: Fragment) -> torch.Tensor:
+        return take(fill(fragment.name, whole), fragment)
+
+    start_values = draw(0)
+    shards = [
+        ParameterShard(f, part(start_values[f.name], f).clone(), Settings(config.weight_decay), names.index(f.name))
+        for f in fragments
+    ]
+    optimizer = Optimizer([torch.zeros(1)], build_update_rule(config), grad_clip=1.0, dynamic_loss_scale=False)
+    optimizer.attach(shards, layout)
+    optimizer.param_groups[0]["lr"] = 1e-2
+    for step in range(10):
+        grads = draw(1 + step)
+        for shard in shards:
+            shard.grad = part(grads[shard.fragment.name], shard.fragment).clone()
+        optimizer.step()
+    return [(shard.fragment, shard.value) for shard in shards]
+
+
+def unpadded(options: dict[str, Any]) -> dict[str, torch.Tensor]:
+    layout = Layout(tuple(TensorLayout(*item) for item in PUBLISHED.items()))
+    fragments = [Fragment.whole(*item) for item in PUBLISHED.items()]
+    return {f.name: value for f, value in train_tables(options, layout, fragments, lambda _, tensor: tensor)}
+
+
+def padded_layout(split_over: frozenset[Axis], mesh: Mesh) -> Layout:
+    return Layout(
+        tuple(
+            TensorLayout(name, tuple(padded(name, t).shape), split_over, PADDED.get(name, len(t)) - len(t))
+            for name, t in draw(0).items()
+        ),
+        mesh,
+    )
+
+
+def require_unpadded(found: dict[str, torch.Tensor], options: dict[str, Any]) -> None:
+    for name, expected in unpadded(options).items():
+        assert (found[name][: len(expected)] - expected).norm() <= 1e-6 * expected.norm(), name
+        assert not found[name][len(expected) :].any()
+
+
+@pytest.mark.parametrize("options", PADDING_CONFIGS, ids=str)
+def test_padded_rows_change_nothing(options: dict[str, Any]) -> None:
+    layout = padded_layout(frozenset(), Mesh())
+    fragments = [Fragment.whole(tensor.name, tensor.shape) for tensor in layout.tensors]
+    require_unpadded({f.name: v for f, v in train_tables(options, layout, fragments, padded)}, options)
+
+
+def train_padded_shards(world: World, options: dict[str, Any], flat: bool) -> dict[str, torch.Tensor]:
+    """Each tensor in equal flat ranges, as ZeRO deals them, or in equal rows, as tensor parallelism does: a rank may
+    hold padding alone."""
+    axis = Axis.DATA if flat else Axis.TENSOR
+    mesh = Mesh(sizes={axis: world.size}, groups={frozenset({axis}): dist.group.WORLD})
+    fragments = []
+    layout = padded_layout(frozenset({axis}), mesh)
+    for tensor in layout.tensors:
+        whole = Fragment.whole(tensor.name, tensor.shape)
+        if flat:
+            share = -(-whole.stop // world.size)
+            fragments.append(replace(whole, start=world.rank * share, stop=min(whole.stop, (world.rank + 1) * share)))
+        else:
+            rows = tensor.shape[0] // world.size
+            offset = (world.rank * rows, *(0,) * (len(tensor.shape) - 1))
+            box = Box(offset, (rows, *tensor.shape[1:]))
+            fragments.append(Fragment(tensor.name, tensor.shape, box, 0, box.numel))
+    return gather(train_tables(options, layout, fragments, padded))
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_padded_rows_change_nothing_however_tensors_are_cut(flat: bool) -> None:
+    for found in run_world(2, train_padded_shards, PADDING_CONFIGS[2], flat):
+        require_unpadded(found, PADDING_CONFIGS[2])
+
+
+def test_engines_say_which_rows_are_padded(corpus: Path, tmp_path: Path) -> None:
+    from tests.engines.test_engines import trainer_of
+
+    for model, objective, heads in (
+        ("gpt_debug", "causal_lm", ["token_embedding.weight"]),
+        ("bert_debug", "masked_lm", ["head.decoder.bias", "token_embedding.weight"]),
+        ("t5_debug", "span_corruption", ["token_embedding.weight"]),
+    ):
+        overrides = (f"model={model}", f"objective={objective}", f"data.path={corpus}", f"run_dir={tmp_path / model}")
+        more = ("optimizer=adafactor", "tracking.wandb=disabled", "train.global_batch_size=2")
+        trainer = trainer_of(start_world(Launch()), *overrides, *more, "train.micro_batch_size=2")
+        tensors = trainer.engine.optimizer.layout.tensors
+        rows = {tensor.name: tensor.padded_rows for tensor in tensors if tensor.padded_rows}
+        padding = padded_vocabulary(trainer.engine.module.model.vocab_size) - trainer.engine.module.model.vocab_size
+        assert padding and {name: padding for name in heads}.items() <= rows.items()
+        assert set(rows) - set(heads) <= {"head.weight"}

@@ -65,7 +65,7 @@ def train(world, runs):
     """-> for each run, the parameters after it that every tensor-parallel rank holds whole."""
     from pretraining.build import build, read_inputs
     from pretraining.config import load_config
-    from pretraining.run.faults import StopRequest
+    from pretraining.run.signals import StopRequest
 
     weights = {}
     for number, run in enumerate(runs):

@@ -1,5 +1,8 @@
 import json
+import math
+import os
 import random
+import re
 import shutil
 import threading
 import time
@@ -14,15 +17,11 @@ from pretraining.parallel.fragments import Box, Fragment
 from pretraining.parallel.launch import Launch
 from pretraining.parallel.world import start_world
 from pretraining.run import checkpoint as checkpoint_module
-from pretraining.run.checkpoint import (
-    Saver,
-    checkpoint_folder,
-    load_tensors,
-    newest_checkpoint,
-    open_checkpoint,
-    prune_checkpoints,
-    set_aside_newer,
-)
+from pretraining.run import checkpoint_format
+from pretraining.run.checkpoint import Saver
+from pretraining.run.checkpoint_format import checkpoint_folder, newest_checkpoint, open_checkpoint
+from pretraining.run.checkpoint_reader import crc32, load_tensors, not_finite
+from pretraining.run.retention import prune_checkpoints, set_aside_newer
 from tests.helpers import clean_processes, run_world
 
 SHAPES = {"a": (5, 7), "b": (13,), "c": (2, 3, 4), "scalar": ()}
@@ -160,6 +159,133 @@ def test_boxes_that_leave_a_hole_are_told(saved):
     path.write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="cover 0 of 13"):
         load_tensors(open_checkpoint(path.parent), [(Fragment.whole("b", (13,)), torch.zeros(13))])
+
+
+def change_manifest(folder, change):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest, manifest["tensors"]["a"]["boxes"])
+    path.write_text(json.dumps(manifest))
+
+
+def halves(size):
+    """Boxes of [5, 7] that are of `size` rows each."""
+    return lambda manifest, boxes: boxes.append({**boxes[0], "size": [size, 7]}) or boxes[0].update(size=[size, 7])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (halves(2), "a: its boxes overlap"),  # their sizes add up to less than the tensor's, and cover two rows of it
+        (halves(5), "a: its boxes overlap"),
+        (lambda m, boxes: boxes[0].update(offset=[1, 0]), "leaves the shape"),
+        (lambda m, boxes: boxes[0].update(offset=[0], size=[35]), "a box of 1 dimensions in a tensor of 2"),
+        (lambda m, boxes: boxes[0].update(size=[-5, -7]), "boxes.0.size.0: Input should be greater than or equal to 0"),
+        (lambda m, boxes: boxes[0].update(size=[5.0, 7]), "boxes.0.size.0"),
+        (lambda m, boxes: boxes[0].update(offset=["0", 0]), "boxes.0.offset.0"),
+        (lambda m, boxes: boxes[0].update(file="../w.safetensors"), "none of the checkpoint's files"),
+        (lambda m, boxes: boxes[0].update(file="/w.safetensors"), "none of the checkpoint's files"),
+        (lambda m, boxes: boxes[0].update(file=7), "boxes.0.file"),
+        (lambda m, boxes: m["files"].update({"../w.safetensors": 1}), "not the name of a file of a checkpoint"),
+        (lambda m, boxes: m["files"].update({"/etc/passwd": 1}), "not the name of a file of a checkpoint"),
+        (lambda m, boxes: m["files"].update({"w.safetensors": 1}), "w.safetensors: missing, expected 1 bytes"),
+        (lambda m, boxes: m["files"].update({"rank_00000.safetensors": "1"}), "files.rank_00000.safetensors"),
+        (lambda m, boxes: m["tensors"].update(a={"shape": [5, 7]}), "boxes"),
+    ],
+)
+def test_a_manifest_is_not_believed(saved, change, told):
+    folder = saved / "step_00000003"
+    change_manifest(folder, change)
+    with pytest.raises(InputError, match=re.escape(told)):
+        open_checkpoint(folder)
+    assert newest_checkpoint(saved).folder.name == "step_00000002"
+
+
+def test_any_boxes_are_seen_to_overlap():
+    """Against counting elements."""
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        boxes, counts = [], np.zeros((4, 3, 3), int)
+        for _ in range(rng.integers(1, 5)):
+            offset = [int(rng.integers(0, n)) for n in counts.shape]
+            size = [int(rng.integers(0, n - o + 1)) for n, o in zip(counts.shape, offset, strict=True)]
+            boxes.append(Box(tuple(offset), tuple(size)))
+            counts[tuple(slice(o, o + s) for o, s in zip(offset, size, strict=True))] += 1
+        assert checkpoint_format._overlap(boxes) == bool((counts > 1).any())
+
+
+@pytest.mark.parametrize("name", ["rank_00000.safetensors", "manifest.json"])
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+def test_what_is_no_plain_file_is_named(saved, tmp_path, name, kind):
+    path = saved / "step_00000003" / name
+    path.rename(tmp_path / name)
+    if kind == "link":
+        path.symlink_to(tmp_path / name)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    with pytest.raises(InputError, match=f"{name} is not a plain file"):
+        open_checkpoint(path.parent)
+
+
+def test_a_folder_that_is_a_link_is_no_checkpoint_of_the_run(saved, tmp_path):
+    (saved / "step_00000003").rename(tmp_path / "elsewhere")
+    (saved / "step_00000003").symlink_to(tmp_path / "elsewhere")
+    assert newest_checkpoint(saved).folder.name == "step_00000002"
+    prune_checkpoints(saved, 1, 0)
+    set_aside_newer(saved, 2)
+    assert sorted(f.name for f in (tmp_path / "elsewhere").iterdir()) == ["manifest.json", "rank_00000.safetensors"]
+    assert (saved / "step_00000003").is_symlink()
+    assert open_checkpoint(saved / "step_00000003").state == {"step": 3}  # who names it may
+
+
+def save_as_a_stranger(folder, tensor):
+    """A checkpoint of weights.a, [5, 7], that holds `tensor` instead, with its right size and checksum."""
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    file = folder / "rank_00000.safetensors"
+    save_file({"k": tensor}, file)
+    box = {"offset": [0, 0], "size": [5, 7], "file": file.name, "key": "k", "crc32": crc32(tensor)}
+    tensors = {"weights.a": {"shape": [5, 7], "boxes": [box]}}
+    manifest = {"format": 1, "state": {}, "files": {file.name: file.stat().st_size}, "tensors": tensors}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "told"),
+    [
+        (torch.ones(1, 7), r"\[1, 7\] of torch.float32, and should be \[5, 7\]"),
+        (torch.ones(6, 7), r"\[6, 7\] of"),
+        (torch.ones(35), r"\[35\] of"),
+        (torch.ones(5, 7, dtype=torch.int32), "torch.int32, and should be"),
+        (torch.ones(5, 7, dtype=torch.float64), "torch.float64, and should be"),
+        (torch.ones(5, 7, dtype=torch.bfloat16), "torch.bfloat16, and should be"),
+        (torch.full((5, 7), math.nan), "weights.a holds values that are not finite"),
+        (torch.full((5, 7), -math.inf), "weights.a holds values that are not finite"),
+    ],
+)
+def test_a_stored_tensor_is_what_the_manifest_says_and_finite(tmp_path, tensor, told):
+    checkpoint = save_as_a_stranger(tmp_path / "c", tensor)
+    with pytest.raises(InputError, match=told):
+        load_tensors(checkpoint, [(Fragment.whole("weights.a", (5, 7)), torch.zeros(5, 7))])
+
+
+def test_averages_may_be_infinite_and_not_nan():
+    """A squared gradient may exceed fp32."""
+    tensors = {
+        "weights.nan": torch.tensor([1.0, math.nan]),
+        "weights.inf": torch.tensor([[-math.inf], [1.0]]),
+        "optimizer.exp_avg_sq.a": torch.tensor([math.inf]),
+        "optimizer.exp_avg.a": torch.tensor([math.inf, math.nan]),
+        "weights.largest": torch.full((9,), torch.finfo(torch.float32).max),
+        "weights.none": torch.zeros(0),
+        "optimizer.updates": torch.tensor(3.0),
+    }
+    named = [(Fragment.whole(name, tuple(tensor.shape)), tensor) for name, tensor in tensors.items()]
+    assert not_finite(named) == ["weights.nan", "weights.inf", "optimizer.exp_avg.a"]
 
 
 def test_a_newer_format_is_refused(saved):

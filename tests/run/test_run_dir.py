@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 
@@ -73,9 +74,73 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(corpus, run_dir):
     expected = metrics(run_dir)
     shutil.rmtree(run_dir / "checkpoints")
     (run_dir / "verdict.json").unlink()
+    values = read_json(run_dir / "run.json")
+    del values["saved"]
+    (run_dir / "run.json").write_text(json.dumps(values))
     assert pretrain(corpus, run_dir) == 0
     assert [line["loss"] for line in metrics(run_dir).values()] == [line["loss"] for line in expected.values()]
     assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 8 + len(valid_losses(run_dir))
+
+
+@pytest.mark.parametrize("version", ["of today", "without the note in run.json"])
+def test_checkpoints_that_went_missing_are_told(corpus, run_dir, capsys, version):
+    """Not started over: the run's lines would be lost as well."""
+    lines = (run_dir / "metrics.jsonl").read_text()
+    (run_dir / "checkpoints").rename(run_dir.parent / "elsewhere")
+    if version == "of today":
+        (run_dir / "verdict.json").unlink()
+    else:
+        values = read_json(run_dir / "run.json")
+        del values["saved"]
+        (run_dir / "run.json").write_text(json.dumps(values))
+    assert pretrain(corpus, run_dir) == 2
+    assert "holds no checkpoint, though the run was saved: put back" in capsys.readouterr().err
+    assert (run_dir / "metrics.jsonl").read_text() == lines
+    (run_dir.parent / "elsewhere").rename(run_dir / "checkpoints")
+    assert pretrain(corpus, run_dir) == 0
+
+
+def test_what_was_set_aside_stays(corpus, run_dir):
+    older = run_dir / "checkpoints" / "step_00000004"
+    first = (run_dir / "checkpoints" / "step_00000008" / "rank_00000.safetensors").read_bytes()
+    for precision in ("bf16", "fp32"):
+        assert pretrain(corpus, run_dir, f"train.resume={older}", f"train.precision={precision}") == 0
+        (run_dir / "run.json").write_text(json.dumps({**read_json(run_dir / "run.json"), "resumed": None}))
+    assert checkpoints(run_dir) == [
+        "abandoned_step_00000008",
+        "abandoned_step_00000008.2",
+        "step_00000004",
+        "step_00000008",
+    ]
+    aside = run_dir / "checkpoints" / "abandoned_step_00000008"
+    assert (aside / "rank_00000.safetensors").read_bytes() == first
+
+
+def test_nothing_is_written_or_removed_through_a_link(corpus, run_dir, tmp_path, capsys):
+    """Links where files of a run are written, and where its checkpoints lie."""
+    victim = tmp_path / "victim"
+    victim.write_text("stays")
+    stranger = shutil.copytree(run_dir / "checkpoints" / "step_00000004", tmp_path / "stranger")
+    (run_dir / "checkpoints" / "step_00000002").symlink_to(stranger)
+    for name in ("loss.png", "config.yaml", "run.json", "verdict.json"):
+        content = (run_dir / name).read_bytes()
+        (run_dir / name).unlink()
+        (tmp_path / name).write_bytes(content)
+        (run_dir / name).symlink_to(tmp_path / name if name == "run.json" else victim)
+    kept = (tmp_path / "run.json").read_bytes()
+    assert pretrain(corpus, run_dir, "train.steps=9", "train.keep_last=1") == 0
+    assert victim.read_text() == "stays" and (tmp_path / "run.json").read_bytes() == kept
+    assert sorted(f.name for f in stranger.iterdir()) == ["manifest.json", "rank_00000.safetensors"]
+    (run_dir / "metrics.jsonl").unlink()
+    (run_dir / "metrics.jsonl").symlink_to(victim)
+    assert pretrain(corpus, run_dir, "train.steps=9") == 2 and victim.read_text() == "stays"
+    assert "metrics.jsonl is not a plain file" in capsys.readouterr().err
+    (run_dir / "metrics.jsonl").unlink()
+    (run_dir / "checkpoints").rename(tmp_path / "away")
+    (run_dir / "checkpoints").symlink_to(tmp_path / "away")
+    before = sorted((tmp_path / "away").iterdir())
+    assert pretrain(corpus, run_dir, "train.steps=12") == 2
+    assert "checkpoints is a link" in capsys.readouterr().err and sorted((tmp_path / "away").iterdir()) == before
 
 
 def test_no_whole_checkpoint_left_is_an_error(corpus, run_dir, capsys):
@@ -320,7 +385,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_the_model_is_built(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    monkeypatch.setattr("pretraining.train.start_world", pytest.fail)
+    monkeypatch.setattr("pretraining.job.start_world", pytest.fail)
     assert pretrain(corpus, tmp_path / "run" if given else "null") == 2
     assert "cannot be written to: Permission denied; choose another run_dir" in capsys.readouterr().err
 
@@ -423,7 +488,7 @@ def test_an_inspection_ends_quietly_where_nobody_reads_it(corpus, tmp_path):
 
 def test_a_second_ctrl_c_ends_at_once(monkeypatch, capsys):
     from pretraining import train
-    from pretraining.run.faults import StopRequest
+    from pretraining.run.signals import StopRequest
 
     stop, ended = StopRequest(), []
     stop._handle(signal.SIGINT, None)
@@ -431,11 +496,12 @@ def test_a_second_ctrl_c_ends_at_once(monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt):
         stop._handle(signal.SIGINT, None)
 
-    def interrupted():
+    def interrupted(stop):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "main", interrupted)
     monkeypatch.setattr(train, "end_process", ended.append)
+    monkeypatch.setattr(train, "StopRequest", mock.MagicMock)  # this process goes on
     train.console()
     assert ended == [130] and "goes on from its last checkpoint" in capsys.readouterr().err
 
@@ -449,3 +515,28 @@ def test_a_worker_that_dies_once_training_has_ended_raises_nothing(corpus, tmp_p
     assert pretrain(data, tmp_path / "run", "data.num_workers=1", "train.eval_every=0") == 2
     assert "sha256" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("version", ["of today", "before"])
+def test_what_changes_the_course_of_a_run_is_told(corpus, run_dir, capsys, version):
+    """A schedule, clipping, precision; nothing where they are the same; and old runs go on."""
+    if version == "before":
+        values = read_json(run_dir / "run.json")
+        (run_dir / "run.json").write_text(json.dumps({"identity": values["identity"], "steps": 8}))
+        for path in (run_dir / "checkpoints").glob("*/manifest.json"):
+            manifest = json.loads(path.read_text())
+            manifest["state"] = {k: v for k, v in manifest["state"].items() if k not in ("course", "skipped")}
+            path.write_text(json.dumps(manifest))
+    change = ("scheduler=constant", "scheduler.warmup_steps=0", "train.grad_clip=0", "train.precision=bf16")
+    assert pretrain(corpus, run_dir, *change, "train.steps=9") == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert "warning: train.steps was 8, is 9: the learning-rate schedule is recomputed" in told
+    if version == "before":
+        assert len(told) == 1
+    else:
+        text = "\n".join(told)
+        assert "scheduler.name was 'warmup_cosine', is 'constant'" in text and "train.grad_clip was 1.0, is 0.0" in text
+        assert "scheduler.warmup_steps was 2, is 0" in text and "train.precision was 'fp32', is 'bf16'" in text
+        assert "scheduler.min_ratio was 0.1, does not exist now" in text and len(told) == 7
+    assert pretrain(corpus, run_dir, *change, "train.steps=9") == 0
+    assert "was" not in [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]

@@ -116,7 +116,7 @@ def test_a_variable_that_does_not_count_is_told(tmp_path, keys, environment, tol
 def test_wandb_is_shown_what_follows_from_the_config(corpus, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(
-        "pretraining.run.tracking.start_wandb", lambda config, run_dir, settings: shown.append(settings)
+        "pretraining.run.weights_and_biases.start_wandb", lambda config, run_dir, settings: shown.append(settings)
     )
     monkeypatch.chdir(corpus.parent)
     train_alone(*overrides(corpus.name, tmp_path / "run"))

@@ -1,0 +1,122 @@
+"""Loading a checkpoint: reads the boxes that meet what the new layout needs, so that any layout loads what any other
+wrote."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.common.errors import InputError
+from pretraining.parallel.fragments import Box, Fragment
+from pretraining.run.checkpoint_format import Checkpoint, require_plain_file
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def check_fits(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Tensor]]) -> None:
+    """Raises InputError where the checkpoint lacks one of the tensors, or has it in another shape."""
+    faults = [_mismatch(checkpoint.manifest["tensors"], fragment) for fragment, _ in tensors]
+    if any(faults):
+        raise InputError(f"{checkpoint.folder} does not fit: " + "; ".join(f for f in faults if f))
+
+
+def load_tensors(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Tensor]]) -> None:
+    """Overwrites `tensors` in place. Raises InputError for tensors that do not fit, for files that are damaged, and for
+    values that are not finite: with them nothing can be trained or exported, so that there is no way to ask for them.
+    """
+    import torch
+
+    check_fits(checkpoint, tensors)
+    saved, reader = checkpoint.manifest["tensors"], _BoxReader(checkpoint)
+    with torch.no_grad():
+        for fragment, tensor in tensors:
+            flat = tensor.view(-1)
+            for box, begin in fragment.boxes():
+                target = flat[begin : begin + box.numel].view(box.size)
+                _fill(target, box, saved[fragment.name]["boxes"], reader)
+    if broken := not_finite(tensors):
+        raise InputError(f"{checkpoint.folder}: {broken[0]} holds values that are not finite: the run had diverged")
+
+
+def not_finite(tensors: Iterable[tuple[Fragment, Tensor]]) -> list[str]:
+    """The names of those that hold a NaN or an infinity; of the optimizer's averages infinities are none: a squared
+    gradient may exceed fp32, and its weight then stands still. Reads each tensor once, and waits for the device."""
+    import torch
+
+    named = [(fragment.name, tensor) for fragment, tensor in tensors if tensor.numel()]
+    if not named:
+        return []
+    largest = torch.stack(torch._foreach_norm([tensor for _, tensor in named], float("inf"))).tolist()
+    return [
+        name
+        for (name, _), value in zip(named, largest, strict=True)
+        if value != value or (value == float("inf") and not name.startswith("optimizer."))
+    ]
+
+
+def _mismatch(saved: dict[str, Any], fragment: Fragment) -> str | None:
+    if fragment.name not in saved:
+        return f"it has no tensor {fragment.name}"
+    if saved[fragment.name]["shape"] != list(fragment.shape):
+        return f"{fragment.name} is {saved[fragment.name]['shape']}, the model's is {list(fragment.shape)}"
+    return None
+
+
+def _fill(target: Tensor, box: Box, saved: list[dict[str, Any]], reader: _BoxReader) -> None:
+    """Boxes of one tensor do not overlap (checkpoint_format), so that what they fill may be counted."""
+    covered = 0
+    for entry in saved:
+        held = Box(tuple(entry["offset"]), tuple(entry["size"]))
+        common = box.intersect(held)
+        if common is not None:
+            target[common.slices_of(box)] = reader.read(entry, target.dtype)[common.slices_of(held)]
+            covered += common.numel
+    if covered != box.numel:
+        raise InputError(f"{reader.folder}: the saved boxes cover {covered} of {box.numel} elements of a tensor")
+
+
+class _BoxReader:
+    """Reads boxes, checks their shape, type and checksum, and keeps the last one: neighboring fragments often share
+    it."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.folder = checkpoint.folder
+        self.files: dict[str, Any] = {}
+        self.last: tuple[str, str] | None = None
+        self.tensor: Tensor
+
+    def read(self, entry: dict[str, Any], dtype: torch.dtype) -> Tensor:
+        """entry: a box, which open_checkpoint has found to lie in one of the checkpoint's files."""
+        place = (entry["file"], entry["key"])
+        if place != self.last:
+            self.tensor, self.last = self._tensor(*place), place
+            if crc32(self.tensor) != entry["crc32"]:
+                raise InputError(f"{self.folder / entry['file']}: {entry['key']} is damaged (checksum differs)")
+        if list(self.tensor.shape) != entry["size"] or self.tensor.dtype != dtype:
+            raise InputError(
+                f"{self.folder / entry['file']}: {entry['key']} is {list(self.tensor.shape)} of {self.tensor.dtype}, "
+                f"and should be {entry['size']} of {dtype}"
+            )
+        return self.tensor
+
+    def _tensor(self, name: str, key: str) -> Tensor:
+        from safetensors import SafetensorError, safe_open
+
+        path = self.folder / name
+        try:
+            if name not in self.files:
+                require_plain_file(path)
+                self.files[name] = safe_open(str(path), framework="pt")
+            tensor: Tensor = self.files[name].get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} is damaged: {error}") from error
+        return tensor
+
+
+def crc32(tensor: Tensor) -> int:
+    import torch
+
+    return zlib.crc32(tensor.reshape(-1).view(dtype=torch.uint8).numpy().data)

@@ -1,0 +1,379 @@
+"""Notices ranks that died or hang, names them, and ends the run where waiting is in vain.
+
+Each rank's thread keeps a small file, run_dir/ranks/rank_00000.json: where the rank is, and that it lives. Files
+outlive any rank, rank 0 and the store that it holds included, and tell of a rank that cannot speak for itself any more.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import multiprocessing
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from data_pipeline.common.errors import EXIT_FAILED, EXIT_REQUEUE, Failure, InputError
+from pretraining.parallel.host import broadcast_text
+from pretraining.parallel.world import World
+from pretraining.run.ledger import Ledger
+from pretraining.run.ownership import LostOwnership
+from pretraining.run.phases import Phases
+from pretraining.run.signals import Stopped
+from pretraining.run.verdict import Verdict
+
+T = TypeVar("T")
+FOLDER = "ranks"
+STALLED_SECONDS = 10.0  # in one phase, before a rank looks whether others are gone
+SLOW_PHASES = {"start", "save"}  # compile, load, a disk that is slow: these may take this many times as long
+PATIENCE = 4
+SILENT_BEATS = 8  # a rank that has not beaten for so long gives no sign of life
+FRAMES = 12  # of a stack, the innermost
+# What torch and its backends say where another rank left a collective; gloo's errors have no class of their own.
+LOST_WORDS = ("gloo", "nccl", "connection", "socket", "timed out", "broken pipe", "peer")
+
+
+@dataclass
+class Beat:
+    """What a rank says of itself. job: of this start; files of an earlier one say nothing.
+
+    number: of the beat, so that clocks of hosts are never compared. seconds: in this phase. ended: why, where it did by
+    itself; lost: it waited for another rank in vain.
+    """
+
+    job: str
+    rank: int
+    ranks: int
+    host: str
+    pid: int
+    number: int
+    step: int
+    phase: str
+    entered: int
+    seconds: float
+    stack: list[str]
+    ended: str | None = None
+    lost: bool = False
+
+
+class Watchdog:
+    """To be used as `with Watchdog(...)`, by all ranks. notice_seconds: without progress until it is told where the
+    ranks are; timeout_seconds: until the run is ended, with exit code 75."""
+
+    def __init__(self, run_dir: Path, world: World, notice_seconds: float, timeout_seconds: float) -> None:
+        self.run_dir, self.world, self.phases = run_dir, world, Phases()
+        self.notice_seconds, self.timeout_seconds = notice_seconds, timeout_seconds
+        self.start_step = 0  # of the checkpoint that this start goes on from
+        self.interval = max(1.0, world.size / 100)  # of beats: a file system serves so many ranks a second
+        self.first_step: int | None = None
+        self.ended: str | None = None
+        self.lost, self.number, self.noticed = False, 0, -1
+        self.stack: list[str] = []
+        self.quit, self.ending, self.writing = threading.Event(), threading.Lock(), threading.Lock()
+        self.main = threading.get_ident()
+        self.threads = [threading.Thread(target=work, daemon=True) for work in (self._keep_beating, self._watch)]
+
+    def __enter__(self) -> Watchdog:
+        self.folder = self.run_dir / FOLDER
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.job = broadcast_text(self.world, secrets.token_hex(8))
+        self._beat()
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        if error is not None and self.world.size > 1 and _is_of_a_lost_rank(error):
+            self._end_by_loss(error)
+        self.quit.set()
+        for thread in self.threads:
+            thread.join()
+        faulthandler.cancel_dump_traceback_later()
+        self.ended = "done" if error is None else f"{type(error).__name__}: {_first_line(error)}"
+        self._beat()
+        if error is not None and not isinstance(error, Stopped | KeyboardInterrupt | LostOwnership):
+            raise_if_again(self, error)
+
+    # The threads
+
+    def _keep_beating(self) -> None:
+        while not self.quit.wait(self.interval):
+            self._beat()
+            # a thread of C: it tells where this process is also where Python's threads do not run any more
+            if sys.__stderr__ is not None:
+                with suppress(ValueError, OSError):  # it is closed, or no file
+                    faulthandler.dump_traceback_later(max(self.notice_seconds, 10.0), file=sys.__stderr__)
+
+    def _watch(self) -> None:
+        while not self.quit.wait(self.interval):
+            waited = time.monotonic() - self.phases.since
+            if waited > min(STALLED_SECONDS, self.notice_seconds):
+                self._look_for_the_dead()
+            if waited > self.notice_seconds and self.noticed != self.phases.entered:
+                self._notice()
+            if waited > self._limit():
+                self.end(f"no progress for {waited:.0f} s: {self.describe(self._living_beats())}", "hang")
+
+    def _limit(self) -> float:
+        first = self.first_step is None or self.phases.step <= self.first_step
+        slow = self.phases.phase in SLOW_PHASES or (first and self.phases.phase != "data")
+        return self.timeout_seconds * (PATIENCE if slow else 1)
+
+    def _beat(self) -> None:
+        phases, self.number = self.phases, self.number + 1
+        if self.first_step is None and phases.step:
+            self.first_step = phases.step
+        beat = Beat(
+            self.job,
+            self.world.rank,
+            self.world.size,
+            _host(),
+            os.getpid(),
+            self.number,
+            phases.step,
+            phases.phase,
+            phases.entered,
+            time.monotonic() - phases.since,
+            self.stack,
+            self.ended,
+            self.lost,
+        )
+        with self.writing, suppress(OSError):  # on a full disk it is not known that the rank lives, no more
+            _replace(self._path(self.world.rank), asdict(beat))
+
+    def _path(self, rank: int) -> Path:
+        return self.folder / f"rank_{rank:05d}.json"
+
+    def _read(self, rank: int) -> Beat | None:
+        """None where the rank has written none in this start."""
+        try:
+            beat = Beat(**json.loads(self._path(rank).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+        return beat if beat.job == self.job else None
+
+    def _look_for_the_dead(self) -> None:
+        """Of the neighbors, and what others saw of theirs: no rank reads the files of all."""
+        for rank in {(self.world.rank + 1) % self.world.size, (self.world.rank - 1) % self.world.size}:
+            beat = self._read(rank) if rank != self.world.rank else None
+            if beat is not None and beat.ended is None and _is_gone(beat):
+                self._tell_lost(beat)
+        with suppress(OSError, ValueError):
+            told = json.loads((self.folder / "lost.json").read_text())
+            if told["job"] == self.job and time.monotonic() - self.phases.since > 2 * STALLED_SECONDS:
+                self.end(str(told["reason"]), "lost")  # the main thread, had it seen the loss, would have ended by now
+
+    def _tell_lost(self, beat: Beat) -> None:
+        with suppress(OSError):
+            text = _lost_text([beat], self.phases.step)
+            _replace(self.folder / "lost.json", {"job": self.job, "reason": text}, str(self.world.rank))
+
+    def _notice(self) -> None:
+        """Tells once for each phase that lasts too long: each rank its own stack, one of them where all are."""
+        self.noticed = self.phases.entered
+        self.stack = self._own_stack()
+        if self._is_speaker():
+            time.sleep(3 * self.interval)  # until the others have told their stacks
+            if self.noticed == self.phases.entered:
+                waited = time.monotonic() - self.phases.since
+                text = self.describe(self._living_beats())
+                print(f"warning: no progress for {waited:.0f} s: {text}", file=sys.stderr, flush=True)
+
+    def _own_stack(self) -> list[str]:
+        frame = sys._current_frames().get(self.main)
+        found = traceback.extract_stack(frame)[-FRAMES:] if frame is not None else []
+        return [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in found]
+
+    def _is_speaker(self) -> bool:
+        """Rank 0 speaks; where it does not beat, the next one that does."""
+        return not any(self._is_beating(rank) for rank in range(self.world.rank))
+
+    def _is_beating(self, rank: int) -> bool:
+        before = self._read(rank)
+        if before is not None and before.ended is not None and before.lost:
+            return True  # it has told why
+        if before is None or before.ended is not None or _is_gone(before):
+            return False
+        deadline = time.monotonic() + SILENT_BEATS * self.interval
+        while time.monotonic() < deadline:
+            time.sleep(self.interval / 4)
+            after = self._read(rank)
+            if after is not None and after.number != before.number:
+                return True
+        return False
+
+    def _living_beats(self) -> list[tuple[Beat, bool]]:
+        """Every rank's last word, and whether it still speaks."""
+        before = [self._read(rank) for rank in range(self.world.size)]
+        time.sleep(SILENT_BEATS * self.interval)
+        after = [self._read(rank) for rank in range(self.world.size)]
+        return [
+            (now, rank == self.world.rank or then is None or now.number != then.number)
+            for rank, (then, now) in enumerate(zip(before, after, strict=True))
+            if now is not None
+        ]
+
+    def describe(self, beats: Sequence[tuple[Beat, bool]]) -> str:
+        """Which ranks the others wait for, where they are, and their stacks."""
+        if silent := [beat for beat, alive in beats if not alive and beat.ended is None]:
+            gone = [beat for beat in silent if _is_gone(beat)]
+            return _lost_text(gone, self.phases.step) if gone else "; ".join(_silent_text(beat) for beat in silent)
+        least = min(beat.entered for beat, _ in beats)
+        behind = [beat for beat, _ in beats if beat.entered == least]
+        # in the same phase some may wait in a collective for those that never come to it
+        behind = [beat for beat in behind if not _is_in_collective(beat)] or behind
+        if len(behind) == len(beats) > 1:
+            return f"all ranks are in {behind[0].phase} of step {behind[0].step}; {_stack_text(behind[0])}"
+        return "; ".join(f"{_place(beat)}; {_stack_text(beat)}" for beat in behind[:4])
+
+    # Ends
+
+    def _end_by_loss(self, error: BaseException) -> NoReturn:
+        """Names the ranks that died, or that failed by themselves, which no restart mends; those that lost them do not
+        count."""
+        self.lost = True
+        self._beat()
+        self._end_by_found([beat for rank in range(self.world.size) if (beat := self._read(rank)) is not None])
+        beats = self._living_beats()
+        self._end_by_found([beat for beat, _ in beats])
+        if gone := [beat for beat, alive in beats if beat.ended is None and not beat.lost and not alive]:
+            self.end("; ".join(_silent_text(beat) for beat in gone), "hang")
+        if told := [beat.ended for beat, _ in beats if beat.ended is not None and beat.lost]:
+            self.end(told[0], "hang")  # its watchdog has ended it
+        late = [(beat, alive) for beat, alive in beats if not beat.lost and beat.ended is None]
+        self.end(self.describe(late) if late else f"a connection failed: {_first_line(error)}", "hang")
+
+    def _end_by_found(self, beats: Sequence[Beat]) -> None:
+        """Ends where the files alone tell who is at fault."""
+        if dead := [beat for beat in beats if beat.ended is None and _is_gone(beat)]:
+            self.end(_lost_text(dead, self.phases.step), "lost")
+        if failed := [beat for beat in beats if beat.ended not in (None, "done") and not beat.lost]:
+            text = (f"rank {b.rank} failed in {b.phase} of step {b.step}: {b.ended}" for b in failed)
+            self.end("; ".join(text), "failed", EXIT_FAILED)
+
+    def end(self, reason: str, fault: str, code: int = EXIT_REQUEUE) -> NoReturn:
+        """Ends this process at once, with 1 where the same fault ended the start before. Nothing is wound up: other
+        ranks may wait in a collective, and so may a thread that saves."""
+        with self.ending:  # the main thread and the watchdog's may both come here
+            self.lost = True
+            if self._is_speaker():
+                code = self._tell_end(reason, fault, code)
+            self.ended = reason
+            self._beat()
+            for child in multiprocessing.active_children():
+                child.kill()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(code)
+
+    def _tell_end(self, reason: str, fault: str, code: int) -> int:
+        if within(5.0, lambda: self.is_again(fault, reason), False):
+            batch = within(5.0, self.phases.describe_batch, "")
+            code, text = EXIT_FAILED, f"{reason}. {_again(self.phases.step, self.start_step, batch)}"
+        else:
+            text = f"{reason}. The same command goes on from the last checkpoint" if code == EXIT_REQUEUE else reason
+        Verdict(0, self.run_dir, begun=True).write(code, text)
+        print(f"error: {text}", file=sys.stderr, flush=True)
+        return code
+
+    def is_again(self, fault: str, reason: str) -> bool:
+        """Records the fault that ends this start -> whether it ended the start before as well."""
+        step = self.phases.step  # 0 before training: a node that fails there is none of the run's doing
+        return step > 0 and Ledger(self.run_dir).fault(self.job, fault, step, self.start_step, reason)
+
+
+def raise_if_again(watchdog: Watchdog, error: BaseException) -> None:
+    """Records a fault of training; raises a Failure that says so where it is the one that ended the start before."""
+    if isinstance(error, InputError) or not watchdog.world.is_main:
+        return
+    if watchdog.is_again(type(error).__name__, _first_line(error)):
+        batch = within(5.0, watchdog.phases.describe_batch, "")
+        raise Failure(f"{error}. {_again(watchdog.phases.step, watchdog.start_step, batch)}") from error
+
+
+def _replace(path: Path, values: dict[str, object], name: str = "") -> None:
+    """Atomically, but not flushed: nothing of it need outlive the machine. A new file: no link is followed."""
+    temporary = path.with_name(f".{path.name}{name}.tmp")
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x") as file:
+        json.dump(values, file)
+    os.replace(temporary, path)
+
+
+def within(seconds: float, work: Callable[[], T], otherwise: T) -> T:
+    """The result of `work`, or `otherwise` where it takes longer: what hangs may be the disk that it reads."""
+    found = [otherwise]
+    thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[-1]
+
+
+def _again(step: int, start_step: int, batch: str) -> str:
+    told = f" Its batch: {batch}." if batch else ""
+    return (
+        f"The start before ended at step {step} by the same fault, this one went on from step {start_step}: a restart "
+        f"will not mend it.{told}"
+    )
+
+
+def _is_of_a_lost_rank(error: BaseException) -> bool:
+    if isinstance(error, InputError | Failure | Stopped) or not isinstance(error, RuntimeError | OSError):
+        return False
+    return any(word in str(error).lower() for word in LOST_WORDS)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0]
+
+
+def _host() -> str:
+    """This host, as far as process ids mean the same."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _is_gone(beat: Beat) -> bool:
+    """Whether the rank's process has ended; False also where it is on another host, of which nothing is known."""
+    if beat.host != _host():
+        return False
+    try:
+        state = Path(f"/proc/{beat.pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return Path("/proc/self/stat").exists()
+    return state in "ZX"
+
+
+def _place(beat: Beat, seen: str = "is") -> str:
+    return f"rank {beat.rank} ({beat.host.split()[0]}, pid {beat.pid}) {seen} in {beat.phase} of step {beat.step}"
+
+
+def _lost_text(beats: Sequence[Beat], step: int) -> str:
+    """step: of a rank that lives: a beat is up to a second old."""
+    ranks = " and ".join(f"rank {beat.rank} ({beat.host.split()[0]}, pid {beat.pid})" for beat in beats)
+    return f"{ranks} died without a word in step {step}: killed, or out of memory"
+
+
+def _silent_text(beat: Beat) -> str:
+    return f"{_place(beat, 'was last seen')} and gives no sign of life: it is stopped, or its host is gone"
+
+
+def _is_in_collective(beat: Beat) -> bool:
+    return any(frame.startswith("distributed_c10d.py") for frame in beat.stack)
+
+
+def _stack_text(beat: Beat) -> str:
+    return f"stack, innermost last: {' > '.join(beat.stack)}" if beat.stack else "its stack is not known"

@@ -1,0 +1,96 @@
+"""Resuming on four ranks, bit for bit: two ranks can't show in which order gradients are added, since a + b = b + a.
+
+`make resume` runs every layout; `make test` those that FEW names.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.helpers import TINY, finished_weights, metrics, prepare, run_world, train_in_world
+
+RANKS, STEPS, STOP = 4, 6, 3
+DEEPSPEED, MEGATRON = "engine=deepspeed", "engine=megatron"
+LAYOUTS: dict[str, tuple[str, ...]] = {
+    "ddp": (),
+    "shard_optimizer": ("engine.shard_optimizer=true",),
+    **{f"zero{stage}": (DEEPSPEED, f"engine.zero_stage={stage}") for stage in range(4)},
+    "tp2": (MEGATRON, "engine.tensor_parallel=2"),
+    "tp2_sequence_parallel": (MEGATRON, "engine.tensor_parallel=2", "engine.sequence_parallel=true"),
+    "tp2_shard_optimizer": (MEGATRON, "engine.tensor_parallel=2", "engine.shard_optimizer=true"),
+    "tp4": (MEGATRON, "engine.tensor_parallel=4"),
+    **{f"tp2_zero{s}": (DEEPSPEED, "engine.tensor_parallel=2", f"engine.zero_stage={s}") for s in range(4)},
+}
+FEW = ("ddp", "shard_optimizer", "zero1", "zero2", "zero3", "tp2")
+
+
+def tensor_parallel(layout: str) -> int:
+    return int(layout[2]) if layout.startswith("tp") else 1
+
+
+def overrides(corpus: Path, run_dir: Path, layout: str, *more: str) -> list[str]:
+    """Gradients of two megabytes: one bucket of DDP's holds less."""
+    return [
+        *TINY,
+        "model.hidden_size=128",
+        "model.num_heads=4",
+        "model.max_seq_len=16",
+        "model.dropout=0.1",
+        f"data.path={corpus}",
+        f"run_dir={run_dir}",
+        f"train.steps={STEPS}",
+        "train.micro_batch_size=1",
+        "scheduler=constant",
+        *LAYOUTS[layout],
+        *more,
+    ]
+
+
+def run_layouts(world: Any, corpus: Path, folder: Path, layouts: list[str]) -> None:
+    """Each layout uninterrupted, and stopped and continued by an engine of its own."""
+    for layout in layouts:
+        train_in_world(world, *overrides(corpus, folder / layout, layout))
+        train_in_world(world, *overrides(corpus, folder / f"{layout}-resumed", layout, f"train.steps={STOP}"))
+        train_in_world(world, *overrides(corpus, folder / f"{layout}-resumed", layout))
+
+
+def run(corpus: Path, folder: Path, layouts: list[str]) -> None:
+    """All layouts of one tensor-parallel size share their processes."""
+    for size in sorted({tensor_parallel(layout) for layout in layouts}):
+        alike = [layout for layout in layouts if tensor_parallel(layout) == size]
+        run_world(RANKS, run_layouts, corpus, folder, alike, tensor_parallel=size, timeout=900)
+
+
+def differences(folder: Path, layout: str) -> list[str]:
+    """In which steps' numbers, and in which tensors, the resumed run differs from the uninterrupted one."""
+    whole, resumed = metrics(folder / layout), metrics(folder / f"{layout}-resumed")
+    keys = ("loss", "grad_norm", "lr", "batch_hash")
+    found = [f"step {s}" for s in whole if [whole[s][k] for k in keys] != [resumed[s][k] for k in keys]]
+    expected = finished_weights(folder / layout)
+    tensors = finished_weights(folder / f"{layout}-resumed")
+    return found + [name for name, tensor in tensors.items() if not torch.equal(tensor, expected[name])]
+
+
+def main() -> int:
+    failed = 0
+    with tempfile.TemporaryDirectory() as place:
+        text, corpus = Path(place, "text.txt"), Path(place, "data")
+        text.write_text("\n".join(f"line {n} of a text that is there to be learned, {n * n}" for n in range(3000)))
+        prepare("corpus=text", f"corpus.inputs=[{text}]", f"output={corpus}", "tokenizer.vocab_size=300")
+        for layout in LAYOUTS:
+            began = time.time()
+            run(corpus, Path(place), [layout])
+            found = differences(Path(place), layout)
+            failed += bool(found)
+            print(f"{layout:24} {'; '.join(found[:6]) or 'bit for bit'}  ({time.time() - began:.0f} s)", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""A rank that dies, hangs or is slow, as real processes: who is named, how soon all end, and with which code."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+
+import pytest
+
+from data_pipeline.common.json_files import read_json
+from tests.faults.runs import Job, losses
+
+QUICK = ("train.watchdog_seconds=2", "train.timeout_seconds=6")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tmp_path_factory):
+    job = Job(corpus, tmp_path_factory.mktemp("undisturbed") / "run")
+    assert job.ends() == [0, 0], job.output()
+    return job
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_named_and_the_run_goes_on(corpus, tmp_path, undisturbed, rank):
+    job = Job(corpus, tmp_path / "run", fault=f"kill_itself:{rank}:8")
+    codes = job.ends()
+    assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == 75, job.output()
+    assert job.seconds_after_first_end() < 60
+    verdict = read_json(job.run_dir / "verdict.json")
+    told = rf"rank {rank} \(\S+, pid {job.ranks[rank].pid}\) died without a word in step 8: killed, or out of memory"
+    assert verdict["exit_code"] == 75 and re.match(told, verdict["reason"]), verdict
+    again = Job(corpus, job.run_dir)
+    assert again.ends() == [0, 0], again.output()
+    assert losses(job.run_dir) == losses(undisturbed.run_dir)
+
+
+def test_a_fault_that_comes_again_is_said_not_to_be_mended_by_a_restart(corpus, tmp_path):
+    for code in (75, 1):
+        job = Job(corpus, tmp_path / "run", fault="kill_itself:1:3")
+        assert job.ends() == [code, -signal.SIGKILL], job.output()
+        assert read_json(job.run_dir / "verdict.json")["exit_code"] == code
+    reason = read_json(job.run_dir / "verdict.json")["reason"]
+    assert "ended at step 3 by the same fault" in reason and "a restart will not mend it" in reason
+    assert re.search(r"Its batch: samples 16 to 23: train/shard-\d+.tar \(block/document \d+/\d+", reason), reason
+
+
+@pytest.mark.parametrize(
+    ("fault", "step", "phase"), [("hang_data", 5, "data"), ("hang_forward", 5, "forward"), ("hang_save", 6, "save")]
+)
+def test_a_rank_that_hangs_is_named_with_its_phase_and_stack(corpus, tmp_path, fault, step, phase):
+    job = Job(corpus, tmp_path / "run", *QUICK, fault=f"{fault}:1:{step}")
+    assert job.ends() == [75, 75], job.output()
+    said = (
+        rf"warning: no progress for \d+ s: rank 1 \(\S+, pid {job.ranks[1].pid}\) is in {phase} of step {step}; stack, "
+    )
+    assert re.search(f"{said}.* > ", job.output()), job.output()
+    assert f"is in {phase}" in read_json(job.run_dir / "verdict.json")["reason"]
+
+
+def test_a_stopped_rank_is_named_and_the_others_end(corpus, tmp_path):
+    job = Job(corpus, tmp_path / "run", *QUICK, "train.steps=2000")
+    job.wait_for_step(5)
+    os.kill(job.ranks[1].pid, signal.SIGSTOP)
+    assert job.end_of(0, 45) == 75
+    job.kill()
+    said = r"rank 1 \(\S+, pid \d+\) was last seen in \w+ of step \d+ and gives no sign of life"
+    assert re.search(f"warning: .*{said}", job.output()), job.output()
+    assert re.search(said, read_json(job.run_dir / "verdict.json")["reason"])
+
+
+def test_a_rank_that_fails_by_itself_is_named_and_no_requeue_asked(corpus, tmp_path):
+    job = Job(corpus, tmp_path / "run", fault="crash:1:5")
+    assert job.ends() == [1, 1], job.output()
+    verdict = read_json(job.run_dir / "verdict.json")
+    assert verdict["exit_code"] == 1
+    assert "rank 1 failed in forward of step 5: ArithmeticError: a planted fault" in verdict["reason"], verdict
+
+
+def test_a_slow_rank_is_named(corpus, tmp_path):
+    from tests.helpers import metrics
+
+    job = Job(corpus, tmp_path / "run", fault="slow:1:0")
+    assert job.ends() == [0, 0], job.output()
+    assert "warning: rank 1 is slow: 0." in job.output()
+    lines = metrics(job.run_dir)
+    assert all(line["slowest_rank"] == 1 and line["slowest_rank_seconds"] > 0.1 for s, line in lines.items() if s > 2)
+
+
+def test_a_single_process_that_hangs_ends_too(corpus, tmp_path):
+    job = Job(corpus, tmp_path / "run", *QUICK, size=1, fault="hang_data:0:5")
+    assert job.ends() == [75], job.output()
+    assert "is in data of step 5" in job.output() and "hanging" not in job.output()
