@@ -11,7 +11,7 @@ VOCABULARY := $(if $(filter gpt,$(FAMILY)),512,384)
 OUT ?= quickstart/$(FAMILY)
 TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
 
-.PHONY: quickstart test check golden parity any-checkpoint any-signal gpu-check convergence convergence-optimizers setup \
+.PHONY: quickstart test check golden parity any-checkpoint resume any-signal soak gpu-check convergence convergence-optimizers setup \
 	bench bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-optimizers bench-tokenizer-memory
 
 quickstart: setup $(OUT)/data/manifest.json
@@ -52,9 +52,17 @@ parity: setup
 any-checkpoint: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.distributed.any_checkpoint
 
+# Every layout resumed on four ranks, bit for bit; `make test` tries one of each engine
+resume: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.distributed.resume
+
 # pretrain-data is stopped at 50 random moments; `make test` tries a few
 any-signal: setup
 	$(BIN)/python -m tests.data_pipeline.any_signal
+
+# A run of two ranks is killed and hung at 30 random moments; `make test` does it three times
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak
 
 gpu-check: setup
 	$(BIN)/python -m tests.distributed.gpu_check

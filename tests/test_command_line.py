@@ -198,7 +198,7 @@ def test_the_option_takes_its_folder_as_hydra_does(own: Path, capsys: pytest.Cap
             "# @package _global_\ntrain: {steps: many}\n",
             "train.steps: Input should be a valid integer",
         ),
-        ("experiment/bad", "# @package _global_\ntrain: {steps\n", "cannot be composed"),
+        ("experiment/bad", "# @package _global_\ntrain: {steps\n", "bad.yaml is not YAML"),
         ("experiment/bad", "defaults: [override /model: bert_base]\n", "is '# @package _global_' the first line"),
         ("experiment/bad", "# @package _global_\ndefaults:\n  - override /model: gone\n", "cannot be composed"),
         (
@@ -215,6 +215,11 @@ def test_the_option_takes_its_folder_as_hydra_does(own: Path, capsys: pytest.Cap
             "experiment/bad",
             "# @package _global_\ndefaults: [override /optimizer: lamb]\noptimizer: {relative_step: true}\n",
             "optimizer.name=lamb has no such key; if an experiment gives it, ~optimizer.relative_step removes it",
+        ),
+        (
+            "experiment/bad",
+            "# @package _global_\ntracking: {tags: ['\\${oc.env:HOME}']}\n",
+            "tracking.tags[0]: a value that holds ${ is not supported",
         ),
         ("model/gpt2_small", "name: gpt\n", "is the name of a file in"),
     ],
@@ -263,12 +268,11 @@ def test_resolvers_of_others_are_there_again_afterwards(monkeypatch: pytest.Monk
 def test_interpolations_see_overrides_and_defaults(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     name = "lr-${optimizer.lr}-steps-${train.steps}-seed-${train.seed}-${model.num_layers}"
-    tracking = f"{{run_name: '{name}', project: '${{.run_name}}', tags: ['\\${{train.seed}}']}}"
+    tracking = f"{{run_name: '{name}', project: '${{.run_name}}'}}"
     (tmp_path / "experiment/mine.yaml").write_text(f"# @package _global_\ntracking: {tracking}\n")
     arguments = [f"--config-dir={tmp_path}", "experiment=mine", "data.path=x"]
     config = load_config([*arguments, "optimizer.lr=0.25", "model=gpt2_medium", "train.steps=7"])
     assert config.tracking.run_name == config.tracking.project == "lr-0.25-steps-7-seed-1-24"
-    assert config.tracking.tags == ["${train.seed}"]
     assert load_config([*arguments, "tracking.project=p"]).tracking.run_name.endswith("steps-1000-seed-1-12")
 
 

@@ -316,7 +316,9 @@ def test_a_table_is_extended_by_a_module_of_the_users(tmp_path, monkeypatch):
     config = load_config([*toy, "optimizer.momentum=0.5"])
     assert to_dict(config)["optimizer"] == {"name": "toy", "lr": 0.5, "momentum": 0.5}
     write_config(config, tmp_path, {})
-    assert read_run_config(tmp_path) == config
+    assert read_run_config(tmp_path, ["toy_module"]) == config
+    with pytest.raises(InputError, match=r"config\.yaml .*if you trust them, add modules=\[toy_module\]"):
+        read_run_config(tmp_path)  # whoever wrote it would choose what is run
     assert "did you mean 'optimizer.momentum'" in problems(*toy, "optimizer.momentun=0.5")
     assert "nowhere cannot be imported" in problems("data.path=x", "modules=[nowhere]")
     assert "optimizer: name=sgd is unknown" in problems("data.path=x", "optimizer.name=sgd")

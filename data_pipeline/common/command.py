@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from data_pipeline.common.compose import NO_SYNONYMS, composed, raise_problems
 from data_pipeline.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT_ERROR, Failure, InputError
 from data_pipeline.common.options import Options, parse_options
+from data_pipeline.common.overrides import shortened
 
+MESSAGE_CHARACTERS = 20_000  # ten thousand inputs may be missing
 EXIT_CLOSED_PIPE = 141  # as a shell reports a process that SIGPIPE ended
 
 
@@ -34,7 +36,7 @@ def run_command(
             sys.stdout.flush()
         return code
     except (InputError, Failure) as error:
-        text = str(error)
+        text = shortened(str(error), MESSAGE_CHARACTERS)
         print(f"error:{'' if text.startswith(os.linesep) else ' '}{text}", file=sys.stderr)
         return EXIT_INPUT_ERROR if isinstance(error, InputError) else EXIT_FAILED
     except BrokenPipeError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.groups import Groups, conf_dir
 from data_pipeline.common.interpolation import resolved
-from data_pipeline.common.overrides import Override, applied, key_of, parse, split_config_dirs
+from data_pipeline.common.overrides import Override, applied, key_of, parse, shortened, split_config_dirs
 from data_pipeline.common.schema import (
     REQUIRED,
     Key,
@@ -71,11 +71,20 @@ def raise_problems(found: Sequence[str]) -> None:
         raise InputError(found[0] if len(found) == 1 else "\n" + "\n".join(f"- {problem}" for problem in found))
 
 
-def read_config(values: object, schema: type[T]) -> T:
-    """Plain values, of a run's config.yaml for example, as an instance of `schema`. Raises InputError."""
+def read_config(values: object, schema: type[T], modules: Sequence[str] = ()) -> T:
+    """Plain values, of a run's config.yaml for example, as an instance of `schema`. Raises InputError.
+
+    modules: those that the user has named. No other is imported, whatever the values say: they may be a stranger's.
+    """
     if not isinstance(values, dict):
         raise InputError("no keys and values were found")
-    import_modules(values)
+    named = values.get("modules")
+    unknown = [name for name in named if name not in modules] if isinstance(named, list) else []
+    if unknown:
+        raise InputError(
+            "it imports modules of its own, which happens only where you name them: "
+            f"if you trust them, add modules=[{','.join(map(str, [*modules, *unknown]))}]"
+        )
     config, wrong = validate(values, schema)
     raise_problems([f"{key}: {message}" for key, message in wrong.items()])
     assert config is not None
@@ -139,9 +148,9 @@ def _is_member(override: Override, groups: Groups, problems: list[str]) -> bool:
     options = groups.members.get(override.key, [])
     if override.value in options or (override.value is None and override.key in groups.recipes):
         return True
+    given = shortened(str(override.value))
     problems.append(
-        f"{override.key}={override.value}: no such choice{_nearest(str(override.value), options)}; "
-        f"the choices are {', '.join(options)}"
+        f"{override.key}={given}: no such choice{_nearest(given, options)}; the choices are {', '.join(options)}"
     )
     return False
 
@@ -160,16 +169,16 @@ def _is_key(override: Override, hints: _Hints, from_files: Values, problems: lis
         return False
     if _is_picked_elsewhere(override, hints, from_files):
         problems.append(
-            f"{override.text}: the chosen member of a group sets it; choose one with {hints.members(override.key)}"
+            f"{shortened(override.text)}: the chosen member of a group sets it; "
+            f"choose one with {hints.members(override.key)}"
         )
         return False
     if override.key in hints.keys or (override.deletes and has(from_files, override.key)):
         return True
     if hints.is_below_unknown(override.key):  # its section's name is what is wrong, and is reported
         return True
-    problems.append(
-        f"unknown key '{override.key}'{hints.hint(override.key, override.value) or '; --help lists the keys'}"
-    )
+    key = shortened(override.key)
+    problems.append(f"unknown key '{key}'{hints.hint(key, override.value) or '; --help lists the keys'}")
     return False
 
 
@@ -184,11 +193,13 @@ def _is_picked_elsewhere(override: Override, hints: _Hints, from_files: Values) 
 def import_modules(values: Mapping[str, Any]) -> None:
     """Imports the modules that the key `modules` names: they may add choices to the tables. Raises InputError."""
     names = values.get("modules") or []
-    for name in names if isinstance(names, list) else []:
+    for name in map(str, names if isinstance(names, list) else []):
         try:
-            importlib.import_module(str(name))
+            if not all(part.isidentifier() for part in name.split(".")):
+                raise ImportError("a module's name is meant, as in package.module")
+            importlib.import_module(name)
         except ImportError as error:
-            raise InputError(f"modules: {name} cannot be imported: {error}") from error
+            raise InputError(f"modules: {name[:200]} cannot be imported: {error}") from error
 
 
 def _effective(
@@ -272,10 +283,24 @@ def _no_hint(key: str) -> str:
 def validate(values: Values, schema: type[T], hint: Callable[[str], str] = _no_hint) -> tuple[T | None, dict[str, str]]:
     """-> (the instance or None, {key: what is wrong with it}). hint: what an unknown key is answered with."""
     given = _without_missing(values)
+    beyond = {path: "an integer of more than 64 bits is not supported" for path in _huge(given)}
+    if beyond:
+        return None, beyond
     try:
         return pydantic.TypeAdapter(schema).validate_json(json.dumps(given)), {}
     except pydantic.ValidationError as error:
         return None, dict(_describe(e, given, schema, hint) for e in error.errors())
+
+
+def _huge(values: object, path: str = "") -> Iterator[str]:
+    """The keys of integers with which arithmetic would end in an OverflowError, some of them far from here."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _huge(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(values, list):
+        yield from {found for value in values for found in _huge(value, path)}
+    elif isinstance(values, int) and abs(values) >= 1 << 63:
+        yield path
 
 
 def _without_missing(values: object) -> Any:
@@ -297,7 +322,7 @@ def _describe(error: ErrorDetails, values: Values, schema: type, hint: Callable[
     key, message = ".".join(path), error["msg"].removeprefix("Value error, ")
     if error["type"] == "unexpected_keyword_argument":
         return key, _unexpected(key, values, schema, hint)
-    shown = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
+    shown = "" if isinstance(error["input"], dict) else f" (got {shortened(repr(error['input']))})"
     return key, message + shown
 
 

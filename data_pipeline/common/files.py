@@ -2,19 +2,39 @@
 
 A location is a path or a URL that fsspec knows (memory://, s3://, ...). What decides a run is written atomically:
 a reader sees the old content or the new one, never a part.
+
+Folders may hold what others put there. A local file is opened only if it is a plain one: a named pipe would never
+answer, a device never end. Files are made under fresh names and never through a link; what is removed is what lies
+there, never what a link there points to.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
-from typing import IO, Literal
+import re
+import secrets
+import shutil
+import stat
+from typing import IO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 Location = str | os.PathLike[str]
 _LOCAL = LocalFileSystem()
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp", re.DOTALL)
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFLNK: "a link",
+}
+# What a name that can't be one has instead of a file: too long, a loop of links, a character that none may have.
+_NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 
 def join(location: Location, *names: str) -> str:
@@ -22,36 +42,74 @@ def join(location: Location, *names: str) -> str:
     return "/".join([os.fspath(location).rstrip("/") or "/", *names])
 
 
+def inside(folder: Location, name: str) -> str:
+    """The location of `name`, which a file of another's names, in `folder`. Raises ValueError where it is elsewhere."""
+    parts = name.split("/")
+    if not name or "\0" in name or "\\" in name or "://" in name or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"{name[:200]!r} is not the name of a file in {os.fspath(folder)}")
+    return join(folder, name)
+
+
 def is_local(location: Location) -> bool:
     """Whether `location` is a path of this machine."""
     return "://" not in os.fspath(location)
 
 
-def open_file(location: Location, mode: Literal["rb", "wb"] = "rb") -> IO[bytes]:
-    """A file as bytes. Raises OSError."""
+def open_file(location: Location, *, links: bool = True) -> IO[bytes]:
+    """A plain file, to read. Raises OSError, for what is no plain file as well.
+
+    links: whether the name may be a link, as those of other tools' caches are; one of our own files is none.
+    """
     system, path = _resolve(location)
-    return system.open(path, mode)
+    if system is not _LOCAL:
+        return system.open(path, "rb")
+    return os.fdopen(_opened(path, os.O_RDONLY, links), "rb")
 
 
-def read_bytes(location: Location) -> bytes:
-    """All of a file. Raises OSError."""
+def create_file(location: Location) -> IO[bytes]:
+    """A file to write that is not there yet. Raises OSError, FileExistsError also where a link lies there."""
     system, path = _resolve(location)
-    return system.cat_file(path)
+    if system is not _LOCAL:
+        return system.open(path, "wb")
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb")
+
+
+def append_file(path: Location) -> IO[bytes]:
+    """A local file of ours, to be gone on with, or a lock; made where it is missing. Raises OSError, for a link too."""
+    return os.fdopen(_opened(_resolve(path)[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, links=False), "ab")
+
+
+def read_bytes(location: Location, limit: int | None = None, *, links: bool = True) -> bytes:
+    """All of a file. Raises OSError, also where it is larger than `limit` bytes. links: as `open_file`."""
+    with open_file(location, links=links) as file:
+        data = file.read() if limit is None else file.read(limit + 1)
+    if limit is not None and len(data) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit} bytes", os.fspath(location))
+    return data
 
 
 def read_range(location: Location, offset: int, size: int) -> bytes:
     """`size` bytes from `offset` on, fewer at the end of the file: one request where the storage is remote."""
     system, path = _resolve(location)
-    return system.cat_file(path, start=offset, end=offset + size)
+    if system is not _LOCAL:
+        return system.cat_file(path, start=offset, end=offset + size)
+    with open_file(location) as file:
+        file.seek(offset)
+        return file.read(size)
 
 
 def file_size(location: Location) -> int | None:
-    """In bytes; None where there is no such file."""
-    system, path = _resolve(location)
+    """In bytes; None where there is no such file, or what is there is no plain one. Raises OSError."""
     try:
+        system, path = _resolve(location)
+        if system is _LOCAL:
+            status = os.stat(path)
+            return status.st_size if stat.S_ISREG(status.st_mode) else None
         found = system.info(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or error.errno in _NO_SUCH_FILE:  # fsspec's have no number
+            return None
+        raise
     return int(found["size"]) if found["type"] == "file" else None
 
 
@@ -60,11 +118,15 @@ def is_file(location: Location) -> bool:
 
 
 def is_folder(location: Location) -> bool:
+    if not _is_name(location):
+        return False
     system, path = _resolve(location)
     return system.isdir(path)
 
 
 def exists(location: Location) -> bool:
+    if not _is_name(location):
+        return False
     system, path = _resolve(location)
     return system.exists(path)
 
@@ -84,30 +146,56 @@ def make_folder(location: Location) -> None:
 
 
 def remove_file(location: Location) -> None:
+    """What has that name; of a link the link itself. Raises OSError."""
     system, path = _resolve(location)
-    system.rm_file(path)
+    if system is _LOCAL:
+        os.unlink(path)
+    else:
+        system.rm_file(path)
 
 
 def remove_folder(location: Location) -> None:
-    """With all that lies in it; no error where there is none."""
+    """With all that lies in it; no error where there is none. Of a link, there or in it, the link itself is removed."""
     system, path = _resolve(location)
-    if system.exists(path):
-        system.rm(path, recursive=True)
+    if system is not _LOCAL:
+        if system.exists(path):
+            system.rm(path, recursive=True)
+    elif os.path.islink(path):
+        os.unlink(path)
+    elif os.path.lexists(path):
+        shutil.rmtree(path)  # walks by descriptors: a link that takes a folder's place meanwhile is not followed
+
+
+def remove_temporaries(location: Location) -> None:
+    """Removes what killed processes left unfinished in a folder of ours; nothing where the folder is a link."""
+    if is_local(location) and os.path.islink(os.fspath(location).rstrip("/")):
+        return
+    for name in filter(_TEMPORARY.fullmatch, list_folder(location)):
+        remove_folder(found) if is_folder(found := join(location, name)) else remove_file(found)
 
 
 def write_atomically(location: Location, data: bytes | str) -> None:
-    """Under a temporary name, flushed to the disk, then renamed. Text is written as UTF-8."""
+    """Under a temporary name, flushed to the disk, then renamed: a link of that name is replaced, not followed. Text is
+    written as UTF-8. Raises OSError, and then leaves what was there."""
     temporary = temporary_name(location)
-    with open_file(temporary, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        flush(file, temporary)
-    rename(temporary, location)
+    file = create_file(temporary)
+    try:
+        with file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            flush(file, temporary)
+        rename(temporary, location)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove_file(temporary)
+        raise
 
 
 def temporary_name(location: Location) -> str:
-    """Where a file is written before it gets its name: hidden, beside it, so that a rename suffices."""
+    """A new name at each call, for a file that is renamed to `location` once it is written: hidden and beside it.
+    Nobody can know it before, and so lay a link there."""
     folder, slash, name = os.fspath(location).rpartition("/")
-    return f"{folder}{slash}.{name}.tmp"
+    # cut: with the name's end the whole must not get longer than file systems allow (255 bytes)
+    return f"{folder}{slash}.{name[:50]}.{secrets.token_hex(4)}.tmp"
 
 
 def flush(file: IO[bytes], location: Location) -> None:
@@ -146,12 +234,50 @@ def sha256(location: Location) -> str:
     return digest.hexdigest()
 
 
+def _opened(path: str, flags: int, links: bool) -> int:
+    """A descriptor of a plain file. Raises OSError. Never waits: the kind is looked at before, since opening a device
+    may already do something, and after, since the name may have got another meaning."""
+    found = os.stat if links else os.lstat
+    try:
+        _require_plain(path, found(path).st_mode)
+    except FileNotFoundError:
+        if not flags & os.O_CREAT:
+            raise
+    more = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if links else os.O_NOFOLLOW)
+    descriptor = os.open(path, flags | more, 0o666)
+    try:
+        _require_plain(path, os.fstat(descriptor).st_mode)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _require_plain(path: str, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a plain file", path)
+
+
 def _resolve(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
     """-> (file system, path in it). fsspec reads '~' and '::' in a path as its own syntax: a local path keeps them as
-    the characters they are, and so no name in a manifest can lead to a second URL."""
+    the characters they are, and so no name in a manifest can lead to a second URL. Raises OSError for a name that no
+    file can have."""
     name = os.fspath(location)
+    if not _is_name(name):
+        raise OSError(errno.EINVAL, "no file can have such a name", ascii(name))
     if is_local(name):
         return _LOCAL, os.path.abspath(name)
     if "::" in name:
         raise ValueError(f"{name}: chained URLs are not supported")
     return fsspec.core.url_to_fs(name)
+
+
+def _is_name(location: Location) -> bool:
+    """Whether a file can have that name: JSON can spell a NUL, and half of a surrogate pair."""
+    try:
+        return b"\0" not in os.fsencode(location)
+    except UnicodeEncodeError:
+        return False

@@ -9,6 +9,7 @@ from typing import Any
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.interpolation import explained, without_resolvers
 from data_pipeline.common.schema import Values
+from data_pipeline.common.yaml_files import checked_text
 
 
 def conf_dir() -> Path:
@@ -59,7 +60,7 @@ class Groups:
             with open_dict(config):
                 del config["hydra"]
             return OmegaConf.to_container(config, resolve=False), members  # type: ignore[return-value]
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError, ValueError) as error:
             local = any(f"@{recipe}." in str(error) for recipe in self.recipes)
             hint = "\nis '# @package _global_' the first line of the file?" if local else ""
             raise InputError(f"the configuration cannot be composed: {explained(error)}{hint}") from error
@@ -86,13 +87,15 @@ def _config_dir(name: str) -> Path:
 
 
 def _unique(folders: Sequence[Path]) -> Iterator[Path]:
-    """Every YAML file, relative to its folder. Raises InputError where two have one name: Hydra would take the first
-    without a word."""
+    """Every YAML file, relative to its folder. Raises InputError where two have one name, Hydra would take the first
+    without a word, and where one of the user's own is no YAML that a configuration may be."""
     seen: dict[Path, Path] = {}
     for folder in folders:
         for file in sorted(folder.rglob("*.yaml")):
             name = file.relative_to(folder)
             if name in seen:
                 raise InputError(f"--config-dir={folder}: {name} is the name of a file in {seen[name]}; rename it")
+            if folder != conf_dir():
+                checked_text(file)
             seen[name] = folder
             yield name

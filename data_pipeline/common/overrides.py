@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.common.interpolation import texts
 from data_pipeline.common.schema import Values
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override as HydraOverride
 
+MAX_DEPTH = 20  # of lists in lists
+MAX_STRUCTURED = 4000  # characters of a value with lists, braces or commas in quotes
 CONFIG_DIR = "--config-dir="
 
 
@@ -35,32 +40,114 @@ def split_config_dirs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def parse(text: str, problems: list[str]) -> Override | None:
     """None, and a problem more, where `text` is not an override that is supported."""
+    if text.startswith("-"):
+        problems.append(
+            f"unknown option {shortened(text)!r}; --help lists the options, and keys are given as key=value"
+        )
+        return None
+    items = flat_list(text)
+    if items is not None:
+        return _with_items(text, items, problems)
+    if (key := key_of(text)) and (excess := _excess(text)):
+        problems.append(f"{key[:200]}: {excess}")
+        return None
+    read = _read(text)
+    if read is None:
+        problems.append(f"{shortened(text)!r} is not an override of the form key=value{_advice(text)}")
+        return None
+    text, override = read
+    if not override.key_or_group:
+        problems.append(f"{shortened(text)!r} is not an override of the form key=value: it has no key")
+        return None
+    value = None if override.is_delete() else override.value()
+    refusal = _refusal(text, override, value)
+    if refusal is not None:
+        problems.append(f"{shortened(text)!r}: {refusal}")
+        return None
+    adds = override.is_add() or override.is_force_add()
+    return Override(text, override.key_or_group, value, override.is_delete(), adds)
+
+
+def _read(text: str) -> tuple[str, HydraOverride] | None:
+    """-> (`text`, with quotes where it needs them, and what it means to Hydra); None where it means nothing."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    if text.startswith("-"):
-        problems.append(f"unknown option {text!r}; --help lists the options, and keys are given as key=value")
-        return None
     parser = OverridesParser.create()
-    try:
-        override = parser.parse_override(text)
-    except (HydraException, RecursionError):
+    for spelling in (lambda: text, lambda: _quoted(text)):
         try:
-            override = parser.parse_override(quoted := _quoted(text))
-        except (HydraException, RecursionError):
-            problems.append(f"{text[:200]!r} is not an override of the form key=value{_advice(text)}")
+            return spelling(), parser.parse_override(spelling())
+        except (HydraException, RecursionError, ValueError):  # ValueError: an integer of more than 4300 digits
+            continue
+    return None
+
+
+_PLAIN_ITEM = re.compile(r"(?!(?i:true|false|null|inf|nan)$)(?:[^\W\d]|/)[\w/.-]*|'[^'\\$]*'")
+_NUMBER_ITEM = re.compile(r"-?[0-9]{1,10}\.[0-9]{1,10}")
+_INTEGER_ITEM = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+
+
+def flat_list(text: str) -> list[str] | None:
+    """The items of key=[item,item,...], where they are neither lists nor need Hydra's parser as a whole; else None.
+
+    Files named by a pattern make a list of thousands of names, and Hydra's parser takes quadratic time for it.
+    """
+    key, equals, value = text.partition("=")
+    if not (equals and value.startswith("[") and value.endswith("]")) or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+        return None
+    items = value[1:-1].split(",")
+    whole = len(items) > 1 and all(item.count("'") in (0, 2) and not set(item) & set('"[](){}\\$') for item in items)
+    return items if whole else None
+
+
+def _with_items(text: str, items: list[str], problems: list[str]) -> Override | None:
+    """The override that a flat list is: each item is read by itself."""
+    key = key_of(text)
+    values = []
+    for item in items:
+        value = _item(item)
+        if isinstance(value, _NoValue):
+            problems.append(f"{shortened(text)!r} is not an override of the form key=value{_advice(text)}")
             return None
-        text = quoted
-    if not override.key_or_group:
-        problems.append(f"{text!r} is not an override of the form key=value: it has no key")
-        return None
-    refusal = _refusal(text, override)
-    if refusal is not None:
-        problems.append(f"{text!r}: {refusal}")
-        return None
-    deletes = override.is_delete()
-    adds = override.is_add() or override.is_force_add()
-    return Override(text, override.key_or_group, None if deletes else override.value(), deletes, adds)
+        values.append(value)
+    return Override(text, key, values)
+
+
+class _NoValue:
+    """What is no value to Hydra."""
+
+
+@lru_cache(maxsize=4096)
+def _item(item: str) -> object:
+    """The value of an item of a list; _NoValue where it has none."""
+    plain = item.strip(" ")
+    if _PLAIN_ITEM.fullmatch(plain):
+        return plain.strip("'")
+    if _INTEGER_ITEM.fullmatch(plain):
+        return int(plain)
+    if _NUMBER_ITEM.fullmatch(plain):
+        return float(plain)
+    read = _read(f"key=[{item}]")
+    value = None if read is None else read[1].value()
+    return value[0] if isinstance(value, list) and len(value) == 1 else _NoValue()
+
+
+def _excess(text: str) -> str | None:
+    """Why `text` is more than Hydra's parser can take, which is quadratic in structure and calls itself."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "[{(") - (character in "]})")
+        deepest = max(deepest, depth)
+    if deepest > MAX_DEPTH:
+        return f"lists nested more than {MAX_DEPTH} deep are not supported"
+    if len(text) > MAX_STRUCTURED and set(text) & set("[]{}(),$"):
+        return f"more than {MAX_STRUCTURED} characters with brackets, braces or commas in quotes are not supported"
+    return None
+
+
+def shortened(text: str, length: int = 200) -> str:
+    """For a message: nobody reads more, and a value may have a hundred thousand characters."""
+    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
 
 
 def key_of(text: str) -> str:
@@ -128,8 +215,9 @@ def _escaped(value: str) -> str:
     return "'" + value.replace("'", "\\'") + "'"
 
 
-def _refusal(text: str, override: HydraOverride) -> str | None:
-    if "${" in text:
+def _refusal(text: str, override: HydraOverride, value: object) -> str | None:
+    # In what was typed and in what it means: $\\{ is ${ to those who read the value.
+    if "${" in text or any("${" in found for _, found in texts(value)):
         return "interpolations are not supported: they could bring secrets into config.yaml"
     if "@" in text.split("=")[0]:
         return "the package of a group cannot be changed"

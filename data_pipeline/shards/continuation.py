@@ -6,11 +6,14 @@ import contextlib
 import fcntl
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.files import exists, is_file, is_folder, join, list_folder, make_folder
-from data_pipeline.common.json_files import read_json, what_is_broken, write_json
+from data_pipeline.common.files import append_file, exists, is_file, is_folder, join, list_folder, make_folder
+from data_pipeline.common.json_files import read_json, typed, write_json
+from data_pipeline.shards.manifest import Count
 
 _FORMAT = 1
 _FILE = "plan.json"
@@ -21,10 +24,10 @@ _HINT = "remove the folder or choose another output"
 class Scan:
     """What decides the split, and by what changed inputs are noticed. `documents` are texts or images."""
 
-    documents: int
-    bytes: int  # of UTF-8, or of image files
-    valid_documents: int
-    smallest_hash: int
+    documents: Count
+    bytes: Count  # of UTF-8, or of image files
+    valid_documents: Count
+    smallest_hash: Annotated[int, Field(ge=0, lt=1 << 64)]
     corpus_hash: str  # of every document in order
 
 
@@ -53,12 +56,12 @@ def load_continuation(root: str) -> Continuation | None:
             )
         return None
     values = read_json(file)
-    if values.get("format") != _FORMAT:
+    if type(values.get("format")) is not int or values["format"] != _FORMAT:
         raise InputError(f"{file} has format {values.get('format')!r}, this version reads format {_FORMAT}; {_HINT}")
     try:
-        return Continuation(values["settings"], values["listing"], Scan(**values["scan"]))
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{file} is broken ({what_is_broken(error)}); {_HINT}") from error
+        return typed(values, Continuation, file)
+    except InputError as error:
+        raise InputError(f"{error}; {_HINT}") from error
 
 
 def check_settings(root: str, before: Continuation, settings: dict[str, Any]) -> None:
@@ -86,8 +89,8 @@ def check_corpus(root: str, before: Continuation, scan: Scan) -> None:
 def locked(root: str) -> Iterator[None]:
     """Makes the local folder `root` and keeps other processes from writing it."""
     make_folder(root)
-    # Not through common/files: the lock belongs to an open descriptor, so that the system releases it however we end.
-    with open(join(root, ".lock"), "w") as file:
+    # The lock belongs to the open descriptor, so that the system releases it however we end.
+    with append_file(join(root, ".lock")) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -11,15 +11,16 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.shards.image_codec import MAX_IMAGE_BYTES, EncodedImage
-from data_pipeline.shards.manifest import Manifest
-from data_pipeline.shards.tar import IndexedShards, Place, round_up, tar_size
+from data_pipeline.shards.manifest import Manifest, Shard
+from data_pipeline.shards.tar import IndexedShards, Place, members_problem, round_up, tar_size
 
+_MAX_NAME = 100  # characters of a member's name, as in train-000000-000000.jpg
 IMAGES_PER_BLOCK = 64  # what the stream shuffles as one: a window of 64 blocks holds 4096 images
 
 
@@ -34,6 +35,9 @@ class LabeledImage(NamedTuple):
 @dataclass(frozen=True)
 class ImageIndex:
     """Where each image lies in the tar (bytes), its label, and its member's name."""
+
+    KINDS: ClassVar[Mapping[str, str]] = {"offset": "i8", "bytes": "i8", "labels": "i4", "names": "U"}
+    MOST_BYTES: ClassVar[int] = 20 + 4 * _MAX_NAME
 
     offset: npt.NDArray[np.int64]  # [images]
     bytes: npt.NDArray[np.int64]  # [images]
@@ -57,6 +61,21 @@ class ImageIndex:
         """The last image's label follows it: a header, and fewer bytes than a block."""
         end = round_up(int(self.offset[-1] + self.bytes[-1]), tarfile.BLOCKSIZE)
         return tar_size(end + 2 * tarfile.BLOCKSIZE)
+
+    def problem(self, shard: Shard, manifest: Manifest) -> str | None:
+        """See Index."""
+        if {len(array) for array in (self.offset, self.bytes, self.labels, self.names)} != {shard.samples}:
+            return f"it does not describe {shard.samples} images"
+        if self.labels.min() < 0 or self.labels.max() >= len(manifest.classes):
+            return (
+                f"labels are from {self.labels.min()} to {self.labels.max()}, there are {len(manifest.classes)} classes"
+            )
+        characters = self.names.view(np.uint32)  # looked at as numbers: not each is a character
+        if np.any((characters < 32) & (characters > 0)) or characters.max() > 126:
+            return "a name is not printable"
+        return members_problem(self.offset, self.bytes, shard.bytes) or (
+            None if self.tar_bytes == shard.bytes else "its last member does not end where the tar does"
+        )
 
 
 class ImageRow(NamedTuple):
@@ -128,3 +147,8 @@ class ImageReader:
 
     def index(self, shard: int) -> ImageIndex:
         return self._shards.index(shard)
+
+    def check_shard(self, shard: int) -> None:
+        """Reads its index and the whole file, without decoding images. Raises InputError."""
+        self._shards.index(shard)
+        self._shards.read(shard)

@@ -6,33 +6,33 @@ What a kind's samples consist of, and what its index keeps of them, says its Lay
 from __future__ import annotations
 
 import hashlib
-import io
 import tarfile
 from collections.abc import Mapping, Sequence
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import IO, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.files import (
-    file_size,
+    create_file,
     flush,
     join,
-    list_folder,
     make_folder,
-    open_file,
     read_bytes,
     read_range,
-    remove_file,
     rename,
     sha256,
     temporary_name,
     write_atomically,
 )
-from data_pipeline.shards.manifest import SPLITS, Manifest, Shard, Split
+from data_pipeline.shards.arrays import Malformed, read_arrays, write_arrays
+from data_pipeline.shards.manifest import Manifest, Shard
+from data_pipeline.shards.record import add_to_record, differs, index_name, shard_name
 
 Sample = TypeVar("Sample", contravariant=True)
 Row = TypeVar("Row")
+MAX_INDEX_BYTES = 1 << 30
 
 
 class Place(NamedTuple):
@@ -43,7 +43,14 @@ class Place(NamedTuple):
 
 
 class Index(Protocol):
-    """What is known of a shard without reading its tar: a dataclass of arrays, which are what the index file holds."""
+    """What is known of a shard without reading its tar: a dataclass of arrays, which are what the index file holds.
+
+    KINDS: the name of each array -> its type, as arrays.read_array takes it. MOST_BYTES: of a document at most, and of
+    a sample.
+    """
+
+    KINDS: ClassVar[Mapping[str, str]]
+    MOST_BYTES: ClassVar[int]
 
     @property
     def num_samples(self) -> int: ...
@@ -56,7 +63,11 @@ class Index(Protocol):
 
     @property
     def tar_bytes(self) -> int:
-        """The size of the whole tar: one that was cut short has another."""
+        """The size of the whole tar."""
+        ...
+
+    def problem(self, shard: Shard, manifest: Manifest) -> str | None:
+        """What of it is not as in a shard that the manifest describes like this; None where all is."""
         ...
 
 
@@ -95,7 +106,7 @@ class ShardWriter(Generic[Sample, Row, IndexT]):
 
     def add(self, sample: Sample) -> None:
         if self._tar is None:
-            self._tar = _OpenShard(shard_path(self._root, self._split, self._number), self._layout)
+            self._tar = _OpenShard(self._root, f"{self._split}/{shard_name(self._number)}", self._layout)
         self._tar.add(f"{self._split}-{self._number:06d}", sample)
         if self._tar.size >= self._shard_bytes:
             self.end_shard()
@@ -115,17 +126,32 @@ class ShardWriter(Generic[Sample, Row, IndexT]):
             self.end_shard()
 
 
-class _OpenShard(Generic[Sample, Row, IndexT]):
-    """A tar that is being written under a temporary name."""
+class _SummedFile:
+    """A file that is written from beginning to end; `digest` is of what was to be written, whatever becomes of it."""
 
-    def __init__(self, path: str, layout: Layout[Sample, Row, IndexT]) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+
+class _OpenShard(Generic[Sample, Row, IndexT]):
+    """A tar that is being written under a temporary name. name: below `root`."""
+
+    def __init__(self, root: str, name: str, layout: Layout[Sample, Row, IndexT]) -> None:
         from webdataset.writer import TarWriter  # imports torch
 
-        self._path, self._layout = path, layout
-        self._file = open_file(temporary_name(path), "wb")
+        self._root, self._name, self._layout = root, name, layout
+        self._path = join(root, name)
+        self._temporary = temporary_name(self._path)
+        self._file = create_file(self._temporary)
+        self._summed = _SummedFile(self._file)
         # Without encoder members are bytes (its default pickles some); time, owner and mode are fixed, so that the
         # same samples make the same bytes.
-        self._tar = TarWriter(self._file, encoder=False, mtime=0, user="", group="", mode=0o644)
+        self._tar = TarWriter(self._summed, encoder=False, mtime=0, user="", group="", mode=0o644)
         self._rows: list[Row] = []
 
     @property
@@ -143,14 +169,28 @@ class _OpenShard(Generic[Sample, Row, IndexT]):
         self._rows.append(self._layout.row(sample, key, places))
 
     def close(self) -> None:
-        """The index comes first under its final name: a tar that is there is whole, and so is its index."""
+        """The tar gets its name last: one that is there is whole, its index is there, and its sums are noted."""
         self._tar.close()
-        flush(self._file, temporary_name(self._path))
+        flush(self._file, self._temporary)
         self._file.close()
-        data = io.BytesIO()
-        np.savez(data, **vars(self._layout.index(self._rows)))
-        write_atomically(index_path(self._path), data.getvalue())
-        rename(temporary_name(self._path), self._path)
+        index = self._layout.index(self._rows)
+        assert self._summed.size == index.tar_bytes
+        data = write_arrays(vars(index))
+        write_atomically(join(self._root, index_name(self._name)), data)
+        add_to_record(self._root, self._described(index, hashlib.sha256(data).hexdigest()))
+        rename(self._temporary, self._path)
+
+    def _described(self, index: IndexT, index_sha256: str) -> Shard:
+        return Shard(
+            name=self._name,
+            samples=index.num_samples,
+            documents=index.num_documents,
+            tokens=index.num_tokens,
+            bytes=index.tar_bytes,
+            sha256=self._summed.digest.hexdigest(),
+            index=index_name(self._name),
+            index_sha256=index_sha256,
+        )
 
 
 class IndexedShards(Generic[IndexT]):
@@ -162,24 +202,19 @@ class IndexedShards(Generic[IndexT]):
 
     def __init__(self, manifest: Manifest, split: str, index_type: type[IndexT]) -> None:
         self.shards = manifest.splits[split].shards
+        self.manifest = manifest
         self.name = f"{manifest.root}, split {split},"
-        self._root, self._index_type = manifest.root, index_type
+        self._index_type = index_type
         self._indexes: dict[int, IndexT] = {}
         self._verified: set[int] = set()
 
     def path(self, shard: int) -> str:
-        return join(self._root, self.shards[shard].name)
+        return join(self.manifest.root, self.shards[shard].name)
 
     def index(self, shard: int) -> IndexT:
-        """The index of shard number `shard`. Raises InputError where its checksum is wrong."""
+        """The index of shard number `shard`. Raises InputError where its checksum or its form is wrong."""
         if shard not in self._indexes:
-            path = join(self._root, self.shards[shard].index)
-            data = _read(path)
-            _require(path, self.shards[shard].index_sha256, hashlib.sha256(data).hexdigest())
-            index = parse_index(data, self._index_type)
-            if index is None:
-                raise InputError(f"{path} is not an index that this version reads")
-            self._indexes[shard] = index
+            self._indexes[shard] = self._read_index(self.shards[shard])
         return self._indexes[shard]
 
     def read(self, shard: int, *places: Place) -> list[bytes]:
@@ -193,62 +228,23 @@ class IndexedShards(Generic[IndexT]):
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
-
-def shard_path(root: str, split: str, number: int) -> str:
-    return join(root, split, _shard_name(number))
-
-
-def index_path(shard: str) -> str:
-    return f"{shard.removesuffix('.tar')}.index.npz"
-
-
-def _shard_name(number: int) -> str:
-    return f"shard-{number:06d}.tar"
-
-
-def finished_shards(root: str, split: str, index_type: type[IndexT]) -> list[tuple[str, IndexT]]:
-    """-> (tar, index) of the whole shards of `split` from number 0 on, up to the first that is missing."""
-    found: list[tuple[str, IndexT]] = []
-    while (size := file_size(path := shard_path(root, split, len(found)))) is not None:
-        there = file_size(index_path(path)) is not None
-        index = parse_index(read_bytes(index_path(path)), index_type) if there else None
-        if index is None or size != index.tar_bytes:
-            break
-        found.append((path, index))
-    return found
-
-
-def remove_temporaries(root: str) -> None:
-    """Removes what a killed run left unfinished."""
-    for folder in (join(root, split) for split in SPLITS):
-        for name in list_folder(folder):
-            if name.startswith(".") and name.endswith(".tmp"):
-                remove_file(join(folder, name))
-
-
-def describe_split(root: str, split: str, index_type: type[IndexT]) -> Split:
-    """The finished shards of `split` as the manifest lists them, their checksums computed from the files."""
-    shards = tuple(_describe_shard(split, path, index) for path, index in finished_shards(root, split, index_type))
-    return Split(
-        samples=sum(s.samples for s in shards),
-        documents=sum(s.documents for s in shards),
-        tokens=sum(s.tokens for s in shards),
-        shards=shards,
-    )
-
-
-def _describe_shard(split: str, path: str, index: Index) -> Shard:
-    beside = index_path(path)
-    return Shard(
-        name=f"{split}/{path.rpartition('/')[2]}",
-        samples=index.num_samples,
-        documents=index.num_documents,
-        tokens=index.num_tokens,
-        bytes=index.tar_bytes,
-        sha256=sha256(path),
-        index=f"{split}/{beside.rpartition('/')[2]}",
-        index_sha256=sha256(beside),
-    )
+    def _read_index(self, shard: Shard) -> IndexT:
+        path = join(self.manifest.root, shard.index)
+        # The manifest's numbers fit the tar's size: it cannot be had to ask for more than that of memory.
+        limit = (1 << 16) + self._index_type.MOST_BYTES * (shard.samples + shard.documents)
+        try:
+            data = read_bytes(path, min(limit, MAX_INDEX_BYTES))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        _require(path, shard.index_sha256, hashlib.sha256(data).hexdigest())
+        try:
+            index = self._index_type(**read_arrays(data, self._index_type.KINDS))
+        except Malformed as error:
+            raise InputError(f"{path} is not an index that this version reads: {error}") from error
+        problem = index.problem(shard, self.manifest)
+        if problem is not None:
+            raise InputError(f"{path} does not fit {shard.name}: {problem}; prepare the data again")
+        return index
 
 
 def tar_size(end: int) -> int:
@@ -256,26 +252,23 @@ def tar_size(end: int) -> int:
     return round_up(round_up(end, tarfile.BLOCKSIZE) + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)
 
 
-def parse_index(data: bytes, index_type: type[IndexT]) -> IndexT | None:
-    """None where `data` is not an index of that type."""
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return index_type(**{name: arrays[name] for name in arrays.files})
-    except (ValueError, TypeError, OSError):
-        return None
+def members_problem(offsets: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], tar_bytes: int) -> str | None:
+    """offsets, sizes: int64 [members], of contents in their order -> what is wrong with these; None where they lie in
+    the tar one behind the other, a header before each."""
+    if sizes.min() < 0 or sizes.max() > tar_bytes or offsets.min() < 0 or offsets.max() > tar_bytes:
+        return "a member lies beyond the end of the tar"
+    ends = offsets + sizes
+    if ends.max() > tar_bytes:
+        return "a member lies beyond the end of the tar"
+    if np.any(offsets % tarfile.BLOCKSIZE) or np.any(offsets - tarfile.BLOCKSIZE < np.append(0, ends[:-1])):
+        return "its members overlap"
+    return None
 
 
 def round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _read(path: str) -> bytes:
-    try:
-        return read_bytes(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
 def _require(path: str, expected: str, found: str) -> None:
     if found != expected:
-        raise InputError(f"{path} differs from the manifest: sha256 expected {expected}, found {found}")
+        raise InputError(f"{differs(path, expected, found)}; `pretrain-data verify` finds all that are damaged")

@@ -7,17 +7,19 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.shards.manifest import Manifest
-from data_pipeline.shards.tar import IndexedShards, Place, ShardWriter, tar_size
+from data_pipeline.common.errors import InputError
+from data_pipeline.shards.arrays import Malformed, read_array, write_array
+from data_pipeline.shards.manifest import Manifest, Shard
+from data_pipeline.shards.tar import IndexedShards, Place, ShardWriter, members_problem, tar_size
 
 BLOCKS_IN_MEMORY = 128  # of some 64K tokens: the documents of a window's blocks are read in shuffled order
 
@@ -36,6 +38,16 @@ Block = Sequence[TokenizedDocument]
 @dataclass(frozen=True)
 class TextIndex:
     """Where the members of each block lie in the tar (bytes), and the documents' lengths (tokens)."""
+
+    KINDS: ClassVar[Mapping[str, str]] = {
+        "tokens_offset": "i8",
+        "tokens_bytes": "i8",
+        "sentences_offset": "i8",
+        "sentences_bytes": "i8",
+        "documents": "i4",
+        "lengths": "i4",
+    }
+    MOST_BYTES: ClassVar[int] = 36
 
     tokens_offset: npt.NDArray[np.int64]  # [blocks]
     tokens_bytes: npt.NDArray[np.int64]  # [blocks]
@@ -60,6 +72,22 @@ class TextIndex:
     def tar_bytes(self) -> int:
         return tar_size(int(self.sentences_offset[-1] + self.sentences_bytes[-1]))  # the last member
 
+    def problem(self, shard: Shard, manifest: Manifest) -> str | None:
+        """See Index."""
+        per_block = (self.tokens_offset, self.tokens_bytes, self.sentences_offset, self.sentences_bytes)
+        if {len(array) for array in (*per_block, self.documents)} != {shard.samples}:
+            return f"it does not describe {shard.samples} blocks"
+        counted = self.documents.sum(dtype=np.int64)
+        if self.documents.min() < 1 or not counted == len(self.lengths) == shard.documents:
+            return f"it does not describe {shard.documents} documents"
+        if self.lengths.min() < 0 or self.num_tokens != shard.tokens:
+            return f"its documents do not have {shard.tokens} tokens"
+        offsets = np.stack([self.tokens_offset, self.sentences_offset], 1).reshape(-1)
+        sizes = np.stack([self.tokens_bytes, self.sentences_bytes], 1).reshape(-1)
+        return members_problem(offsets, sizes, shard.bytes) or (
+            None if self.tar_bytes == shard.bytes else "its last member does not end where the tar does"
+        )
+
 
 class BlockRow(NamedTuple):
     tokens: Place
@@ -76,9 +104,9 @@ class TextLayout:
         starts = np.cumsum([0] + [len(d.tokens) for d in block]).astype(np.int64)
         sentences = [d.sentences + start for d, start in zip(block, starts[:-1], strict=True)]
         return {
-            "tokens.npy": _npy(np.concatenate([d.tokens for d in block])),
-            "documents.npy": _npy(starts),
-            "sentences.npy": _npy(np.concatenate(sentences).astype(np.int64)),
+            "tokens.npy": write_array(np.concatenate([d.tokens for d in block])),
+            "documents.npy": write_array(starts),
+            "sentences.npy": write_array(np.concatenate(sentences).astype(np.int64)),
         }
 
     def row(self, block: Block, key: str, places: Mapping[str, Place]) -> BlockRow:
@@ -172,9 +200,9 @@ class TextReader:
 
     def sentence_starts(self, shard: int, block: int) -> npt.NDArray[np.int64]:
         """First token of each sentence of one block, int64 [sentences]. Raises InputError where a checksum is wrong."""
-        index = self.index(shard)
-        place = Place(int(index.sentences_offset[block]), int(index.sentences_bytes[block]))
-        return _array(self._shards.read(shard, place)[0])
+        (data,) = self._shards.read(shard, self._places(shard, block)[1])
+        with self._checked(shard, block):
+            return _sentences(data, self.document_lengths(shard, block))
 
     def read_document(self, shard: int, block: int, document: int) -> TokenizedDocument:
         """One document of a block, its sentences counted from its own first token."""
@@ -185,19 +213,53 @@ class TextReader:
         return TokenizedDocument(tokens[first:last], inside - first)
 
     def read_block(self, shard: int, block: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """-> tokens [tokens], first token of each sentence [sentences]. InputError: a checksum is wrong."""
+        """-> tokens [tokens], first token of each sentence [sentences]. InputError: a checksum is wrong, or what is
+        there is no block of this tokenizer's."""
+        first, second = self._shards.read(shard, *self._places(shard, block))
+        info = self._shards.manifest.tokenizer
+        assert info is not None
+        with self._checked(shard, block):
+            lengths = self.document_lengths(shard, block)
+            return _tokens(first, lengths, info.total_size), _sentences(second, lengths)
+
+    def check_shard(self, shard: int) -> None:
+        """Reads all of it. Raises InputError."""
+        for block in range(self._shards.shards[shard].samples):
+            self.read_block(shard, block)
+
+    def _places(self, shard: int, block: int) -> tuple[Place, Place]:
+        """Of tokens and sentences."""
         index = self.index(shard)
         tokens = Place(int(index.tokens_offset[block]), int(index.tokens_bytes[block]))
-        sentences = Place(int(index.sentences_offset[block]), int(index.sentences_bytes[block]))
-        first, second = (_array(data) for data in self._shards.read(shard, tokens, sentences))
-        return first, second
+        return tokens, Place(int(index.sentences_offset[block]), int(index.sentences_bytes[block]))
+
+    @contextlib.contextmanager
+    def _checked(self, shard: int, block: int) -> Iterator[None]:
+        try:
+            yield
+        except Malformed as error:
+            raise InputError(
+                f"{self._shards.path(shard)}, block {block}, is not as the index and the tokenizer say: {error}; "
+                "prepare the data again"
+            ) from error
 
 
-def _npy(array: npt.NDArray[Any]) -> bytes:
-    data = io.BytesIO()
-    np.lib.format.write_array(data, array, allow_pickle=False)
-    return data.getvalue()
+def _tokens(data: bytes, lengths: npt.NDArray[np.int32], total_size: int) -> npt.NDArray[Any]:
+    tokens = read_array(data, np.dtype(token_dtype(total_size)).str[1:])
+    if len(tokens) != lengths.sum(dtype=np.int64):
+        raise Malformed(f"{len(tokens)} tokens, not {lengths.sum(dtype=np.int64)}")
+    if len(tokens) and int(tokens.max()) >= total_size:
+        raise Malformed(f"the id {tokens.max()}, the tokenizer has {total_size}")
+    return tokens
 
 
-def _array(data: bytes) -> npt.NDArray[Any]:
-    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+def _sentences(data: bytes, lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Where each starts, in order; every document starts one."""
+    found = read_array(data, "i8")
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    at = np.searchsorted(found, starts)
+    if not len(found) or found[0] or np.any(found[1:] < found[:-1]) or found[-1] > lengths.sum(dtype=np.int64):
+        raise Malformed("its sentences do not follow each other")
+    if np.any(found[np.minimum(at, len(found) - 1)] != starts):
+        raise Malformed("a document does not begin a sentence")
+    return found

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TextIO
 
 from pydantic import Field
 
@@ -23,6 +23,8 @@ from data_pipeline.sources.tars import TAR_SUFFIX, Member, samples_of
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")
 _MAX_LABEL_BYTES = 1 << 20
+_MAX_LABEL = 1000  # characters
+_MAX_LINE = 1 << 20  # characters of a list
 _REPORTED = 10
 
 
@@ -78,7 +80,8 @@ def classes_of(labels: Sequence[str]) -> tuple[str, ...]:
     """The distinct labels in the order of their numbers: by value where all are whole numbers, else by name."""
     distinct = set(labels)
     if all(label.isascii() and label.isdigit() for label in distinct):
-        return tuple(sorted(distinct, key=lambda label: (int(label), label)))
+        # As numbers, but without making any: Python refuses those of more than 4300 digits.
+        return tuple(sorted(distinct, key=lambda label: (len(label.lstrip("0")), label.lstrip("0"), label)))
     return tuple(sorted(distinct))
 
 
@@ -246,6 +249,8 @@ def _from_line(path: Path, line: int, record: dict[str, object], reader: _Reader
 def _checked_label(place: str, label: object) -> str:
     if not isinstance(label, str | int) or isinstance(label, bool) or not str(label).strip():
         raise InputError(f"{place} is not a label; use a name or a number")
+    if len(str(label)) > _MAX_LABEL:
+        raise InputError(f"{place[:200]}... is no label: it has {len(str(label))} characters, more than {_MAX_LABEL}")
     if len(str(label).splitlines()) > 1:
         raise InputError(f"{place} has a line break in its label; is a quote not closed?")
     return str(label).encode("utf-8", "backslashreplace").decode()
@@ -263,7 +268,8 @@ def _records(path: Path, config: ImagesConfig) -> Iterator[tuple[int, dict[str, 
 
 
 def _parsed(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    with reading(path), open(path, encoding="utf-8-sig", newline="") as file:
+    with reading(path), open(path, encoding="utf-8-sig", newline="") as content:
+        file = _lines(content)
         try:
             if path.suffix.lower() == ".jsonl":
                 for number, text in enumerate(file, start=1):
@@ -279,6 +285,14 @@ def _parsed(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                     yield rows.line_num, {str(key): value for key, value in row.items()}
         except (ValueError, RecursionError, csv.Error) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """The lines of a list. Raises ValueError for one that is too long to be one."""
+    while line := file.readline(_MAX_LINE + 1):
+        if len(line) > _MAX_LINE:
+            raise ValueError(f"a line has more than {_MAX_LINE} characters")
+        yield line
 
 
 def _tab_separated(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, object]]]:

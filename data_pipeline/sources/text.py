@@ -23,7 +23,7 @@ from data_pipeline.sources.text_files import JSONL_SUFFIXES, TEXT_SUFFIXES, find
 
 _NAMED_LINES = 5
 _NAMED_FILES = 10
-MAX_LINE_BYTES = 1 << 30  # of a .jsonl file: memory is bounded by it
+MAX_LINE_BYTES = 1 << 28  # of a .jsonl file: a few times as much memory is taken at most
 
 
 @configclass

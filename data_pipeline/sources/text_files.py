@@ -109,7 +109,7 @@ def _is_within(path: str, folder: str | None) -> bool:
 def _text_files(files: Iterator[str], suffixes: tuple[str, ...], left_out: LeftOut) -> Iterator[str]:
     for file in files:
         if not os.path.isfile(file):
-            left_out.add("dangling links" if os.path.islink(file) else "sockets, pipes and devices")
+            left_out.add("sockets, pipes and devices" if os.path.exists(file) else "dangling links")
         elif file.lower().endswith(suffixes):
             yield file
         elif file.lower().endswith(TAR_SUFFIX):

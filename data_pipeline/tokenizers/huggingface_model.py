@@ -70,7 +70,9 @@ class HuggingFaceModel:
     @cached_property
     def token_bytes(self) -> list[bytes]:
         """What each piece stands for behind another: decoders drop the space of a first piece."""
-        anchor = next(i for i in range(self.size) if self.decode([i]).isalnum())
+        anchor = next((i for i in range(self.size) if self.decode([i]).isalnum()), None)
+        if anchor is None:
+            raise InputError("no piece of the tokenizer is a letter or a digit")
         known = len(self.decode([anchor]))
         return [self.decode([anchor, i])[known:].encode() for i in range(self.size)]
 
@@ -82,13 +84,23 @@ class HuggingFaceModel:
         return np.array([i in known and i not in special for i in range(self.size)])
 
     def encode(self, text: str) -> list[int]:
-        return self._encoder.encode(text, add_special_tokens=False).ids
+        return self._encoded(text).ids
 
     def encode_with_starts(self, text: str) -> tuple[list[int], npt.NDArray[np.int64]]:
         """-> ids, first token of each sentence."""
-        encoding = self._encoder.encode(text, add_special_tokens=False)
+        encoding = self._encoded(text)
         ends = np.array([end for _, end in encoding.offsets], dtype=np.int64)
         return encoding.ids, find_starts(text, np.maximum.accumulate(ends))
+
+    def _encoded(self, text: str) -> tokenizers.Encoding:
+        try:
+            return self._encoder.encode(text, add_special_tokens=False)
+        except BaseException as error:
+            if is_of_the_library(error):
+                raise InputError(
+                    f"the tokenizer cannot encode the text that begins with {text[:50]!r}: {str(error)[:300]}"
+                ) from error
+            raise
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
@@ -99,9 +111,16 @@ def _opened(data: bytes) -> tokenizers.Tokenizer:
 
     try:
         opened = tokenizers.Tokenizer.from_buffer(data)
-    except Exception as error:  # the library raises Exception itself
-        raise InputError(f"not a Hugging Face tokenizer.json ({error})") from error
+    except BaseException as error:
+        if is_of_the_library(error):
+            raise InputError(f"not a Hugging Face tokenizer.json ({str(error)[:300]})") from error
+        raise
     opened.no_padding()
     opened.no_truncation()
     opened.encode_special_tokens = True  # '<s>' in a text is three characters, not a control token
     return opened
+
+
+def is_of_the_library(error: BaseException) -> bool:
+    """Whether tokenizers raised it: Exception itself, or what a panic of Rust becomes, which is no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+MAX_VOCABULARY = 1 << 24  # ids of a tokenizer: the largest published ones have 10^6
 SENTINELS = 100  # of span corruption (T5's <extra_id_0> to <extra_id_99>)
 
 

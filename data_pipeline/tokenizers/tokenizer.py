@@ -22,19 +22,19 @@ from data_pipeline.common.files import (
     join,
     make_folder,
     read_bytes,
-    remove_folder,
     rename,
     temporary_name,
     write_atomically,
 )
 from data_pipeline.common.json_files import read_json, write_json
 from data_pipeline.tokenizers.native_tokens import complete, mapped_names, require_pieces
-from data_pipeline.tokenizers.special_tokens import NATIVE, ROLES, SENTINEL_ROLES, SENTINELS
+from data_pipeline.tokenizers.special_tokens import MAX_VOCABULARY, NATIVE, ROLES, SENTINEL_ROLES, SENTINELS
 from data_pipeline.tokenizers.words import WordPieces, word_pieces
 
 _INFO_FILE = "tokenizer_info.json"
 _MODEL_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")  # in a folder, the one that is taken first
 _FORMAT = 1
+_MAX_MODEL_BYTES = 1 << 28
 
 
 @configclass
@@ -108,8 +108,12 @@ class _Kind:
     def open(self, data: bytes) -> Backend:
         from data_pipeline.tokenizers.huggingface_model import HuggingFaceModel
         from data_pipeline.tokenizers.sentencepiece_model import SentencePieceModel
+        from data_pipeline.tokenizers.tokenizer_json import check_tokenizer_json
 
-        return SentencePieceModel(data, self.escaped) if self.type == "sentencepiece" else HuggingFaceModel(data)
+        if self.type == "sentencepiece":
+            return SentencePieceModel(data, self.escaped)
+        check_tokenizer_json(data)
+        return HuggingFaceModel(data)
 
 
 _TRAINED = _Kind("sentencepiece", escaped=True)
@@ -192,7 +196,6 @@ class Tokenizer:
     def save(self, folder: Location) -> None:
         """Writes `folder` (model file and tokenizer_info.json) under another name, then renames it."""
         temporary = temporary_name(folder)
-        remove_folder(temporary)
         make_folder(temporary)
         write_atomically(join(temporary, self._kind.file), self.backend.data)
         write_json(join(temporary, _INFO_FILE), self._info())
@@ -302,12 +305,16 @@ def _ids_to_json(ids: Mapping[str, int], sentinels: Sequence[int]) -> dict[str, 
 
 
 def _ids_from_json(ids: Mapping[str, Any]) -> dict[str, int]:
-    """Role -> id. Raises InputError where one is missing."""
-    first = ids.get("first_sentinel", 0)
-    sentinels = ids.get("sentinel_ids", range(first, first + SENTINELS))
-    if not set(ROLES) <= ids.keys() or len(sentinels) != SENTINELS:
+    """Role -> id. Raises InputError where one is missing or none that a tokenizer may have."""
+    first = ids.get("first_sentinel")
+    sentinels = ids.get("sentinel_ids", [] if type(first) is not int else range(first, first + SENTINELS))
+    if not set(ROLES) <= ids.keys() or not isinstance(sentinels, list | range) or len(sentinels) != SENTINELS:
         raise InputError(f"{_INFO_FILE} lacks special ids")
-    return {**{role: ids[role] for role in ROLES}, **dict(zip(SENTINEL_ROLES, sentinels, strict=True))}
+    found = {**{role: ids[role] for role in ROLES}, **dict(zip(SENTINEL_ROLES, sentinels, strict=True))}
+    for role, i in found.items():
+        if type(i) is not int or not 0 <= i < MAX_VOCABULARY:
+            raise InputError(f"{_INFO_FILE}: {role} has the id {str(i)[:30]}; ids are from 0 to {MAX_VOCABULARY - 1}")
+    return found
 
 
 def _model_file(path: Path) -> Path:
@@ -319,7 +326,7 @@ def _model_file(path: Path) -> Path:
 
 def _open(kind: _Kind, file: Location) -> Backend:
     try:
-        return kind.open(read_bytes(file))
+        return kind.open(read_bytes(file, _MAX_MODEL_BYTES))
     except OSError as error:
         raise InputError(f"{file}: {error.strerror or error}") from error
     except InputError as error:
@@ -329,6 +336,9 @@ def _open(kind: _Kind, file: Location) -> Backend:
 def _read_info(folder: Location) -> dict[str, Any]:
     file = join(folder, _INFO_FILE)
     info = read_json(file, hint="the folder contains no tokenizer of prepared data")
-    if info.get("format") != _FORMAT or not {"type", "escaped"} <= info.keys():
+    if info.get("format") != _FORMAT:
         raise InputError(f"{file} has format {info.get('format')!r}, this version reads format {_FORMAT}")
+    known = info.get("type") in ("sentencepiece", "huggingface") and type(info.get("escaped")) is bool
+    if not known or not isinstance(info.get("ids"), dict):
+        raise InputError(f"{file} is broken: it does not say of which type the tokenizer is and which ids it has")
     return info

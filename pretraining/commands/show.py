@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import field
 from pathlib import Path
 
 from data_pipeline.common.command import run_command
@@ -24,10 +25,12 @@ class ShowConfig:
 
     run_dir: the run, whose newest checkpoint is taken.
     seed: of the order in which validation samples come, and of generated text.
+    modules: your own, which the run imports too; config.yaml alone cannot make anything be imported.
     """
 
     run_dir: str
     seed: int = 1
+    modules: list[str] = field(default_factory=list)
 
 
 def main() -> int:
@@ -45,7 +48,7 @@ def show(overrides: list[str]) -> None:
 
     config = compose_config("show", overrides, ShowConfig)
     run_dir = Path(config.run_dir)
-    run = read_run_config(run_dir)
+    run = read_run_config(run_dir, config.modules)
     checkpoint = newest_checkpoint(run_dir / "checkpoints")
     if checkpoint is None:
         raise InputError(f"{run_dir / 'checkpoints'} holds no checkpoint")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from data_pipeline.common.command import run_command
 from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import EXIT_DONE, InputError
 from data_pipeline.common.fields import configclass
+from data_pipeline.common.files import is_folder, remove_folder, temporary_name
+from data_pipeline.common.overrides import shortened
 from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.tokenizers.export import exported_ids
 from data_pipeline.tokenizers.sentencepiece_export import sentencepiece_file
@@ -52,11 +54,13 @@ class ExportConfig:
       newest whole checkpoint is taken.
     output: the folder to write; it must not exist.
     data_path: where the run's prepared data is now; null means the run's data.path.
+    modules: your own, which the run imports too; config.yaml alone cannot make anything be imported.
     """
 
     checkpoint: str
     output: str
     data_path: str | None = None
+    modules: list[str] = field(default_factory=list)
 
 
 def main() -> int:
@@ -95,10 +99,10 @@ class Source:
     """
 
     def __init__(self, config: ExportConfig) -> None:
-        if Path(config.output).exists():
+        if os.path.lexists(config.output):
             raise InputError(f"output={config.output} exists already and is not overwritten")
         self.checkpoint = find_checkpoint(Path(config.checkpoint))
-        self.run = read_run_config(self.checkpoint.folder.resolve().parents[1])
+        self.run = read_run_config(self.checkpoint.folder.resolve().parents[1], config.modules)
         self.family = huggingface_family(self.run.model.name)
         data = Path(config.data_path or self.run.data.path or "")
         if not (data / "manifest.json").is_file():
@@ -149,6 +153,8 @@ class Source:
 
 def find_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at `path`, or the newest whole one of the run there. Raises InputError."""
+    if not is_folder(path):
+        raise InputError(f"checkpoint={shortened(str(path))}: there is no such folder")
     runs = [folder for folder in (path / "checkpoints", path) if checkpoint_folders(folder)]
     if not runs or (path / "manifest.json").is_file():
         return open_checkpoint(path)
@@ -162,17 +168,18 @@ def find_checkpoint(path: Path) -> Checkpoint:
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder under a temporary name beside `target`: renamed when the block is done, removed on an exception."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = Path(temporary_name(target))
     try:
         temporary.mkdir(parents=True)
-        yield temporary
-        if target.exists():
-            raise InputError(f"output={target} exists already and is not overwritten")
-        os.rename(temporary, target)
+        try:
+            yield temporary
+            if os.path.lexists(target):
+                raise InputError(f"output={target} exists already and is not overwritten")
+            os.rename(temporary, target)
+        finally:  # only from here on is the folder ours
+            remove_folder(temporary)
     except OSError as error:
         raise InputError(f"output={target}: {error.strerror or error} {error.filename or ''}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _command(overrides: list[str]) -> int:

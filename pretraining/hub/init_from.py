@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.common.files import exists, inside, open_file
 from data_pipeline.common.json_files import read_json
 from data_pipeline.tokenizers.export import disagreements, special_tokens
 from data_pipeline.tokenizers.special_tokens import ALL, exported_sentinel
@@ -24,6 +25,7 @@ from pretraining.parallel.fragments import Box
 from pretraining.parallel.layers import box_of
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_FLOATS = ("F64", "F32", "F16", "BF16")
 FIXED_TOLERANCE = 1e-5  # largest difference of a fixed position
 
 
@@ -44,6 +46,8 @@ class HuggingFaceFolder:
         free = {"vocab_size"} if "classifier.weight" in self.stored else {"vocab_size", "num_classes"}
         problems += _config_problems(family, values, model, free)
         their_size = values.get("vocab_size", outputs)
+        if not isinstance(their_size, int) or isinstance(their_size, bool):
+            raise InputError(f"model.init_from: {self.folder / 'config.json'}: vocab_size={their_size!r} is no number")
         self.rows, misfits = _rows(self.folder / "tokenizer.json", tokenizer, outputs, their_size)
         self.entries: list[WeightMap] = []
         self.new_heads: list[str] = []
@@ -76,6 +80,8 @@ class HuggingFaceFolder:
         with torch.no_grad():
             for entry in (entry for entry in self.entries if entry.ours in parameters):
                 found = opened[self.stored[entry.theirs][0]].get_tensor(entry.theirs).float()
+                if not torch.isfinite(found).all():
+                    raise InputError(f"model.init_from={self.folder}: {entry.theirs} holds values that are not finite")
                 shape, box = box_of(parameters[entry.ours], model.layers.size, model.layers.rank)
                 if entry.by_token:
                     self._copy_rows(found, parameters[entry.ours], box.offset[0])
@@ -153,22 +159,30 @@ def _stored_tensors(folder: Path) -> tuple[dict[str, tuple[Path, list[int]]], li
     problems = []
     for file in _weight_files(folder):
         try:
+            open_file(file).close()  # safetensors would wait for a pipe, where no signal reaches it
             with safe_open(str(file), framework="pt") as opened:
-                found |= {name: (file, opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
         except FileNotFoundError:
             problems.append(f"{file.name}, which {_INDEX} names, is missing")
+            continue
         except (OSError, SafetensorError) as error:
             problems.append(f"{file.name} is not a readable safetensors file ({error})")
+            continue
+        other = [name for name, part in slices.items() if part.get_dtype() not in _FLOATS]
+        found |= {name: (file, part.get_shape()) for name, part in slices.items() if name not in other}
     return found, problems
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / _INDEX).is_file():
+    if exists(folder / _INDEX):
         table = read_json(folder / _INDEX, key="model.init_from").get("weight_map")
-        if not isinstance(table, dict):
-            raise InputError(f"model.init_from: {folder / _INDEX} has no weight_map")
-        return sorted({folder / Path(str(file)).name for file in table.values()})
-    if not (folder / _WEIGHTS).is_file():
+        if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+            raise InputError(f"model.init_from: {folder / _INDEX} has no weight_map of tensors to files")
+        try:
+            return [Path(inside(folder, name)) for name in sorted(set(table.values()))]
+        except ValueError as error:
+            raise InputError(f"model.init_from: {folder / _INDEX}: {error}") from error
+    if not exists(folder / _WEIGHTS):
         raise InputError(
             f"model.init_from={folder}: {_WEIGHTS} is missing (weights are read from safetensors only, "
             "never from a pickle)"
@@ -180,13 +194,18 @@ def _config_problems(family: HuggingFaceFamily[Any], values: Values, model: Mode
     """Our keys, except for `free`, that the folder's config.json contradicts."""
     ids = dict.fromkeys(("pad", "bos", "eos", "unk", "mask", "cls", "sep"), 0)
     try:
-        theirs = family.from_huggingface_config(values)
         # Ours go through their form and back, so that null and the value that it stands for are the same.
         ours = family.from_huggingface_config(family.huggingface_config(model, ids))
     except InputError as error:
         return [str(error)]
+    try:
+        theirs = family.from_huggingface_config(values)
+    except InputError as error:
+        return [str(error)]
     except KeyError as error:
         return [f"its config.json lacks {error}"]
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:  # a value of it may be of any kind
+        return [f"its config.json is broken ({str(error)[:200]})"]
     return [
         f"model.{key} is {ours[key]}, the folder's is {theirs[key]}"
         for key in ours
@@ -200,7 +219,7 @@ def _rows(path: Path, tokenizer: Tokenizer | None, our_size: int, their_size: in
     Rows are matched by the folder's tokenizer.json, which must encode texts as the prepared data's tokenizer does:
     checked on texts on which tokenizers differ. Without one, every row is taken.
     """
-    if tokenizer is None or not path.is_file():
+    if tokenizer is None or not exists(path):
         hint = (
             ""
             if tokenizer is None

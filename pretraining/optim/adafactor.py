@@ -85,7 +85,8 @@ class Adafactor(UpdateRule):
         squares = layout.sum_over_parts(squared_norms(grads, statistics.numbers, len(layout.tensors)))
         if shards:
             update_rms = (squares / statistics.numels).sqrt()[statistics.numbers]
-            self._apply(shards, self._alpha(mean_squares, step), update_rms, step.finite)
+            decays = self.decays * step.taking_part[statistics.numbers]
+            self._apply(shards, self._alpha(mean_squares, step), update_rms, decays, step.finite)
 
     def _alpha(self, mean_squares: Tensor, step: Step) -> Tensor:
         """mean_squares: [shards], of the parameters -> [shards], the step sizes (algorithm 6, lines 2, 3)."""
@@ -125,11 +126,13 @@ class Adafactor(UpdateRule):
         torch._foreach_rsqrt_(factors)
         torch._foreach_mul_(grads, factors)
 
-    def _apply(self, shards: list[ParameterShard], alpha: Tensor, update_rms: Tensor, finite: Tensor) -> None:
-        """alpha, update_rms: [shards]. Clips the updates (algorithm 4, line 9), averages them, subtracts them."""
+    def _apply(
+        self, shards: list[ParameterShard], alpha: Tensor, update_rms: Tensor, decays: Tensor, finite: Tensor
+    ) -> None:
+        """alpha, update_rms, decays: [shards]. Clips the updates (algorithm 4, line 9), averages and subtracts them."""
         values, updates = [p.value for p in shards], [p.grad for p in shards]
         if self.weight_decay:
-            torch._foreach_mul_(values, list((1.0 - finite * alpha * self.decays).unbind()))
+            torch._foreach_mul_(values, list((1.0 - finite * alpha * decays).unbind()))
         rates = alpha / (update_rms / self.config.clip_threshold).clamp(min=1.0)
         if self.config.beta1 is None:
             torch._foreach_addcmul_(values, updates, list(or_nothing(-rates, finite).unbind()))

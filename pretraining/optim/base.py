@@ -43,12 +43,17 @@ class ParameterShard:
 
 class Step(NamedTuple):
     """One update. updates: how many came before it; grad_scale: gradients are to be divided by it;
-    finite: 1.0, or 0.0 where the step must leave everything as it is. All but lr are fp32 scalars on the device."""
+    finite: 1.0, or 0.0 where the step must leave everything as it is. All but lr are fp32 scalars on the device.
+
+    taking_part: [tensors], 1.0, or 0.0 where the whole gradient is exactly zero after the first update, as of a tensor
+    that takes no part in the loss: by a trust ratio its decay would be all of its update, and erase it.
+    """
 
     lr: float
     updates: Tensor
     grad_scale: Tensor
     finite: Tensor
+    taking_part: Tensor
 
 
 class UpdateRule:
@@ -120,11 +125,14 @@ class Optimizer(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Updates the shards from their `grad`, at the learning rate in param_groups[0]."""
         self.read_gradients()
-        self.grad_norm = self._gradient_norm() / self.loss_scale
+        squares = self._squared_gradients()
+        self.grad_norm = self.layout.agreed(squares.sum()).sqrt() / self.loss_scale
         self.finite = torch.isfinite(self.grad_norm).float()
         clip = torch.clamp(self.grad_clip / (self.grad_norm + 1e-6), max=1.0) if self.grad_clip else 1.0
         scale = torch.nan_to_num(self.loss_scale / clip, nan=1.0, posinf=1.0)
-        step = Step(float(self.param_groups[0]["lr"]), self.updates, scale, self.finite)
+        # Below a head that begins at 0, as image classifiers' do, no tensor has a gradient at the first update.
+        taking_part = ((squares > 0) | (self.updates == 0)).float()
+        step = Step(float(self.param_groups[0]["lr"]), self.updates, scale, self.finite, taking_part)
         self.rule.update(self.shards, step, self.layout)
         self.updates += self.finite
         if self.dynamic:
@@ -149,13 +157,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def gradient_norms(self) -> dict[str, float]:
         """Of each tensor's unscaled gradient, before clipping; to be called within read_gradients, on all ranks."""
-        norms = self._gradient_squares().sqrt() / self.loss_scale
+        norms = self._squared_gradients().sqrt() / self.loss_scale
         return dict(zip((tensor.name for tensor in self.layout.tensors), norms.tolist(), strict=True))
 
-    def _gradient_norm(self) -> Tensor:
-        return self.layout.agreed(self._gradient_squares().sum()).sqrt()
-
-    def _gradient_squares(self) -> Tensor:
+    def _squared_gradients(self) -> Tensor:
         """[tensors], of each the sum over all its parts."""
         squares = squared_norms([p.grad for p in self.shards], self.tensor_numbers, len(self.layout.tensors))
         return self.layout.sum_over_parts(squares)

@@ -51,16 +51,21 @@ class Lamb(UpdateRule):
     def update(self, shards: list[ParameterShard], step: Step, layout: Layout) -> None:
         squares = torch.zeros(len(layout.tensors), 2, device=step.updates.device)
         if shards:
-            norms = [self._write_descent(shards, chunk, step) for chunk in self.chunks]
+            inside = 0.0 if self.config.decoupled_decay else 1.0
+            factors = list((-self.decays * inside * step.taking_part[self.numbers]).unbind())
+            norms = [self._write_descent(shards, chunk, factors, step) for chunk in self.chunks]
             squares.index_add_(0, self.span_numbers, torch.cat(norms).square())
         norms_of_tensors = layout.sum_over_parts(squares).sqrt()
         if shards:
             self._descend(shards, self._trust_ratios(norms_of_tensors), step)
 
-    def _write_descent(self, shards: list[ParameterShard], chunk: list[ElementRange], step: Step) -> Tensor:
+    def _write_descent(
+        self, shards: list[ParameterShard], chunk: list[ElementRange], factors: list[Tensor], step: Step
+    ) -> Tensor:
         """Advances the moments and replaces the gradient by -(r + decay x), lines 6 to 10 of the algorithm.
 
-        -> [spans, 2], the norms of x and of the update. A step that is not finite leaves the moments alone.
+        factors: -decay of each shard. -> [spans, 2], the norms of x and of the update. A step that is not finite leaves
+        the moments alone.
         """
 
         def of_chunk(tensors: list[Tensor]) -> list[Tensor]:
@@ -70,9 +75,9 @@ class Lamb(UpdateRule):
         values, grads = of_chunk([p.value for p in owners]), of_chunk([p.grad for p in owners])
         sizes = [s.stop - s.start for s in chunk]
         descent = list(self.buffer[: sum(sizes)].split(sizes))
-        for owner, value, out in zip(owners, values, descent, strict=True):
+        for shard, value, out in zip(chunk, values, descent, strict=True):
             # -0.0, not 0.0: of a step that is skipped, -0.0 times this times -0.0 is added to x, see or_nothing.
-            torch.mul(value, -0.0 if self.config.decoupled_decay else -owner.settings.weight_decay, out=out)
+            torch.mul(value, factors[shard.shard], out=out)
         self._subtract_adam(
             descent,
             grads,
@@ -120,7 +125,8 @@ class Lamb(UpdateRule):
         values = [p.value for p in shards]
         rates = step.lr * step.finite * self.lr_scales
         if self.config.decoupled_decay:
-            torch._foreach_mul_(values, list((1.0 - rates * self.decays).unbind()))
+            decays = self.decays * step.taking_part[self.numbers]
+            torch._foreach_mul_(values, list((1.0 - rates * decays).unbind()))
         factors = or_nothing(rates * ratios, step.finite)
         torch._foreach_addcmul_(values, [p.grad for p in shards], list(factors.unbind()))
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.common.compose import read_config
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
 from data_pipeline.common.fields import to_dict
-from data_pipeline.common.files import is_local, write_atomically
+from data_pipeline.common.files import exists, is_local, write_atomically
 from data_pipeline.common.json_files import read_json_if_there
+from data_pipeline.common.yaml_files import read_yaml
 from pretraining.config import RunConfig, course
 from pretraining.run.checkpoint_format import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
 from pretraining.run.ownership import live_owner
@@ -233,18 +235,18 @@ def note_saved(run_dir: Path, step: int) -> None:
         write_atomically(run_dir / "run.json", json.dumps({**values, "saved": step}))
 
 
-def read_run_config(run_dir: Path) -> RunConfig:
-    """run_dir/config.yaml as the RunConfig that it was. Raises InputError."""
-    import yaml
-    from omegaconf import OmegaConf
+def read_run_config(run_dir: Path, modules: Sequence[str] = ()) -> RunConfig:
+    """run_dir/config.yaml as the RunConfig that it was. Raises InputError.
 
+    modules: those that the user names and that are imported already; a run that needs others is refused.
+    """
     path = run_dir / "config.yaml"
-    if not path.is_file():
+    if not exists(path):
         raise InputError(f"{path} is missing: {run_dir} is not a folder that pretrain wrote")
+    values = read_yaml(path)
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
-        return read_config(values, RunConfig)
-    except (InputError, yaml.YAMLError) as error:
+        return read_config(values, RunConfig, modules)
+    except InputError as error:
         raise InputError(f"{path} is not a config of this version: {error}") from error
 
 

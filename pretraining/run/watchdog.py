@@ -243,20 +243,23 @@ class Watchdog:
         count."""
         self.lost = True
         self._beat()
+        self._end_by_found([beat for rank in range(self.world.size) if (beat := self._read(rank)) is not None])
         beats = self._living_beats()
-        gone = [beat for beat, alive in beats if beat.ended is None and not beat.lost and not alive]
-        failed = [beat for beat, _ in beats if beat.ended not in (None, "done") and not beat.lost]
-        if dead := [beat for beat in gone if _is_gone(beat)]:
-            self.end(_lost_text(dead, self.phases.step), "lost")
-        if failed:
-            text = (f"rank {b.rank} failed in {b.phase} of step {b.step}: {b.ended}" for b in failed)
-            self.end("; ".join(text), "failed", EXIT_FAILED)
-        if gone:
+        self._end_by_found([beat for beat, _ in beats])
+        if gone := [beat for beat, alive in beats if beat.ended is None and not beat.lost and not alive]:
             self.end("; ".join(_silent_text(beat) for beat in gone), "hang")
         if told := [beat.ended for beat, _ in beats if beat.ended is not None and beat.lost]:
             self.end(told[0], "hang")  # its watchdog has ended it
         late = [(beat, alive) for beat, alive in beats if not beat.lost and beat.ended is None]
         self.end(self.describe(late) if late else f"a connection failed: {_first_line(error)}", "hang")
+
+    def _end_by_found(self, beats: Sequence[Beat]) -> None:
+        """Ends where the files alone tell who is at fault."""
+        if dead := [beat for beat in beats if beat.ended is None and _is_gone(beat)]:
+            self.end(_lost_text(dead, self.phases.step), "lost")
+        if failed := [beat for beat in beats if beat.ended not in (None, "done") and not beat.lost]:
+            text = (f"rank {b.rank} failed in {b.phase} of step {b.step}: {b.ended}" for b in failed)
+            self.end("; ".join(text), "failed", EXIT_FAILED)
 
     def end(self, reason: str, fault: str, code: int = EXIT_REQUEUE) -> NoReturn:
         """Ends this process at once, with 1 where the same fault ended the start before. Nothing is wound up: other

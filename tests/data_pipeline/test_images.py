@@ -92,7 +92,7 @@ def test_workers_and_a_killed_run_change_no_byte(source: Path, prepared: Path, t
     assert contents(again) == contents(prepared)
     for name in ("manifest.json", "train/shard-000001.tar"):
         (again / name).unlink()
-    (again / "train" / ".shard-000001.tar.tmp").write_bytes(b"half")
+    (again / "train" / ".shard-000001.tar.0123abcd.tmp").write_bytes(b"half")
     assert prepare_images(source, again, *SMALL_SHARDS) == 0
     assert contents(again) == contents(prepared)
 

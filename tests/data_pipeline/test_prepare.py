@@ -40,11 +40,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Everything that must not depend on how the output came about; plan.json holds the inputs' times."""
+    """Everything that must not depend on how the output came about; plan.json holds the inputs' times, sums.jsonl is
+    there until the manifest is."""
     return {
         p.relative_to(root).as_posix(): p.read_bytes()
         for p in sorted(root.rglob("*"))
-        if p.is_file() and p.name not in (".lock", "plan.json")
+        if p.is_file() and p.name not in (".lock", "plan.json", "sums.jsonl")
     }
 
 

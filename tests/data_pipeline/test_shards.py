@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,17 @@ import numpy as np
 import pytest
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.shards.manifest import Manifest, TokenizerInfo, check_files, load_manifest, save_manifest
-from data_pipeline.shards.tar import describe_split, finished_shards
-from data_pipeline.shards.text import BlockWriter, TextIndex, TextReader, TokenizedDocument, token_dtype
+from data_pipeline.shards.manifest import (
+    Manifest,
+    Shard,
+    Split,
+    TokenizerInfo,
+    check_files,
+    load_manifest,
+    save_manifest,
+)
+from data_pipeline.shards.record import begin_record, damage, end_record, load_record, shard_name
+from data_pipeline.shards.text import BlockWriter, TextReader, TokenizedDocument, token_dtype
 
 
 def documents(count: int, longest: int = 40) -> list[TokenizedDocument]:
@@ -30,9 +39,22 @@ def write(root: Path, train: list[TokenizedDocument], first: int = 0, shard_byte
             writer.add(document)
     with BlockWriter(str(root), "valid", 100, shard_bytes) as writer:
         writer.add(train[0])
-    splits = {split: describe_split(str(root), split, TextIndex) for split in ("train", "valid")}
-    save_manifest(Manifest(str(root), "text", TokenizerInfo("f", 300, 406), 1, 0.01, splits))
+    splits = {split: Split.of(shards) for split, shards in load_record(str(root)).shards.items()}
+    save_manifest(Manifest(str(root), "text", TokenizerInfo("f", 300, 60000), 1, 0.01, splits))
+    end_record(str(root))
     return load_manifest(root)
+
+
+def whole_shards(root: Path) -> Sequence[Shard]:
+    """Those of training that a preparation would keep."""
+    record = load_record(str(root))
+    return record.up_to_the_first(damage(str(root), record.all_shards, 2))["train"]
+
+
+def change(path: Path, byte: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 1
+    path.write_bytes(data)
 
 
 def test_blocks_come_back_whole_and_in_order(tmp_path: Path) -> None:
@@ -67,29 +89,41 @@ def test_document_longer_than_a_block_makes_a_longer_block(tmp_path: Path) -> No
     assert TextReader(manifest, "train").index(0).documents.tolist() == [1, 1, 1]
 
 
-def test_shards_continue_byte_for_byte_after_finished_ones(tmp_path: Path) -> None:
-    made = documents(200)
+def test_shards_continue_byte_for_byte_after_whole_ones(tmp_path: Path) -> None:
+    made, parts = documents(200), tmp_path / "parts"
     whole = write(tmp_path / "whole", made)
-    write(tmp_path / "parts", made[:120])
-    last = finished_shards(str(tmp_path / "parts"), "train", TextIndex)[-1][0]
-    Path(last).unlink()  # not as long as it would have been
-    (tmp_path / "parts/train/.shard-000009.tar.tmp").write_bytes(b"half")
-    kept = finished_shards(str(tmp_path / "parts"), "train", TextIndex)
-    done = sum(len(index.lengths) for _, index in kept)
+    count = len(write(parts, made[:120]).splits["train"].shards)
+    (parts / "train" / shard_name(count - 1)).unlink()  # not as long as it would have been
+    kept = whole_shards(parts)
+    done = sum(shard.documents for shard in kept)
     assert 0 < done < 120
-    continued = write(tmp_path / "parts", made[done:], first=len(kept))
-    assert continued.splits["train"] == whole.splits["train"]
+    begin_record(str(parts), {"train": kept, "valid": ()}, "f")
+    assert write(parts, made[done:], first=len(kept)).splits["train"] == whole.splits["train"]
 
 
-def test_a_shard_cut_short_does_not_count_as_finished(tmp_path: Path) -> None:
+def test_a_shard_that_is_not_what_was_written_does_not_count_as_finished(tmp_path: Path) -> None:
     manifest = write(tmp_path, documents(200))
-    count = len(manifest.splits["train"].shards)
-    assert len(finished_shards(str(tmp_path), "train", TextIndex)) == count
-    second = tmp_path / manifest.splits["train"].shards[1].name
-    second.write_bytes(second.read_bytes()[:-512])
-    assert len(finished_shards(str(tmp_path), "train", TextIndex)) == 1
-    (tmp_path / manifest.splits["train"].shards[0].index).write_bytes(b"PK broken")
-    assert finished_shards(str(tmp_path), "train", TextIndex) == []
+    first, second, third = manifest.splits["train"].shards[:3]
+    assert len(whole_shards(tmp_path)) == len(manifest.splits["train"].shards) > 3
+    change(tmp_path / third.name, 600)
+    assert len(whole_shards(tmp_path)) == 2
+    (tmp_path / second.name).write_bytes((tmp_path / second.name).read_bytes()[:-512])
+    assert len(whole_shards(tmp_path)) == 1
+    (tmp_path / first.index).write_bytes(b"PK broken")
+    assert whole_shards(tmp_path) == ()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 30, 400])
+def test_a_torn_line_of_the_record_costs_its_shard_and_those_behind(tmp_path: Path, cut: int) -> None:
+    with BlockWriter(str(tmp_path), "train", 100, 20_000) as writer:
+        for document in documents(200):
+            writer.add(document)
+    record = tmp_path / "sums.jsonl"
+    count = len(load_record(str(tmp_path)).shards["train"])
+    record.write_bytes(record.read_bytes()[: -cut or None])
+    assert count - len(whole_shards(tmp_path)) == {0: 0, 1: 0, 30: 1, 400: 2}[cut]
+    record.write_bytes(b"[1]\n" + record.read_bytes())
+    assert len(whole_shards(tmp_path)) == 0
 
 
 def test_the_webdataset_library_reads_them(tmp_path: Path) -> None:
@@ -123,9 +157,7 @@ def test_changed_bytes_are_noticed_at_the_first_read(tmp_path: Path, member: str
     manifest = write(tmp_path, documents(50))
     shard = manifest.splits["train"].shards[0]
     path = tmp_path / getattr(shard, member)
-    data = bytearray(path.read_bytes())
-    data[600] ^= 1
-    path.write_bytes(data)
+    change(path, 600)
     check_files(manifest)
     expected = shard.sha256 if member == "name" else shard.index_sha256
     with pytest.raises(InputError, match=f"{path} differs.*expected {expected}, found "):
@@ -152,7 +184,7 @@ def test_manifest_says_what_the_contract_asks(tmp_path: Path) -> None:
     manifest = write(tmp_path, documents(20))
     values = json.loads((tmp_path / "manifest.json").read_text())
     assert (values["format"], values["kind"], values["seed"]) == (1, "text", 1)
-    assert values["tokenizer"] == {"fingerprint": "f", "vocab_size": 300, "total_size": 406}
+    assert values["tokenizer"] == {"fingerprint": "f", "vocab_size": 300, "total_size": 60000}
     assert values["splits"]["train"]["shards"][0] == dataclasses.asdict(manifest.splits["train"].shards[0])
 
 

@@ -1,6 +1,6 @@
 """Resuming on four ranks, bit for bit: two ranks can't show in which order gradients are added, since a + b = b + a.
 
-`make resume` runs every layout; `make test` those of LAYOUTS that FEW names.
+`make resume` runs every layout; `make test` those that FEW names.
 """
 
 from __future__ import annotations

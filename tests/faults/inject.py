@@ -116,6 +116,12 @@ def slow() -> None:
     before(LossModule, "forward", sleep(0.1, lambda: RANK == HERE))
 
 
+def kill_in_data() -> None:
+    import pretraining.feeds as feeds
+
+    before(feeds, "islice", lambda: os.kill(os.getpid(), 9) if is_due() else None)
+
+
 def nan() -> None:
     scaled(float("nan"), is_due)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -93,8 +94,9 @@ class Job:
         return self.log.read_text()
 
     def wait_for_step(self, step: int, seconds: float = 120) -> None:
-        path, deadline = self.run_dir / "metrics.jsonl", time.monotonic() + seconds
-        while not path.exists() or path.read_text().count('"loss"') < step:
+        """Until this start has trained it."""
+        deadline = time.monotonic() + seconds
+        while f"step {step}/" not in self.output():
             if time.monotonic() > deadline or all(p.exitcode is not None for p in self.ranks):
                 raise AssertionError(f"step {step} was not reached:\n{self.output()}")
             time.sleep(0.02)
@@ -106,6 +108,7 @@ def _run(module: str, log: str, overrides: tuple[str, ...], environment: dict[st
     for stream in (1, 2):
         os.dup2(file, stream)
     sys.argv = ["pretrain", *overrides]
+    multiprocessing.set_start_method("fork", force=True)  # for loader workers: that of a user's process
     import torch
 
     from pretraining.run.process import end_process

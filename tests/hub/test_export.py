@@ -386,3 +386,18 @@ def test_faults_of_a_folder_are_listed_before_anything_starts(train, data, tmp_p
     (tmp_path / "out" / "model.safetensors").rename(tmp_path / "out" / "pytorch_model.bin")
     with pytest.raises(InputError, match="never from a pickle"):
         open_folder(tmp_path / "out", config, vocabulary)
+
+
+def test_a_folder_that_was_there_is_never_removed(tmp_path, monkeypatch):
+    taken = tmp_path / ".out.0.tmp"
+    taken.mkdir()
+    (taken / "theirs").write_text("kept")
+    monkeypatch.setattr(export_module, "temporary_name", lambda _: str(taken))
+    with pytest.raises(InputError, match="File exists"), export_module.new_folder(tmp_path / "out"):
+        pass
+    assert (taken / "theirs").read_text() == "kept"
+    monkeypatch.undo()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="exists already"), export_module.new_folder(tmp_path / "link"):
+        pass
+    assert sorted(f.name for f in tmp_path.iterdir()) == [".out.0.tmp", "link"]

@@ -1,6 +1,7 @@
 """Pretraining starts from folders that others published: their tokenizer, their names, their heads."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -508,3 +509,41 @@ def test_the_first_loss_of_a_published_gpt2_is_transformers_own(published):
         tokens = torch.from_numpy(document)[None]
         assert abs(float(ours) - float(theirs(input_ids=tokens, labels=tokens).loss)) <= 1e-5
         assert tokenizer.total_size > size and not torch.isfinite(model.head.logits(torch.ones(1, 32)))[0, size:].any()
+
+
+def test_a_strangers_folder_is_refused_by_name(published, tmp_path):
+    folder, data = published("gpt")
+    tokenizer = Tokenizer.load(data / "tokenizer")
+    config = GPTConfig(name="gpt", **SHAPE)
+    index = "model.safetensors.index.json"
+
+    def refused(name, match, change):
+        change(broken := copied(folder, tmp_path / name))
+        with pytest.raises(InputError, match=match):
+            started(broken, config, tokenizer)
+
+    def named(file):
+        return lambda f: (f / index).write_text(json.dumps({"weight_map": {"transformer.wte.weight": file}}))
+
+    def pipe(name):
+        return lambda f: ((f / name).unlink(missing_ok=True), os.mkfifo(f / name))
+
+    refused("pipe", r"model\.safetensors is not a readable .*a named pipe", pipe("model.safetensors"))
+    refused("named", r"x\.bin is not .*a named pipe", lambda f: (named("x.bin")(f), pipe("x.bin")(f)))
+    refused("config", r"config\.json cannot be read: it is a named pipe", pipe("config.json"))
+    refused("index", r"index\.json cannot be read: it is a named pipe", pipe(index))
+    for number, name in enumerate(("../model.safetensors", "/etc/passwd", "..", "", "a\0b")):
+        refused(f"outside{number}", r"index\.json: .* is not the name of a file in", named(name))
+    for number, (key, value) in enumerate([("n_embd", "x"), ("n_layer", [2]), ("n_head", {}), ("vocab_size", "9")]):
+
+        def change(f, key=key, value=value):
+            (f / "config.json").write_text(json.dumps(json.loads((f / "config.json").read_text()) | {key: value}))
+
+        refused(f"type{number}", r"config\.json.*vocab_size|the folder's is|config\.json is broken", change)
+
+    def with_norm(change):
+        return lambda f: rewritten(f, lambda name, t: (name, change(t) if "ln_f" in name else t))
+
+    refused("nan", r"ln_f.* not finite", with_norm(lambda t: torch.full_like(t, float("nan"))))
+    refused("infinite", r"ln_f.* not finite", with_norm(lambda t: torch.full_like(t, float("inf"))))
+    refused("integers", r"lacks the weights .*ln_f", with_norm(lambda t: t.int()))

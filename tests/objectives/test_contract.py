@@ -174,7 +174,8 @@ def test_people_can_look_at_samples_and_at_what_a_model_does(built: Built, tmp_p
     evaluation = built.objective.for_evaluation()
     assert type(evaluation) is type(built.objective)
     for maker in (built.objective, evaluation):
-        sample = maker.corrupt(built.stream.sequence(Position()), np.random.default_rng(1))
+        stream = Stream(built.stream.reader, maker.packing(), 1)
+        sample = maker.corrupt(stream.sequence(Position()), np.random.default_rng(1))
         assert maker.describe(sample)
         assert isinstance(maker.picture(sample), Image.Image if maker.unit == Unit.IMAGES else type(None))
     shown = evaluation.demonstrate(built.model, Demonstration(built.samples(4), tmp_path, seed=1))

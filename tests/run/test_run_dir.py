@@ -515,3 +515,28 @@ def test_a_worker_that_dies_once_training_has_ended_raises_nothing(corpus, tmp_p
     assert pretrain(data, tmp_path / "run", "data.num_workers=1", "train.eval_every=0") == 2
     assert "sha256" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("version", ["of today", "before"])
+def test_what_changes_the_course_of_a_run_is_told(corpus, run_dir, capsys, version):
+    """A schedule, clipping, precision; nothing where they are the same; and old runs go on."""
+    if version == "before":
+        values = read_json(run_dir / "run.json")
+        (run_dir / "run.json").write_text(json.dumps({"identity": values["identity"], "steps": 8}))
+        for path in (run_dir / "checkpoints").glob("*/manifest.json"):
+            manifest = json.loads(path.read_text())
+            manifest["state"] = {k: v for k, v in manifest["state"].items() if k not in ("course", "skipped")}
+            path.write_text(json.dumps(manifest))
+    change = ("scheduler=constant", "scheduler.warmup_steps=0", "train.grad_clip=0", "train.precision=bf16")
+    assert pretrain(corpus, run_dir, *change, "train.steps=9") == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert "warning: train.steps was 8, is 9: the learning-rate schedule is recomputed" in told
+    if version == "before":
+        assert len(told) == 1
+    else:
+        text = "\n".join(told)
+        assert "scheduler.name was 'warmup_cosine', is 'constant'" in text and "train.grad_clip was 1.0, is 0.0" in text
+        assert "scheduler.warmup_steps was 2, is 0" in text and "train.precision was 'fp32', is 'bf16'" in text
+        assert "scheduler.min_ratio was 0.1, does not exist now" in text and len(told) == 7
+    assert pretrain(corpus, run_dir, *change, "train.steps=9") == 0
+    assert "was" not in [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]

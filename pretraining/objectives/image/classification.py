@@ -18,7 +18,7 @@ from data_pipeline.stream.packing import Single
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.image import augmentation, big_vision_augment
 from pretraining.objectives.image.augmentation import Pixels, cutmix, mixup, pixels
-from pretraining.objectives.image.views import SHOWN_IMAGES, ImageViewsConfig, picture_grid
+from pretraining.objectives.image.views import SHOWN_IMAGES, ImageViewsConfig, picture_grid, write_picture
 from pretraining.objectives.models import ImageEncoderWithHead
 from pretraining.objectives.samples import on_device_of
 
@@ -158,7 +158,7 @@ class ImageClassification(Objective[EncodedImage, ImageEncoderWithHead]):
         guesses = [f"{self.classes[n]} ({p:.0%})" for n, p in zip(numbers.tolist(), likelihoods.tolist(), strict=True)]
         captions = [f"{guess}\nis {label}" for guess, label in zip(guesses, truth, strict=True)]
         path = demonstration.run_dir / "predictions.png"
-        picture_grid([[s["image"] for s in samples]], captions).save(path)
+        write_picture(picture_grid([[s["image"] for s in samples]], captions), path)
         lines = [f"predicted {guess}, is {label}" for guess, label in zip(guesses, truth, strict=True)]
         return "\n".join([*lines, f"picture: {path}"])
 

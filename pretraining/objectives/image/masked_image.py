@@ -18,7 +18,7 @@ from data_pipeline.stream.packing import Single
 from pretraining.models.base import MaskedImageAutoencoder
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.image.augmentation import Pixels, pixels
-from pretraining.objectives.image.views import SHOWN_IMAGES, ImageViewsConfig, picture_grid
+from pretraining.objectives.image.views import SHOWN_IMAGES, ImageViewsConfig, picture_grid, write_picture
 from pretraining.objectives.samples import on_device_of
 from pretraining.patches import patchify, unpatchify
 
@@ -136,7 +136,7 @@ class MaskedImage(Objective[EncodedImage, MaskedImageAutoencoder]):
             [self.config.denormalize(image) for image in reconstructed],
         ]
         path = demonstration.run_dir / "reconstruction.png"
-        picture_grid(rows).save(path)
+        write_picture(picture_grid(rows), path)
         return f"masked patches are reconstructed with a squared error of {float(loss):.4f}\npicture: {path}"
 
     def _masked(self, sample: Sample) -> Pixels:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import AfterValidator, Field
 
 from data_pipeline.common.fields import PositiveFloat, Probability, configclass
+from data_pipeline.common.files import write_atomically
 from data_pipeline.shards.image_codec import EncodedImage, decode_rgb
 from pretraining.objectives.image.augmentation import Pixels, center_crop, pixels, random_flip, random_resized_crop
 
@@ -121,6 +124,13 @@ def picture_grid(rows: Sequence[Sequence[Pixels]], captions: Sequence[str] = (),
         text = "\n".join(_fitted(line, cell - 4, font) for line in caption.split("\n"))
         draw.multiline_text((c * cell, cell * len(rows) - 2), text, fill="black", font=font, spacing=1)
     return sheet
+
+
+def write_picture(picture: Image.Image, path: Path) -> None:
+    """As PNG; a link that lies there is replaced, not followed."""
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    write_atomically(path, data.getvalue())
 
 
 def _fitted(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

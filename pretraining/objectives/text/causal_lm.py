@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Un
 from pretraining.objectives.inspect import decode_with_specials
 from pretraining.objectives.models import DecoderWithHead
 from pretraining.objectives.padding import pad_to
+from pretraining.objectives.text.rolling_windows import RollingWindows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,7 +31,8 @@ SHOWN_PREDICTIONS = 8  # of each document in a description
 class CausalLMConfig:
     """Predict each token of a document from those before it.
 
-    cross_document_attention: a token also sees earlier documents of its sequence, and positions run on.
+    cross_document_attention: a token also sees earlier documents of its sequence, and positions run on, in an
+        evaluation too.
     fim_rate: share of the segments that are rearranged so that their middle comes last (see fill_middle).
     z_loss: weight of the squared logarithm of the softmax's denominator, which the training loss then holds; T5 was
         trained with 1e-4.
@@ -44,24 +46,38 @@ class CausalLMConfig:
 
 class CausalLM(Objective[np.ndarray, DecoderWithHead]):
     """A sample: tokens, labels, positions, documents, each int64 [length]; labels are IGNORED at a document's end.
-    With cross_document_attention it has no documents."""
+    With cross_document_attention it has no documents.
+
+    An evaluation reads each document from its beginning (RollingWindows), unrearranged: its loss does not depend on
+    how documents fall into sequences, and is that of other tools. With cross_document_attention it reads what training
+    reads.
+    """
 
     terms = {"causal_lm": 1.0}
     unit = Unit.TOKENS
     text_term = "causal_lm"
 
-    def __init__(self, config: CausalLMConfig, spec: SampleSpec) -> None:
+    def __init__(self, config: CausalLMConfig, spec: SampleSpec, training: bool = True) -> None:
         assert spec.tokenizer is not None
-        self.config, self.length, self.tokenizer = config, spec.seq_len, spec.tokenizer
+        self.config, self.spec, self.length, self.tokenizer = config, spec, spec.seq_len, spec.tokenizer
+        self.rearranges = training and config.fim_rate > 0
+        self.rolls = not training and not config.cross_document_attention
         self.pad, self.bos, self.eos = self.tokenizer.pad, self.tokenizer.bos, self.tokenizer.eos
         self.fim = (self.tokenizer.fim_prefix, self.tokenizer.fim_suffix, self.tokenizer.fim_middle)
 
-    def packing(self) -> Concatenation:
+    def for_evaluation(self) -> Self:
+        return type(self)(self.config, self.spec, training=False)
+
+    def packing(self) -> Concatenation | RollingWindows:
+        if self.rolls:
+            return RollingWindows(self.length, self.bos, self.eos)
         # Neighboring sequences share a token: the last label of one is the first token of the next
         return Concatenation(self.length + 1, self.length, before=(self.bos,), after=(self.eos,))
 
     def corrupt(self, segments: Sequence[np.ndarray], rng: np.random.Generator) -> Sample:
-        if self.config.fim_rate:
+        if self.rolls:
+            return _windows(segments)
+        if self.rearranges:
             segments = [self._rearranged(segment, rng) for segment in segments]
         tokens = np.concatenate(segments).astype(np.int64)
         lengths = [len(segment) for segment in segments]
@@ -140,6 +156,17 @@ class CausalLM(Objective[np.ndarray, DecoderWithHead]):
 
     def _text(self, ids: Iterable[int]) -> str:
         return decode_with_specials(self.tokenizer, ids)
+
+
+def _windows(windows: Sequence[np.ndarray]) -> Sample:
+    """windows: int64 [2, tokens] each, see RollingWindows.cut."""
+    inputs = [tokens[:-1] for tokens, _ in windows]
+    return {
+        "tokens": np.concatenate(inputs),
+        "labels": np.concatenate([np.where(counts[1:], tokens[1:], IGNORED) for tokens, counts in windows]),
+        "positions": np.concatenate([np.arange(len(tokens)) for tokens in inputs]),
+        "documents": np.concatenate([np.full(len(tokens), number) for number, tokens in enumerate(inputs)]),
+    }
 
 
 def fill_middle(tokens: np.ndarray, ids: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import NonNegativeFloat, configclass, unused_with
+from data_pipeline.common.fields import NonNegativeFloat, PositiveFloat, configclass, unused_with
 from data_pipeline.loader import Sample
 from data_pipeline.shards.text import TokenizedDocument
 from data_pipeline.stream.packing import Concatenation, Packing
@@ -46,7 +46,8 @@ class MaskedLMConfig:
         their own; none packs documents, each with its own first and last token and no attention to the others
         (Liu et al. 2019, "RoBERTa", section 4.2: DOC-SENTENCES, several to a sequence).
     masked_lm_weight: of the loss of masked tokens in the total.
-    pair_weight: of the loss of pairs in the total.
+    pair_weight: of the loss of pairs in the total. Not 0, which would leave a head to decay alone: pairing=none has
+        none.
     z_loss: weight of the squared logarithm of the softmax's denominator, which the training loss then holds; T5 was
         trained with 1e-4.
     """
@@ -55,8 +56,8 @@ class MaskedLMConfig:
     masking: Literal["token", "whole_word", "ngram"] = "token"
     mask_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     pairing: Literal["next_sentence", "sentence_order", "none"] = "next_sentence"
-    masked_lm_weight: NonNegativeFloat = 1.0
-    pair_weight: Annotated[NonNegativeFloat, unused_with("pairing", "none")] = 1.0
+    masked_lm_weight: PositiveFloat = 1.0
+    pair_weight: Annotated[PositiveFloat, unused_with("pairing", "none")] = 1.0
     z_loss: NonNegativeFloat = 0.0
 
 
