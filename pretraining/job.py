@@ -173,7 +173,8 @@ def run(
             f"scheduler.warmup_steps={warmup_steps}",
             file=sys.stderr,
         )
-    with Watchdog(run_dir, world, config.train.watchdog_seconds, config.train.timeout_seconds) as watchdog:
+    train, release = config.train, _nothing if owner is None else owner.release
+    with Watchdog(run_dir, world, train.watchdog_seconds, train.timeout_seconds, release) as watchdog:
         trainer = build(config, inputs, world, run_dir, stop, watchdog.phases, owner)
         watchdog.start_step = trainer.step
         begin()

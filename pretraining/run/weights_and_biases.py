@@ -8,6 +8,7 @@ import os
 import secrets
 import shlex
 import socket
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,8 @@ MODES: dict[str, Mode] = {  # what WANDB_MODE may say
     "dryrun": "offline",
     "disabled": "disabled",
 }
+# How long it may hold training up: with what it takes by itself, less than 30 s in all
+INIT_SECONDS, FINISH_SECONDS = 10.0, 15.0
 NOT_READ = {  # ours follow from run_dir, so that a resume continues the same run
     "WANDB_DIR": "run_dir",
     "WANDB_RUN_ID": "run_dir/run.json",
@@ -117,9 +120,12 @@ class WandbRun:
         if self.run is None:
             return
         with self._told("finish"):
+            began = time.monotonic()
             self.run.finish(exit_code=exit_code)
             if self.run.settings.mode == "offline":
                 tell(f"upload to W&B: {sync_command(self.run.dir)}")
+            elif time.monotonic() - began >= FINISH_SECONDS or _unreachable(self.run.settings.base_url):
+                tell(f"W&B did not take all of the run; upload it by: {sync_command(self.run.dir)}")
 
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:
@@ -170,8 +176,8 @@ def _init_wandb(mode: Literal["online", "offline"], options: dict[str, Any]) -> 
     import wandb
 
     limits: dict[str, Any] = {
-        "init_timeout": 15,
-        "finish_timeout": 20,
+        "init_timeout": INIT_SECONDS,
+        "finish_timeout": FINISH_SECONDS,
         "x_transaction_log_flush_interval": 2,
         "console": "off",
         "silent": True,
