@@ -107,7 +107,7 @@ def check_wandb(config: TrackingConfig, run_dir: Path, environment: Mapping[str,
     if Choices.of(config, run_dir, environment).mode == "disabled":
         return
     given = {name: value for name, value in environment.items() if name.startswith("WANDB_")}
-    keys = {
+    keys: dict[str, dict[str, object]] = {
         "tracking.project": {"project": config.project},
         "tracking.run_name": {"run_name": config.run_name},
         "tracking.tags": {"run_tags": config.tags},
