@@ -10,6 +10,7 @@ import json
 from typing import Any, TypeVar
 
 import pydantic
+from pydantic_core import ErrorDetails
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.files import Location, read_bytes, write_atomically
@@ -53,7 +54,7 @@ def typed(values: object, kind: type[T], name: str) -> T:
     except UnicodeEncodeError as error:
         raise InputError(f"{name} is broken: it holds half of a surrogate pair, which is no text") from error
     except pydantic.ValidationError as error:
-        wrong = [f"{'.'.join(map(str, e['loc']))[:100] or 'it'}: {_said(e['msg'])}" for e in error.errors()[:3]]
+        wrong = [_what_is_wrong(e) for e in error.errors()[:3]]
         more = f" and {error.error_count() - 3} more" if error.error_count() > 3 else ""
         raise InputError(f"{name} is broken: {'; '.join(wrong)}{more}") from error
 
@@ -96,8 +97,11 @@ def _read(location: Location, file: str, links: bool) -> dict[str, Any] | None:
     return values
 
 
-def _said(message: str) -> str:
-    return message.removeprefix("Value error, ")[:300]
+def _what_is_wrong(error: ErrorDetails) -> str:
+    place = ".".join(map(str, error["loc"]))[:100]
+    if error["type"] == "missing":
+        return f"{place!r} is missing"
+    return f"{place or 'it'}: {error['msg'].removeprefix('Value error, ')[:300]}"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

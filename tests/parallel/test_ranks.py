@@ -209,7 +209,7 @@ def flip(world, overrides, name):
 )
 def test_one_bit_on_one_rank_is_found_before_it_is_saved(corpus, tmp_path, engine, tensor_parallel):
     settings = [*TINY, f"data.path={corpus}", f"run_dir={tmp_path / 'r'}", *engine]
-    name = "blocks.0.norm1.weight"
+    name = "blocks.0.attention_norm.weight"
     for told, saved in run_world(2, flip, settings, name, tensor_parallel=tensor_parallel):
         assert f"copies of 1 weights are not the same after step 0: {name}, up to" in told and not saved
 
