@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.files import write_atomically
+from data_pipeline.common.files import read_bytes, write_atomically
+from data_pipeline.common.json_files import parse_json
 from pretraining.run.terminal import warn_once
 
 Value = int | float | str | list[str] | None
@@ -173,12 +174,16 @@ def cut_metrics(path: Path, step: int | None) -> None:
 
 
 def read_metrics(path: Path) -> list[Values]:
-    """All whole lines."""
+    """All whole lines. Raises InputError."""
     lines = []
-    for text in path.read_text(errors="replace").splitlines():
+    try:
+        texts = read_bytes(path).decode(errors="replace").splitlines()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    for text in texts:
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:  # torn: the process was killed while writing it
+            line = parse_json(text)
+        except ValueError:  # torn: the process was killed while writing it; or written by another program
             continue
         if isinstance(line, dict) and "step" in line:
             lines.append(line)

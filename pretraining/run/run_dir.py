@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.common.compose import read_config
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
 from data_pipeline.common.fields import to_dict
-from data_pipeline.common.files import exists, is_local, write_atomically
+from data_pipeline.common.files import exists, is_local, read_bytes, write_atomically
 from data_pipeline.common.json_files import read_json_if_there
 from data_pipeline.common.yaml_files import read_yaml
 from pretraining.config import RunConfig, course
@@ -55,7 +55,7 @@ def stopped_run_dir(config: RunConfig) -> str | None:
         path = folder / "config.yaml"
         if not path.is_file() or read_exit_code(folder) != EXIT_REQUEUE or live_owner(folder) is not None:
             continue
-        if _without_run_dir(path.read_text(errors="replace")) == wanted:
+        if _without_run_dir(_content(path).decode(errors="replace")) == wanted:
             return str(folder)
     return None
 
@@ -218,7 +218,7 @@ def write_config(config: RunConfig, run_dir: Path, run: Identity, start: Checkpo
     before = {} if start is None else start.state.get("course") or values.get("course") or _older_course(values)
     for change in _changes(before, now):
         warn(f"warning: {change}")
-    if path.exists() and path.read_bytes() != text.encode():
+    if os.path.lexists(path) and _content(path) != text.encode():
         number = next(n for n in range(1, 10**6) if not (run_dir / f"config.{n}.yaml").exists())
         os.replace(path, run_dir / f"config.{number}.yaml")
     write_atomically(path, text)
@@ -226,6 +226,16 @@ def write_config(config: RunConfig, run_dir: Path, run: Identity, start: Checkpo
     if start is not None and _name_of(start.folder) == _name_of(Path(config.train.resume)):
         values["resumed"] = {"checkpoint": _name_of(start.folder), "step": start.state["step"]}
     write_atomically(run_dir / "run.json", json.dumps(values))
+
+
+def _content(path: Path) -> bytes:
+    """b"" where a link leads nowhere. Raises InputError."""
+    try:
+        return read_bytes(path)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def note_saved(run_dir: Path, step: int) -> None:
