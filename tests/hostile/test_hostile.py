@@ -66,3 +66,23 @@ for result in pool.run_cases(cases, Path({str(tmp_path)!r}) / "cases", Path("/")
     }.items():
         assert fault in said.pop(what), what
     assert not said
+
+
+SILENT_PORT = """
+import os, socket, time
+from pretraining.parallel.launch import Launch
+from pretraining.parallel.lost import LostPeer
+from pretraining.parallel.meeting import meet
+server = socket.create_server(("127.0.0.1", 0))
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(server.getsockname()[1]))
+try:
+    meet(Launch(rank=1, size=2), 2.0)
+except LostPeer as error:
+    print(error, flush=True)
+os._exit(0)
+"""
+
+
+def test_a_port_that_says_nothing_holds_nobody_up() -> None:
+    """torch waits for it without end, whatever its timeout."""
+    assert "does not answer as a rank does" in run_process(sys.executable, "-c", SILENT_PORT, timeout=120).stdout

@@ -23,7 +23,7 @@ def cases() -> Iterator[Case]:
             tar = place.here / "in" / "x.tar"  # those in a folder are passed over
             return place.prepare(*([f"corpus.inputs=[{tar.parent},{tar}]"] if tar.exists() else []))
 
-        yield Case("text archives", name, PREPARE, arrange, "in/", HARMLESS, seconds=60)
+        yield Case("text archives", name, PREPARE, arrange, "in/", HARMLESS, seconds=60, megabytes=1500)
     for pattern in ("in/*.txt", "in/**/*.txt", "in/*"):
 
         def matched(place: Place, pattern: str = pattern) -> list[str]:
