@@ -121,4 +121,4 @@ def _store(launch: Launch, timeout: float) -> Store:
     if found:
         return found[0]
     why = errors[0] if errors else "what listens at MASTER_ADDR and MASTER_PORT does not answer as a rank does"
-    raise LostPeer(f"the {launch.size} ranks did not meet within {timeout:g} s: {why}") from (errors or [None])[0]
+    raise LostPeer(f"the {launch.size} ranks did not meet within {timeout:g} s: {why}") from next(iter(errors), None)

@@ -28,7 +28,8 @@ def cases() -> Iterator[Case]:
 
         def matched(place: Place, pattern: str = pattern) -> list[str]:
             (place.here / "in").mkdir()
-            (place.here / "in" / "good.txt").write_text("abc def ghi. " * 50)
+            for name in ("good", "better", "best"):
+                (place.here / "in" / f"{name}.txt").write_text(f"{name} abc def ghi. " * 50)
             pipe(place.here / "in" / "pipe.txt")
             link(place.here / "in" / "zero.txt", "/dev/zero")
             link(place.here / "in" / "loop", place.here / "in")
