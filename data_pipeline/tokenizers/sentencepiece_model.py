@@ -198,9 +198,10 @@ class SentencePieceModel:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(data)
-        except RuntimeError as error:
+            self.size = self._processor.get_piece_size()
+            assert len(self.pieces) <= self.size  # read here, where a piece that is no UTF-8 can be reported
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise InputError("not a SentencePiece model") from error
-        self.size = self._processor.get_piece_size()
         self._unknown = self._processor.unk_id()
 
     @property

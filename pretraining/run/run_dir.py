@@ -7,15 +7,18 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from data_pipeline.common.compose import read_config
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
 from data_pipeline.common.fields import to_dict
 from data_pipeline.common.files import exists, is_local, read_bytes, write_atomically
-from data_pipeline.common.json_files import read_json_if_there
+from data_pipeline.common.json_files import read_json_if_there, typed
 from data_pipeline.common.yaml_files import read_yaml
 from pretraining.config import RunConfig, course
 from pretraining.run.checkpoint_format import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
@@ -28,7 +31,18 @@ if TYPE_CHECKING:
 
 RUNS = "runs"  # where runs go that are given no run_dir
 Identity = dict[str, Any]  # see pretraining.config.identity
-STATE = {"step", "tokens", "evaluated_step", "position", "identity"}  # what Trainer.save adds to the tensors
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What Trainer.save adds to the tensors, at least. position: the source of sequences looks at it."""
+
+    step: Count
+    tokens: Count
+    evaluated_step: Annotated[int, Field(ge=-1, lt=1 << 63)]
+    position: dict[str, Any]
+    identity: Identity
 
 
 def make_run_dir(config: RunConfig) -> str:
@@ -133,9 +147,7 @@ def _name_of(checkpoint: Path) -> str:
 
 def require_of_run(checkpoint: Checkpoint, run: Identity) -> None:
     """Raises InputError where the run cannot go on from there."""
-    missing = STATE - checkpoint.state.keys()
-    if missing:
-        raise InputError(f"{checkpoint.folder}: the state in its manifest lacks {', '.join(sorted(missing))}")
+    typed(checkpoint.state, SavedState, f"{checkpoint.folder}: the state in its manifest")
     _refuse_changes(f"{checkpoint.folder} belongs to another run", checkpoint.state["identity"], run)
 
 

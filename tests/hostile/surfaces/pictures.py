@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from tests.hostile.case import HARMLESS, PREPARE, Case, Place, link, pipe
 
-MODES = {"PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"), "JPEG": ("L", "RGB", "CMYK")}
+MODES = {"PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "JPEG": ("L", "RGB", "CMYK")}
 OTHERS = ("GIF", "BMP", "TIFF", "WEBP", "ICO", "PPM", "PCX", "TGA")
 
 
@@ -55,7 +55,7 @@ def _encoded(kind: str, mode: str = "RGB") -> bytes:
     data = io.BytesIO()
     pixels = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
     image = Image.fromarray(pixels)
-    Image.Image.convert(image, "I" if mode == "I;16" else mode).convert(mode).save(data, kind)
+    image.convert("I" if mode == "I;16" else mode).convert(mode).save(data, kind)
     return data.getvalue()
 
 
