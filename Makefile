@@ -11,7 +11,7 @@ VOCABULARY := $(if $(filter gpt,$(FAMILY)),512,384)
 OUT ?= quickstart/$(FAMILY)
 TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
 
-.PHONY: quickstart test check golden parity any-checkpoint resume any-signal soak gpu-check convergence convergence-optimizers setup \
+.PHONY: quickstart test check golden parity any-checkpoint resume any-signal soak hostile gpu-check convergence convergence-optimizers setup \
 	bench bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-optimizers bench-tokenizer-memory \
 	bench-agreement
 
@@ -60,6 +60,10 @@ resume: setup
 # pretrain-data is stopped at 50 random moments; `make test` tries a few
 any-signal: setup
 	$(BIN)/python -m tests.data_pipeline.any_signal
+
+# Files, folders and arguments that strangers may hand over, each with its promised end; `make test` tries some
+hostile: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile
 
 # A run of two ranks is killed and hung at 30 random moments; `make test` does it three times
 soak: setup

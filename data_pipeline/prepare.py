@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -102,7 +100,6 @@ def write_dataset(corpus: Corpus[Any], config: PrepareConfig) -> None:
 
 def _command(overrides: list[str]) -> int:
     config = compose_config("prepare", overrides, PrepareConfig)
-    config = dataclasses.replace(config, output=os.path.expanduser(config.output))
     try:
         prepare(config)
         return EXIT_DONE

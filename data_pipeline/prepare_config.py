@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from data_pipeline.common.fields import Fraction, NonNegative, PickedBy, Positive, configclass, unused_with
+from data_pipeline.common.fields import Fraction, NonNegative, PathText, PickedBy, Positive, configclass, unused_with
 from data_pipeline.sources.config import CorpusConfig
 from data_pipeline.tokenizers.tokenizer import TokenizerConfig
 
@@ -28,7 +28,7 @@ class PrepareConfig:
     """
 
     corpus: Annotated[CorpusConfig, PickedBy("data_pipeline.sources.registry:CORPORA", key="kind")]
-    output: str
+    output: PathText
     tokenizer: Annotated[TokenizerConfig, unused_with("corpus.kind", "images")] = Field(default_factory=TokenizerConfig)
     valid_fraction: Fraction = 0.01
     num_workers: NonNegative = 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from data_pipeline.common.command import run_command
 from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import Positive, configclass
+from data_pipeline.common.fields import PathText, Positive, configclass
 
 if TYPE_CHECKING:
     from data_pipeline.shards.manifest import Manifest
@@ -31,7 +30,7 @@ class VerifyConfig:
     num_workers: how many shards are read at a time.
     """
 
-    output: str
+    output: PathText
     num_workers: Positive = 2
 
 
@@ -61,7 +60,7 @@ def verify(root: str, num_workers: int) -> str:
 
 def _command(overrides: list[str]) -> None:
     config = compose_config("verify", overrides, VerifyConfig)
-    print(verify(os.path.expanduser(config.output), config.num_workers))
+    print(verify(config.output, config.num_workers))
 
 
 def _tokenizer_problems(manifest: Manifest) -> list[str]:

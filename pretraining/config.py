@@ -11,6 +11,7 @@ from data_pipeline.common.compose import compose_config, conf_dir
 from data_pipeline.common.fields import (
     NonNegative,
     NonNegativeFloat,
+    PathText,
     PickedBy,
     Positive,
     PositiveFloat,
@@ -46,7 +47,7 @@ class DataConfig:
     """
 
     name: Literal["shards"] = "shards"
-    path: str | None = None
+    path: PathText | None = None
     seq_len: Positive | None = None
     num_workers: NonNegative = 2
     window_blocks: Positive = 64
@@ -90,7 +91,7 @@ class TrainConfig:
     keep_last: Positive = 3
     keep_every: NonNegative = 0
     seed: NonNegative = 1
-    resume: str = "auto"
+    resume: PathText = "auto"
     deterministic: bool = False
     freeze: list[str] = Field(default_factory=list)
     timeout_seconds: Positive = 300
@@ -139,7 +140,7 @@ class RunConfig:
     data: DataConfig = Field(default_factory=DataConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
-    run_dir: str | None = None
+    run_dir: PathText | None = None
     inspect: NonNegative = 0
     modules: list[str] = Field(default_factory=list)
 

@@ -28,6 +28,7 @@ from pretraining.run.signals import Stopped, StopRequest
 from pretraining.run.terminal import tell, warn
 from pretraining.run.verdict import Verdict
 from pretraining.run.watchdog import Watchdog
+from pretraining.run.weights_and_biases import check_wandb
 
 LAST_WORDS_SECONDS = 30.0  # in which a rank whose command is wrong looks for the others, to tell them
 VERDICT_SECONDS = 3.0  # in which rank 0 has written its verdict, if it lives
@@ -86,6 +87,8 @@ class Job:
             if self.meeting.is_main:
                 print(examples(config, inputs))
             return EXIT_DONE
+        check = partial(check_wandb, config.tracking, Path(config.run_dir or "run"))
+        run_on_all_ranks(self.meeting, check if self.meeting.is_main else _nothing)
         run_on_all_ranks(self.meeting, partial(find_device, self.launch))
         world = start_world(self.launch, config.engine.tensor_parallel, self.meeting)
         run_dir = self.verdict.run_dir = self._agree_on_run_dir(config)
@@ -173,7 +176,8 @@ def run(
             f"scheduler.warmup_steps={warmup_steps}",
             file=sys.stderr,
         )
-    with Watchdog(run_dir, world, config.train.watchdog_seconds, config.train.timeout_seconds) as watchdog:
+    train, release = config.train, _nothing if owner is None else owner.release
+    with Watchdog(run_dir, world, train.watchdog_seconds, train.timeout_seconds, release) as watchdog:
         trainer = build(config, inputs, world, run_dir, stop, watchdog.phases, owner)
         watchdog.start_step = trainer.step
         begin()

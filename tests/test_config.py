@@ -1,16 +1,24 @@
 import subprocess
 import sys
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import yaml
 
-from data_pipeline.common.compose import composed, conf_dir
+from data_pipeline.common.compose import compose_config, composed, conf_dir
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import configclass, to_dict
+from data_pipeline.common.schema import get
+from data_pipeline.prepare_config import PrepareConfig
+from data_pipeline.verify import VerifyConfig
+from pretraining.commands.replay import ReplayConfig
+from pretraining.commands.show import ShowConfig
 from pretraining.config import RunConfig, identity, load_config
+from pretraining.hub.export import ExportConfig
 from pretraining.optim.registry import OPTIMIZERS
 from pretraining.run.run_dir import read_run_config, write_config
+from pretraining.run.verdict import named_run_dir
 from pretraining.synonyms import SYNONYMS
 from tests.helpers import ROOT, pretrain_process
 
@@ -19,6 +27,37 @@ def problems(*overrides, ranks=1):
     with pytest.raises(InputError) as error:
         load_config(list(overrides), ranks)
     return str(error.value)
+
+
+@pytest.mark.parametrize("key", ["data.path", "run_dir", "model.init_from", "train.resume"])
+def test_a_tilde_is_the_home_folder(key, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for given, expected in (("~/a b", "/home/me/a b"), ("~", "/home/me"), ("a~/x", "a~/x"), ("never", "never")):
+        config = load_config(["model=gpt_debug", "data.path=x", f"{key}='{given}'"])
+        assert get(to_dict(config), key) == expected
+    assert named_run_dir(["run_dir='~/x'"]) == Path("/home/me/x")  # before the config is read
+
+
+def test_a_tilde_is_the_home_folder_for_every_command(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    made = compose_config("export", ["checkpoint=~/c", "output=~/o", "data_path=~/d"], ExportConfig)
+    assert (made.checkpoint, made.output, made.data_path) == ("/home/me/c", "/home/me/o", "/home/me/d")
+    assert compose_config("show", ["run_dir=~/r"], ShowConfig).run_dir == "/home/me/r"
+    assert compose_config("replay", ["run_dir=~/r", "step=1"], ReplayConfig).run_dir == "/home/me/r"
+    assert compose_config("verify", ["output=~/o"], VerifyConfig).output == "/home/me/o"
+    keys = ["corpus.inputs=[~/a,b]", "corpus.exclude=[~/a/x*]", "output=~/o", "tokenizer.path=~/t.model"]
+    data = compose_config("prepare", keys, PrepareConfig)
+    assert (data.output, data.tokenizer.path) == ("/home/me/o", "/home/me/t.model")
+    assert to_dict(data.corpus)["inputs"] == ["/home/me/a", "b"]
+    assert to_dict(data.corpus)["exclude"] == ["/home/me/a/x*"]
+
+
+@pytest.mark.parametrize("corpus", ["text", "images"])
+def test_one_input_needs_no_brackets(corpus, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for given, expected in (("~/x", ["/home/me/x"]), ("txt", ["txt"]), ("'a,b'", ["a,b"])):
+        data = compose_config("prepare", [f"corpus={corpus}", f"corpus.inputs={given}", "output=o"], PrepareConfig)
+        assert to_dict(data.corpus)["inputs"] == expected
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -22,6 +23,15 @@ Fraction = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
 NonNegativeFloat = Annotated[float, pydantic.Field(ge=0.0)]
 PositiveFloat = Annotated[float, pydantic.Field(gt=0.0)]
+# ~ is expanded: no shell does it behind `key=`
+PathText = Annotated[str, pydantic.AfterValidator(os.path.expanduser)]
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Paths = Annotated[list[PathText], pydantic.BeforeValidator(_as_list)]  # one may be given without brackets
 
 
 @dataclass_transform(frozen_default=True)

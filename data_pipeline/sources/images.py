@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TextIO
 from pydantic import Field
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import NonNegative, configclass
+from data_pipeline.common.fields import NonNegative, Paths, configclass
 from data_pipeline.sources.config import CorpusConfig
 from data_pipeline.sources.find import LeftOut, entries_of, reading
 from data_pipeline.sources.patterns import is_excluded
@@ -41,8 +41,8 @@ class ImagesConfig(CorpusConfig):
     """
 
     kind: Literal["images"]
-    inputs: list[str]
-    exclude: list[str] = Field(default_factory=list)
+    inputs: Paths
+    exclude: Paths = Field(default_factory=list)
     file_field: str = "file"
     label_field: str = "label"
     max_bad_images: NonNegative = 10
@@ -101,7 +101,7 @@ def _gather(read: Callable[..., list[LabeledFile]], parts: Iterable[tuple[Any, .
 
 
 def _from_input(entry: str, reader: _Reader) -> list[LabeledFile]:
-    path = Path(os.path.expanduser(entry))
+    path = Path(entry)
     if path.is_dir():
         return _from_folder(path, reader)
     tars = sorted(glob.glob(str(path))) if glob.has_magic(entry) and not path.exists() else [str(path)]

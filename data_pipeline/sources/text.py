@@ -13,7 +13,7 @@ from typing import IO, Annotated, Literal, NamedTuple
 import pydantic
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import NonNegative, configclass
+from data_pipeline.common.fields import NonNegative, Paths, configclass
 from data_pipeline.sources.compressed import open_compressed
 from data_pipeline.sources.config import CorpusConfig
 from data_pipeline.sources.encodings import AUTO, check_encoding, find_encoding, recoded
@@ -39,8 +39,8 @@ class TextConfig(CorpusConfig):
     """
 
     kind: Literal["text"]
-    inputs: list[str]
-    exclude: list[str] = pydantic.Field(default_factory=list)
+    inputs: Paths
+    exclude: Paths = pydantic.Field(default_factory=list)
     text_field: str = "text"
     encoding: str | None = None
     max_document_bytes: Annotated[int, pydantic.Field(ge=16)] = 262144

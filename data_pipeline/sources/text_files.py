@@ -26,7 +26,7 @@ def find_files(inputs: list[str], exclude: list[str], left_out: LeftOut, skip: s
     for entry in inputs:
         here = LeftOut()
         try:
-            files = list(_wanted(_expand(os.path.expanduser(entry), here, skip), exclude, here))
+            files = list(_wanted(_expand(entry, here, skip), exclude, here))
         except InputError as error:
             problems.append(str(error))
             continue

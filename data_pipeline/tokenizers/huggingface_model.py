@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.tokenizers.byte_pieces import byte_pieces
 from data_pipeline.tokenizers.native_tokens import known_names
 from data_pipeline.tokenizers.protection import protected
 from data_pipeline.tokenizers.sentences import find_starts
@@ -70,11 +71,15 @@ class HuggingFaceModel:
     @cached_property
     def token_bytes(self) -> list[bytes]:
         """What each piece stands for behind another: decoders drop the space of a first piece."""
+        # A piece that is a part of a character cannot be decoded by itself: that gives U+FFFD, which has three bytes.
+        parts = byte_pieces(json.loads(self.data).get("decoder"), self.pieces)
+        if len(parts) == len(self.pieces):
+            return [parts.get(i, b"") for i in range(self.size)]
         anchor = next((i for i in range(self.size) if self.decode([i]).isalnum()), None)
         if anchor is None:
             raise InputError("no piece of the tokenizer is a letter or a digit")
         known = len(self.decode([anchor]))
-        return [self.decode([anchor, i])[known:].encode() for i in range(self.size)]
+        return [parts[i] if i in parts else self.decode([anchor, i])[known:].encode() for i in range(self.size)]
 
     @property
     def is_text(self) -> npt.NDArray[np.bool_]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import Positive, configclass, unused_with, used_with
+from data_pipeline.common.fields import PathText, Positive, configclass, unused_with, used_with
 from data_pipeline.common.files import (
     Location,
     is_file,
@@ -53,7 +53,7 @@ class TokenizerConfig:
 
     model_type: Annotated[Literal["bpe", "unigram", "char"], used_with("path", None)] = "bpe"
     vocab_size: Annotated[Positive, used_with("path", None)] = 8192
-    path: str | None = None
+    path: PathText | None = None
     special_tokens: Annotated[dict[str, str], unused_with("path", None)] = Field(default_factory=dict)
     sample_bytes: Annotated[Positive, used_with("path", None), unused_with("model_type", "char")] = 10_000_000
 

@@ -35,11 +35,9 @@ def word_pieces(token_bytes: Sequence[bytes], total_size: int) -> WordPieces:
     """token_bytes: what each id spells, UTF-8 or a part of it. Ids beyond them are special: words of their own."""
     begins, ends = np.ones(total_size, bool), np.ones(total_size, bool)
     for i, spelled in enumerate(token_bytes):
-        text = spelled.decode(errors="ignore")
+        text = spelled.decode(errors="replace")  # a part of a character, wherever it stands, is taken for a letter
         if text:
             begins[i], ends[i] = not _joins(text[0]), not _joins(text[-1])
-        elif spelled:  # a part of a character, which is taken for a letter
-            begins[i] = ends[i] = False
     return WordPieces(begins, ends)
 
 

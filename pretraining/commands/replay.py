@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from data_pipeline.common.command import run_command
 from data_pipeline.common.compose import compose_config, raise_problems
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import Positive, configclass
+from data_pipeline.common.fields import PathText, Positive, configclass
 from pretraining.run.metrics import METRICS, Line, TrainingLine, Value, read_metrics, step_of
 from pretraining.run.tracking import NullTracker
 
@@ -46,7 +46,7 @@ class ReplayConfig:
     step: which step, as metrics.jsonl counts them.
     """
 
-    run_dir: str
+    run_dir: PathText
     step: Positive
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from data_pipeline.common.command import run_command
 from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import configclass
+from data_pipeline.common.fields import PathText, configclass
 
 VALIDATION_SAMPLES = 64
 ABOUT = """pretrain-show: shows what a trained model does.
@@ -28,7 +28,7 @@ class ShowConfig:
     modules: your own, which the run imports too; config.yaml alone cannot make anything be imported.
     """
 
-    run_dir: str
+    run_dir: PathText
     seed: int = 1
     modules: list[str] = field(default_factory=list)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.common.command import run_command
 from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import EXIT_DONE, InputError
-from data_pipeline.common.fields import configclass
+from data_pipeline.common.fields import PathText, configclass
 from data_pipeline.common.files import is_folder, remove_folder, temporary_name
 from data_pipeline.common.overrides import shortened
 from data_pipeline.shards.manifest import load_manifest
@@ -57,9 +57,9 @@ class ExportConfig:
     modules: your own, which the run imports too; config.yaml alone cannot make anything be imported.
     """
 
-    checkpoint: str
-    output: str
-    data_path: str | None = None
+    checkpoint: PathText
+    output: PathText
+    data_path: PathText | None = None
     modules: list[str] = field(default_factory=list)
 
 

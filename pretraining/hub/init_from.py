@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.files import exists, inside, open_file
+from data_pipeline.common.files import exists, inside, is_folder, open_file
 from data_pipeline.common.json_files import read_json
 from data_pipeline.tokenizers.export import disagreements, special_tokens
 from data_pipeline.tokenizers.special_tokens import ALL, exported_sentinel
@@ -139,6 +139,8 @@ class HuggingFaceFolder:
 def _refuse_own(folder: Path) -> None:
     """A checkpoint, or a run, of ours has to leave through pretrain-export first: only then is it known to be equal to
     what transformers reads."""
+    if not is_folder(folder):
+        return  # nor is there a config.json
     of_run = any((folder / name / "manifest.json").is_file() for name in (".", *_checkpoints(folder)))
     if of_run and not (folder / "config.json").is_file():
         raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY
 
-from data_pipeline.common.fields import Fraction, Positive, PositiveFloat, configclass
+from data_pipeline.common.fields import Fraction, PathText, Positive, PositiveFloat, configclass
 
 
 @configclass
@@ -36,7 +36,7 @@ class TransformerConfig:
     attention_dropout: Fraction | None = None
     mlp_dropout: Fraction | None = None
     activation_checkpointing: bool = False
-    init_from: str | None = None
+    init_from: PathText | None = None
 
     @property
     def mlp_size(self) -> int:

@@ -19,7 +19,9 @@ VERDICT = "verdict.json"
 def named_run_dir(overrides: Sequence[str]) -> Path | None:
     """The run_dir that these overrides name, before anything is known to be right."""
     names = [o.removeprefix("run_dir=").strip("'\"") for o in overrides if o.startswith("run_dir=")]
-    return Path(names[-1]) if names and names[-1] not in ("", "null") and "$" not in names[-1] else None
+    if not names or names[-1] in ("", "null") or "$" in names[-1]:
+        return None
+    return Path(os.path.expanduser(names[-1]))
 
 
 def read_exit_code(run_dir: Path) -> int | None:

@@ -24,6 +24,7 @@ from typing import NoReturn, TypeVar
 
 from data_pipeline.common.errors import EXIT_FAILED, EXIT_REQUEUE, Failure, InputError
 from pretraining.parallel.host import broadcast_text
+from pretraining.parallel.lost import lost_peer
 from pretraining.parallel.world import World
 from pretraining.run.ledger import Ledger
 from pretraining.run.ownership import LostOwnership
@@ -38,8 +39,6 @@ SLOW_PHASES = {"start", "save"}  # compile, load, a disk that is slow: these may
 PATIENCE = 4
 SILENT_BEATS = 8  # a rank that has not beaten for so long gives no sign of life
 FRAMES = 12  # of a stack, the innermost
-# What torch and its backends say where another rank left a collective; gloo's errors have no class of their own.
-LOST_WORDS = ("gloo", "nccl", "connection", "socket", "timed out", "broken pipe", "peer")
 
 
 @dataclass
@@ -67,11 +66,19 @@ class Beat:
 
 class Watchdog:
     """To be used as `with Watchdog(...)`, by all ranks. notice_seconds: without progress until it is told where the
-    ranks are; timeout_seconds: until the run is ended, with exit code 75."""
+    ranks are; timeout_seconds: until the run is ended, with exit code 75. release: called before it is."""
 
-    def __init__(self, run_dir: Path, world: World, notice_seconds: float, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        world: World,
+        notice_seconds: float,
+        timeout_seconds: float,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
         self.run_dir, self.world, self.phases = run_dir, world, Phases()
         self.notice_seconds, self.timeout_seconds = notice_seconds, timeout_seconds
+        self.release = release
         self.start_step = 0  # of the checkpoint that this start goes on from
         self.interval = max(1.0, world.size / 100)  # of beats: a file system serves so many ranks a second
         self.first_step: int | None = None
@@ -93,7 +100,7 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
-        if error is not None and self.world.size > 1 and _is_of_a_lost_rank(error):
+        if error is not None and self.world.size > 1 and lost_peer(error) is not None:
             self._end_by_loss(error)
         self.quit.set()
         for thread in self.threads:
@@ -270,6 +277,7 @@ class Watchdog:
                 code = self._tell_end(reason, fault, code)
             self.ended = reason
             self._beat()
+            within(5.0, self.release, None)
             for child in multiprocessing.active_children():
                 child.kill()
             for stream in (sys.stdout, sys.stderr):
@@ -326,12 +334,6 @@ def _again(step: int, start_step: int, batch: str) -> str:
         f"The start before ended at step {step} by the same fault, this one went on from step {start_step}: a restart "
         f"will not mend it.{told}"
     )
-
-
-def _is_of_a_lost_rank(error: BaseException) -> bool:
-    if isinstance(error, InputError | Failure | Stopped) or not isinstance(error, RuntimeError | OSError):
-        return False
-    return any(word in str(error).lower() for word in LOST_WORDS)
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import os
 import secrets
 import shlex
 import socket
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipeline.common.compose import raise_problems
+from data_pipeline.common.errors import InputError
 from data_pipeline.common.files import write_atomically
 from data_pipeline.common.json_files import read_json_if_there
 from pretraining.config import TrackingConfig
@@ -29,6 +32,8 @@ MODES: dict[str, Mode] = {  # what WANDB_MODE may say
     "dryrun": "offline",
     "disabled": "disabled",
 }
+# How long it may hold training up: with what it takes by itself, less than 30 s in all
+INIT_SECONDS, FINISH_SECONDS = 10.0, 15.0
 NOT_READ = {  # ours follow from run_dir, so that a resume continues the same run
     "WANDB_DIR": "run_dir",
     "WANDB_RUN_ID": "run_dir/run.json",
@@ -38,7 +43,9 @@ NOT_READ = {  # ours follow from run_dir, so that a resume continues the same ru
 
 @dataclass(frozen=True)
 class Choices:
-    """What keys leave open is taken from the environment, then by default. notes: what is to be told of it."""
+    """What keys leave open is taken from the environment, then by default. notes: what is to be told of it.
+
+    `of` raises InputError for a WANDB_MODE that is none, where it decides."""
 
     mode: Mode
     project: str
@@ -51,7 +58,7 @@ class Choices:
         notes: list[str] = []
         given = {name: value for name, value in environment.items() if name.startswith("WANDB_") and value}
         _tell_conflicts(config, given, notes)
-        mode = config.wandb or _mode_of(given, notes) or "offline"
+        mode = config.wandb or _mode_of(given) or "offline"
         if mode != "disabled":
             notes += [
                 f"{name}={given[name]} is not read: {key} rules" for name, key in NOT_READ.items() if name in given
@@ -68,23 +75,71 @@ class Choices:
 def _tell_conflicts(config: TrackingConfig, given: Mapping[str, str], notes: list[str]) -> None:
     values = {
         "WANDB_MODE": ("tracking.wandb", config.wandb),
+        "WANDB_DISABLED": ("tracking.wandb", config.wandb),
         "WANDB_PROJECT": ("tracking.project", config.project),
         "WANDB_NAME": ("tracking.run_name", config.run_name),
         "WANDB_TAGS": ("tracking.tags", ",".join(config.tags) or None),
     }
+    stated: dict[str, str | None] = {**given, "WANDB_DISABLED": "disabled" if _is_disabled(given) else None}
+    stated["WANDB_MODE"] = MODES.get(given.get("WANDB_MODE", ""), given.get("WANDB_MODE"))
     for name, (key, value) in values.items():
-        stated = MODES.get(given.get(name, ""), given.get(name)) if name == "WANDB_MODE" else given.get(name)
-        if value is not None and stated is not None and value != stated:
+        if value is not None and stated.get(name) not in (None, value):
             notes.append(f"{name}={given[name]} is not obeyed: {key}={value} rules")
 
 
-def _mode_of(given: Mapping[str, str], notes: list[str]) -> Mode | None:
-    if given.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes"):
+def _is_disabled(given: Mapping[str, str]) -> bool:
+    return given.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes")
+
+
+def _mode_of(given: Mapping[str, str]) -> Mode | None:
+    if _is_disabled(given):
         return "disabled"
     stated = given.get("WANDB_MODE")
-    if stated is not None and stated.lower() not in MODES:
-        notes.append(f"WANDB_MODE={stated} is not known: one of {', '.join(MODES)} is; tracking.wandb=offline is taken")
-    return None if stated is None else MODES.get(stated.lower())
+    if stated is None:
+        return None
+    if stated not in MODES:
+        raise InputError(f"WANDB_MODE={stated}: it is one of {', '.join(MODES)}, in lower case")
+    return MODES[stated]
+
+
+def check_wandb(config: TrackingConfig, run_dir: Path, environment: Mapping[str, str] = os.environ) -> None:
+    """Raises InputError that names each variable and key that W&B itself would refuse when the run starts."""
+    if Choices.of(config, run_dir, environment).mode == "disabled":
+        return
+    given = {name: value for name, value in environment.items() if name.startswith("WANDB_")}
+    keys: dict[str, dict[str, object]] = {
+        "tracking.project": {"project": config.project},
+        "tracking.run_name": {"run_name": config.run_name},
+        "tracking.tags": {"run_tags": config.tags},
+    }
+    stated = {key: field for key, field in keys.items() if any(field.values())}
+    if not given and not stated:
+        return  # importing wandb takes seconds
+    wandb = _import_wandb()
+    wrong: list[str] = []
+    for name, value in given.items():
+        with _collected(wrong, name if _is_secret(name) else f"{name}={value}"):
+            wandb.Settings().update_from_env_vars({name: value})
+    for key, field in stated.items():
+        with _collected(wrong, f"{key}={next(iter(field.values()))}"):
+            wandb.Settings(**field)
+    raise_problems(wrong)
+
+
+def _is_secret(variable: str) -> bool:
+    return any(word in variable for word in ("KEY", "TOKEN", "HEADER", "PROXY"))
+
+
+@contextlib.contextmanager
+def _collected(wrong: list[str], what: str) -> Iterator[None]:
+    import pydantic
+
+    try:
+        yield
+    except pydantic.ValidationError as error:
+        wrong.append(f"{what}: W&B refuses it ({error.errors()[0]['msg'].removeprefix('Value error, ')})")
+    except Exception as error:  # some of its checks raise its own UsageError
+        wrong.append(f"{what}: W&B refuses it ({error})")
 
 
 def logged(line: Line) -> dict[str, int | float]:
@@ -117,9 +172,12 @@ class WandbRun:
         if self.run is None:
             return
         with self._told("finish"):
+            began = time.monotonic()
             self.run.finish(exit_code=exit_code)
             if self.run.settings.mode == "offline":
                 tell(f"upload to W&B: {sync_command(self.run.dir)}")
+            elif time.monotonic() - began >= FINISH_SECONDS or _unreachable(self.run.settings.base_url):
+                tell(f"W&B did not take all of the run; upload it by: {sync_command(self.run.dir)}")
 
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:
@@ -166,12 +224,10 @@ def start_wandb(config: TrackingConfig, run_dir: Path, settings: Mapping[str, ob
 
 def _init_wandb(mode: Literal["online", "offline"], options: dict[str, Any]) -> Any:
     """Falls back to offline within 30 s where the server cannot be reached."""
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own telemetry waits for a silent server at exit
-    import wandb
-
+    wandb = _import_wandb()
     limits: dict[str, Any] = {
-        "init_timeout": 15,
-        "finish_timeout": 20,
+        "init_timeout": INIT_SECONDS,
+        "finish_timeout": FINISH_SECONDS,
         "x_transaction_log_flush_interval": 2,
         "console": "off",
         "silent": True,
@@ -185,6 +241,13 @@ def _init_wandb(mode: Literal["online", "offline"], options: dict[str, Any]) -> 
             wandb.teardown()
     warn(f"warning: W&B cannot be used ({error}); logging offline: `wandb sync` uploads it later")
     return wandb.init(mode="offline", settings=wandb.Settings(**limits), **options)
+
+
+def _import_wandb() -> Any:
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own telemetry waits for a silent server at exit
+    import wandb
+
+    return wandb
 
 
 def _unreachable(url: str, timeout_seconds: float = 5.0) -> OSError | None:

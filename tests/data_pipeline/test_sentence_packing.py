@@ -76,6 +76,16 @@ def test_one_document_in_ten_has_a_short_target_drawn_as_published():
     assert short.min() == 2 and short.mean() == pytest.approx(63, abs=1)
 
 
+def test_one_document_in_ten_has_a_short_target_by_default():
+    """short_seq_prob of google-research/bert and albert, create_pretraining_data.py. A document of 100 sentences of a
+    token is cut into 2 sequences of 50 where its target is not short."""
+    assert SentencePairs(50).short_rate == 0.1
+    documents = [TokenizedDocument(np.arange(100), np.arange(100))] * 4000
+    plan = plan_of(documents, SentenceSpans(50))
+    cuts = np.bincount([plan.segments(n)[0].document for n in range(plan.num_sequences)])
+    assert np.mean(cuts > 2) == pytest.approx(0.1 * 48 / 49, abs=0.015)
+
+
 def published_pairs(documents, targets, rng):
     """create_instances_from_document of all documents: sizes of their sentences -> [sizes of the two segments], before
     they are truncated. Sentences that a random segment replaces are put back."""

@@ -181,6 +181,18 @@ def test_the_order_is_a_permutation_of_its_own_for_every_seed_epoch_and_window(n
     assert len({tuple(order[:20]) for order in orders}) == len(orders)
 
 
+def test_windows_of_equally_many_sequences_have_orders_of_their_own():
+    """Also where nothing else tells them apart: a permutation of another length would be another one by itself."""
+    equal = Blocks(*([[64] * 40] * 8))
+    made = {seed: Stream(equal, Concatenation(33, 32), seed, window_blocks=2) for seed in (1, 2)}
+    places = [(seed, epoch, window) for seed in made for epoch in range(3) for window in range(4)]
+    orders = {(s, e, w): tuple(made[s].window(e, w).order.tolist()) for s, e, w in places}
+    assert made[1].windows_per_epoch == 4 and {len(order) for order in orders.values()} == {160}
+    assert len(set(orders.values())) == len(places)
+    again = Stream(equal, Concatenation(33, 32), 2, window_blocks=2)
+    assert tuple(again.window(1, 3).order.tolist()) == orders[2, 1, 3]
+
+
 def test_a_sequence_comes_with_its_partner_of_the_packing():
     s = Stream(Blocks([1] * 40), Single(partner=True), 1)
     for number in range(40):

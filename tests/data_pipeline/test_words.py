@@ -24,6 +24,13 @@ def test_pieces():
     assert len(pieces.starts(tokens[:0])) == 0
 
 
+def test_a_part_of_a_character_behind_a_sign_goes_on_with_it():
+    """A piece of a sign and the first byte of a letter does not end a word; one of the rest and a sign begins none."""
+    pieces = word_pieces(["«".encode() + b"\xc3", b"\xa9,", b"\xa9", b",a"], 4)
+    assert pieces.begins.tolist() == [True, False, False, True]
+    assert pieces.ends.tolist() == [False, True, False, False]
+
+
 @pytest.mark.parametrize("kind", ["byte_level", "word_piece"])
 def test_hugging_face_tokenizers(kind, tmp_path):
     import tokenizers

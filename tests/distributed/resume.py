@@ -80,9 +80,12 @@ def differences(folder: Path, layout: str) -> list[str]:
 def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as place:
-        text, corpus = Path(place, "text.txt"), Path(place, "data")
-        text.write_text("\n".join(f"line {n} of a text that is there to be learned, {n * n}" for n in range(3000)))
-        prepare("corpus=text", f"corpus.inputs=[{text}]", f"output={corpus}", "tokenizer.vocab_size=300")
+        corpus = Path(place, "data")
+        for number in range(8):
+            lines = [f"line {n} of text {number}, which is there to be learned, {n * n}" for n in range(400)]
+            Path(place, f"{number}.txt").write_text("\n".join(lines))
+        if prepare("corpus=text", f"corpus.inputs=[{place}/*.txt]", f"output={corpus}", "tokenizer.vocab_size=400"):
+            return 2
         for layout in LAYOUTS:
             began = time.time()
             run(corpus, Path(place), [layout])

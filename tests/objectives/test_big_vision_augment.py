@@ -131,6 +131,14 @@ def test_geometry_is_that_of_the_twin(negative: bool) -> None:
         assert wrong.mean() < 0.02, (name, wrong.mean())  # at a border a pixel may fall on either side
 
 
+@pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"])
+def test_both_directions_are_drawn_alike(name: str) -> None:
+    pixels, rng = Image.fromarray(image()[:24, :24]), np.random.default_rng(3)
+    operation = OPERATIONS[NAMES.index(name)]
+    drawn = Counter(operation(pixels, 0.1, rng).tobytes() for _ in range(2000))
+    assert len(drawn) == 2 and min(drawn.values()) / 2000 == pytest.approx(0.5, abs=0.05)
+
+
 def test_a_cutout_is_a_gray_square_of_80_pixels_cut_off_at_the_border() -> None:
     expected = image()
     expected[0:80, 0:80] = 128  # its center is at 40, 40

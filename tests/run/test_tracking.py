@@ -11,11 +11,13 @@ import time
 
 import pytest
 
+from data_pipeline.common.errors import InputError
 from data_pipeline.common.json_files import read_json
 from pretraining.config import TrackingConfig
 from pretraining.run.metrics import EvaluationLine, TrainingLine, cut_metrics, read_metrics
 from pretraining.run.run_dir import read_run_config
-from pretraining.run.weights_and_biases import Choices, logged
+from pretraining.run.weights_and_biases import Choices, check_wandb, logged
+from pretraining.train import main
 from tests.helpers import ROOT, TINY, finished_weights, metrics, pretrain_process, run_process, train_alone
 
 
@@ -104,13 +106,64 @@ def test_what_keys_leave_open_follows_the_environment(tmp_path, keys, environmen
             "WANDB_MODE=disabled is not obeyed: tracking.wandb=offline rules",
         ),
         ({"run_name": "a"}, {"WANDB_NAME": "b"}, "WANDB_NAME=b is not obeyed: tracking.run_name=a rules"),
-        ({}, {"WANDB_MODE": "nonsense"}, "WANDB_MODE=nonsense is not known"),
+        ({"wandb": "offline"}, {"WANDB_MODE": "x"}, "WANDB_MODE=x is not obeyed: tracking.wandb=offline rules"),
+        ({"wandb": "offline"}, {"WANDB_DISABLED": "true"}, "WANDB_DISABLED=true is not obeyed: tracking.wandb=offline"),
         ({}, {"WANDB_RUN_ID": "x"}, "WANDB_RUN_ID=x is not read"),
     ],
 )
 def test_a_variable_that_does_not_count_is_told(tmp_path, keys, environment, told):
     (note,) = Choices.of(TrackingConfig(**keys), tmp_path / "run", environment).notes
     assert told in note
+
+
+def test_a_variable_that_agrees_is_not_told(tmp_path):
+    agreeing = {"WANDB_DISABLED": "yes", "WANDB_MODE": "disabled"}
+    assert Choices.of(TrackingConfig(wandb="disabled"), tmp_path, agreeing).notes == []
+    assert Choices.of(TrackingConfig(wandb="offline"), tmp_path, {"WANDB_DISABLED": "false"}).notes == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "environment", "named"),
+    [
+        ({}, {"WANDB_MODE": "bogus"}, "WANDB_MODE=bogus"),
+        ({}, {"WANDB_MODE": "OFFLINE"}, "WANDB_MODE=OFFLINE"),
+        ({"wandb": "offline"}, {"WANDB_MODE": "bogus"}, "WANDB_MODE=bogus"),
+        ({}, {"WANDB_PROJECT": "a/b"}, "WANDB_PROJECT=a/b"),
+        ({"project": "a/b"}, {}, "tracking.project=a/b"),
+        ({}, {"WANDB_TAGS": "x" * 80}, "WANDB_TAGS=xxx"),
+        ({"tags": ["x" * 80]}, {}, "tracking.tags="),
+        ({}, {"WANDB_BASE_URL": "nonsense"}, "WANDB_BASE_URL=nonsense"),
+        ({}, {"WANDB_INIT_TIMEOUT": "abc"}, "WANDB_INIT_TIMEOUT=abc"),
+        ({}, {"WANDB_SILENT": "perhaps"}, "WANDB_SILENT=perhaps"),
+    ],
+)
+def test_what_wandb_would_refuse_is_refused_by_name(tmp_path, keys, environment, named):
+    with pytest.raises(InputError, match=named) as caught:
+        check_wandb(TrackingConfig(**keys), tmp_path, environment)
+    assert "\n" not in str(caught.value)
+    check_wandb(TrackingConfig(**{**keys, "wandb": "disabled"}), tmp_path, environment)  # nothing of it is read
+
+
+def test_a_key_that_wandb_refuses_is_not_shown(tmp_path):
+    with pytest.raises(InputError, match="WANDB_API_KEY: W&B refuses it") as caught:
+        check_wandb(TrackingConfig(), tmp_path, {"WANDB_API_KEY": "secret" * 7 + " "})
+    assert "secret" not in str(caught.value)
+
+
+def test_what_wandb_takes_is_taken(tmp_path):
+    environment = {"WANDB_PROJECT": "a", "WANDB_TAGS": "a,b", "WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true"}
+    check_wandb(TrackingConfig(run_name="any/name: it is"), tmp_path, {**environment, "WANDB_MODE": "dryrun"})
+
+
+def test_all_that_wandb_would_refuse_is_told_before_a_run_has_a_folder(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "abc")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    arguments = overrides(corpus, tmp_path / "run", "tracking.wandb=offline", "tracking.project=a/b")
+    monkeypatch.setattr(sys, "argv", ["pretrain", *arguments])
+    assert main() == 2
+    said = capsys.readouterr().err
+    assert "WANDB_INIT_TIMEOUT=abc" in said and "tracking.project=a/b" in said
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_wandb_is_shown_what_follows_from_the_config(corpus, tmp_path, monkeypatch):
