@@ -55,7 +55,7 @@ RECIPES = {
     ),
     "bert": Recipe(
         family="bert",
-        text="novels, 2 layers of 128, 64 tokens, masked tokens without pairs",
+        text="2 layers of 128, 64 tokens, masked tokens without pairs",
         prepare=("tokenizer.vocab_size=1024", "valid_fraction=0.05"),
         train=(
             "model=bert_debug",
@@ -74,7 +74,7 @@ RECIPES = {
     ),
     "t5": Recipe(
         family="t5",
-        text="paragraphs of novels, 2 + 2 layers of 128, 128 tokens",
+        text="2 + 2 layers of 128, 128 tokens",
         prepare=("tokenizer.vocab_size=1024", "valid_fraction=0.05"),
         train=(
             "model=t5_debug",
