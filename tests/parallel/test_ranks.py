@@ -1,6 +1,7 @@
 """What ranks say to each other: what is read executes nothing, waits end, copies of weights are compared."""
 
 import json
+import math
 import os
 import pickle
 import time
@@ -212,6 +213,43 @@ def test_one_bit_on_one_rank_is_found_before_it_is_saved(corpus, tmp_path, engin
     name = "blocks.0.attention_norm.weight"
     for told, saved in run_world(2, flip, settings, name, tensor_parallel=tensor_parallel):
         assert f"copies of 1 weights are not the same after step 0: {name}, up to" in told and not saved
+
+
+def train_with_a_bad_gradient(world, overrides, name, bad):
+    """At step 3, of a weight that all tensor-parallel ranks hold, on one of them alone."""
+    trainer = trainer_of(world, *overrides)
+    optimizer = trainer.engine.optimizer
+    read, norms = optimizer.read_gradients, []
+
+    def read_and_spoil():
+        read()
+        norms.append(float(optimizer.grad_norm))  # of the step before
+        if len(norms) == 3 and world.rank == 1:
+            next(shard for shard in optimizer.shards if shard.fragment.name == name).grad.view(-1)[0] = bad
+
+    optimizer.read_gradients = read_and_spoil
+    with trainer.record.tracker:
+        trainer.fit()
+    return trainer.engine.unequal_replicas(), float(optimizer.updates), norms
+
+
+@pytest.mark.parametrize(
+    "engine, bad",
+    [
+        (("engine=megatron",), math.inf),
+        (("engine=megatron",), 1e30),  # its square is too large
+        (("engine=deepspeed", "engine.zero_stage=0"), math.nan),
+    ],
+)
+def test_whether_a_step_is_finite_is_one_decision(corpus, tmp_path, engine, bad):
+    settings = [*TINY, f"data.path={corpus}", f"run_dir={tmp_path / 'r'}", "train.steps=5", *engine]
+    name = "blocks.0.attention_norm.weight"
+    found = run_world(
+        2, train_with_a_bad_gradient, [*settings, "engine.tensor_parallel=2"], name, bad, tensor_parallel=2
+    )
+    for unequal, updates, norms in found:
+        assert unequal == {} and updates == 4.0 and not math.isfinite(norms[3])
+    assert [n for n in found[0][2] if math.isfinite(n)] == [n for n in found[1][2] if math.isfinite(n)]
 
 
 def test_the_hash_sees_bits_and_places():
