@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from data_pipeline.shards.record import Record
     from data_pipeline.sources.corpus import Corpus, Vocabulary
 
+_MUCH = 1e9  # bytes, a second or two
 _ABOUT = """pretrain-data: turns raw text into a tokenizer, shards and a manifest; images into shards and a manifest.
 pretrain-data verify: compares prepared data with the checksums from when they were written.
 
@@ -115,6 +116,9 @@ def _whole_shards(root: str, record: Record, num_workers: int) -> Mapping[str, S
     from data_pipeline.shards.manifest import first_of
     from data_pipeline.shards.record import damage
 
+    size = sum(shard.bytes for shard in record.all_shards)
+    if size > _MUCH:
+        print(f"comparing {size / 1e9:.1f} GB of shards with the checksums from when they were written", flush=True)
     damaged = damage(root, record.all_shards, num_workers)
     if damaged:
         print(f"{first_of(list(damaged.values()))}\nthese shards are written again, with those that follow them")
