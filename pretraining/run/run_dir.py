@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.common.compose import read_config
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
 from data_pipeline.common.fields import to_dict
-from data_pipeline.common.files import exists, is_local, write_atomically
+from data_pipeline.common.files import exists, is_local, read_bytes, write_atomically
 from data_pipeline.common.json_files import read_json_if_there, typed
 from data_pipeline.common.yaml_files import read_yaml
 from pretraining.config import RunConfig, course
@@ -233,7 +233,7 @@ def write_config(config: RunConfig, run_dir: Path, run: Identity, start: Checkpo
     before = {} if start is None else start.state.get("course") or older.course or _older_course(older)
     for change in _changes(before, now):
         warn(f"warning: {change}")
-    if path.exists() and path.read_bytes() != text.encode():
+    if os.path.lexists(path) and not _holds(path, text):
         number = next(n for n in range(1, 10**6) if not (run_dir / f"config.{n}.yaml").exists())
         os.replace(path, run_dir / f"config.{number}.yaml")
     write_atomically(path, text)
@@ -241,6 +241,14 @@ def write_config(config: RunConfig, run_dir: Path, run: Identity, start: Checkpo
     if start is not None and _name_of(start.folder) == _name_of(Path(config.train.resume)):
         values["resumed"] = {"checkpoint": _name_of(start.folder), "step": start.state["step"]}
     write_atomically(run_dir / "run.json", json.dumps(values))
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Whether it is a plain file with this text: a pipe at that name would never answer."""
+    try:
+        return read_bytes(path, links=False) == text.encode()
+    except OSError:
+        return False
 
 
 def note_saved(run_dir: Path, step: int) -> None:
