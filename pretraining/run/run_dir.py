@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,17 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.common.compose import read_config
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
 from data_pipeline.common.fields import to_dict
-from data_pipeline.common.files import exists, is_local, write_atomically
-from data_pipeline.common.json_files import read_json_if_there
+from data_pipeline.common.files import exists, is_local, read_bytes, write_atomically
+from data_pipeline.common.json_files import read_json_if_there, typed
 from data_pipeline.common.yaml_files import read_yaml
 from pretraining.config import RunConfig, course
-from pretraining.run.checkpoint_format import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
+from pretraining.run.checkpoint_format import (
+    Checkpoint,
+    TrainerState,
+    checkpoint_folders,
+    newest_checkpoint,
+    open_checkpoint,
+)
 from pretraining.run.ownership import live_owner
 from pretraining.run.terminal import warn
 from pretraining.run.verdict import VERDICT, read_exit_code
@@ -28,7 +35,15 @@ if TYPE_CHECKING:
 
 RUNS = "runs"  # where runs go that are given no run_dir
 Identity = dict[str, Any]  # see pretraining.config.identity
-STATE = {"step", "tokens", "evaluated_step", "position", "identity"}  # what Trainer.save adds to the tensors
+
+
+@dataclass
+class Recorded:
+    """What run.json holds, as far as it is read here. steps: in those of earlier versions, instead of `course`."""
+
+    identity: Identity = field(default_factory=dict)
+    course: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
 
 
 def make_run_dir(config: RunConfig) -> str:
@@ -133,9 +148,7 @@ def _name_of(checkpoint: Path) -> str:
 
 def require_of_run(checkpoint: Checkpoint, run: Identity) -> None:
     """Raises InputError where the run cannot go on from there."""
-    missing = STATE - checkpoint.state.keys()
-    if missing:
-        raise InputError(f"{checkpoint.folder}: the state in its manifest lacks {', '.join(sorted(missing))}")
+    typed(checkpoint.state, TrainerState, f"{checkpoint.folder}: the state in its manifest")
     _refuse_changes(f"{checkpoint.folder} belongs to another run", checkpoint.state["identity"], run)
 
 
@@ -181,6 +194,7 @@ def check_run_dir(config: RunConfig, run: Identity) -> None:
         return
     before = read_json_if_there(folder / "run.json").get("identity")
     if before is not None:
+        typed({"identity": before}, Recorded, str(folder / "run.json"))
         _refuse_changes(f"run_dir={folder} holds another run; choose another run_dir", before, run)
 
 
@@ -190,7 +204,7 @@ def _refuse_changes(what: str, before: Identity, now: Identity) -> None:
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and key != "data.content"
     ]
-    if before["data.content"] != now["data.content"]:
+    if before.get("data.content") != now["data.content"]:
         changed.append("data.path holds other data, or was prepared again: its content differs")
     if changed:
         raise InputError(f"{what}. Differences: {'; '.join(changed)}")
@@ -215,10 +229,11 @@ def write_config(config: RunConfig, run_dir: Path, run: Identity, start: Checkpo
     path, text = run_dir / "config.yaml", _config_text(config)
     values = read_json_if_there(run_dir / "run.json")
     now = course(config)
-    before = {} if start is None else start.state.get("course") or values.get("course") or _older_course(values)
+    older = typed(values, Recorded, str(run_dir / "run.json"))
+    before = {} if start is None else start.state.get("course") or older.course or _older_course(older)
     for change in _changes(before, now):
         warn(f"warning: {change}")
-    if path.exists() and path.read_bytes() != text.encode():
+    if os.path.lexists(path) and not _holds(path, text):
         number = next(n for n in range(1, 10**6) if not (run_dir / f"config.{n}.yaml").exists())
         os.replace(path, run_dir / f"config.{number}.yaml")
     write_atomically(path, text)
@@ -226,6 +241,14 @@ def write_config(config: RunConfig, run_dir: Path, run: Identity, start: Checkpo
     if start is not None and _name_of(start.folder) == _name_of(Path(config.train.resume)):
         values["resumed"] = {"checkpoint": _name_of(start.folder), "step": start.state["step"]}
     write_atomically(run_dir / "run.json", json.dumps(values))
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Whether it is a plain file with this text: a pipe at that name would never answer."""
+    try:
+        return read_bytes(path, links=False) == text.encode()
+    except OSError:
+        return False
 
 
 def note_saved(run_dir: Path, step: int) -> None:
@@ -267,9 +290,9 @@ def load_plain_model(config: RunConfig, outputs: int, objective: BringsHeads, ch
     return model
 
 
-def _older_course(values: dict[str, Any]) -> dict[str, Any]:
+def _older_course(older: Recorded) -> dict[str, Any]:
     """What run.json of an earlier version says of it."""
-    return {"train.steps": values["steps"]} if "steps" in values else {}
+    return {} if older.steps is None else {"train.steps": older.steps}
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -201,7 +201,7 @@ def test_a_state_that_lacks_something_is_told(corpus, run_dir, capsys):
     del manifest["state"]["position"]
     path.write_text(json.dumps(manifest))
     assert pretrain(corpus, run_dir) == 2
-    assert "the state in its manifest lacks position" in capsys.readouterr().err
+    assert "the state in its manifest is broken: 'position' is missing" in capsys.readouterr().err
 
 
 def test_a_checkpoint_whose_position_meant_another_sequence_is_refused(corpus, run_dir, capsys):
