@@ -540,3 +540,9 @@ def test_what_changes_the_course_of_a_run_is_told(corpus, run_dir, capsys, versi
         assert "scheduler.min_ratio was 0.1, does not exist now" in text and len(told) == 7
     assert pretrain(corpus, run_dir, *change, "train.steps=9") == 0
     assert "was" not in [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+
+
+def test_a_folder_in_the_place_of_the_verdict_is_named(corpus, tmp_path, capsys):
+    (tmp_path / "run/verdict.json").mkdir(parents=True)
+    assert pretrain(corpus, tmp_path / "run") == 2
+    assert f"{tmp_path / 'run/verdict.json'} cannot be" in capsys.readouterr().err
