@@ -91,6 +91,8 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self.folder = self.run_dir / FOLDER
+        if self.folder.is_symlink():
+            raise InputError(f"{self.folder} is a link: nothing is written through one")
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
         self.job = broadcast_text(self.world, secrets.token_hex(8))
@@ -307,6 +309,8 @@ def raise_if_again(watchdog: Watchdog, error: BaseException) -> None:
         return
     if watchdog.is_again(type(error).__name__, _first_line(error)):
         batch = within(5.0, watchdog.phases.describe_batch, "")
+        if not isinstance(error, Failure):
+            traceback.print_exception(error)  # of a Failure the message alone is shown
         raise Failure(f"{error}. {_again(watchdog.phases.step, watchdog.start_step, batch)}") from error
 
 
