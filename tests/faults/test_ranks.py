@@ -11,7 +11,7 @@ import pytest
 from data_pipeline.common.json_files import read_json
 from tests.faults.runs import Job, losses
 
-QUICK = ("train.watchdog_seconds=2", "train.timeout_seconds=6")
+QUICK = ("train.watchdog_seconds=2", "train.timeout_seconds=8")
 
 
 @pytest.fixture(scope="module")
