@@ -194,6 +194,7 @@ def run(
 
 def examples(config: RunConfig, inputs: Inputs) -> str:
     """The first `config.inspect` training samples, readable; pictures are saved and named."""
+    from pretraining.objectives.image.views import write_picture
     from pretraining.objectives.samples import first_samples
 
     objective = inputs.objective
@@ -202,7 +203,7 @@ def examples(config: RunConfig, inputs: Inputs) -> str:
         text, picture = objective.describe(sample), objective.picture(sample)
         if picture is not None:
             name = f"example_{number}.png"
-            picture.save(name)
+            write_picture(picture, Path(name))
             text += f"\n{name}"
         shown.append(f"--- example {number}\n{text}")
     return "\n".join(shown)

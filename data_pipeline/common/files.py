@@ -15,7 +15,6 @@ import errno
 import hashlib
 import os
 import re
-import secrets
 import shutil
 import stat
 from typing import IO
@@ -23,16 +22,11 @@ from typing import IO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from data_pipeline.common.plain_files import create_new, open_plain, temporary_name
+
 Location = str | os.PathLike[str]
 _LOCAL = LocalFileSystem()
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp", re.DOTALL)
-_KINDS = {
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFLNK: "a link",
-}
 # What a name that can't be one has instead of a file: too long, a loop of links, a character that none may have.
 _NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
@@ -63,7 +57,7 @@ def open_file(location: Location, *, links: bool = True) -> IO[bytes]:
     system, path = _resolve(location)
     if system is not _LOCAL:
         return system.open(path, "rb")
-    return os.fdopen(_opened(path, os.O_RDONLY, links), "rb")
+    return os.fdopen(open_plain(path, links=links), "rb")
 
 
 def create_file(location: Location) -> IO[bytes]:
@@ -71,12 +65,12 @@ def create_file(location: Location) -> IO[bytes]:
     system, path = _resolve(location)
     if system is not _LOCAL:
         return system.open(path, "wb")
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb")
+    return os.fdopen(create_new(path), "wb")
 
 
 def append_file(path: Location) -> IO[bytes]:
     """A local file of ours, to be gone on with, or a lock; made where it is missing. Raises OSError, for a link too."""
-    return os.fdopen(_opened(_resolve(path)[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, links=False), "ab")
+    return os.fdopen(open_plain(_resolve(path)[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, links=False), "ab")
 
 
 def read_bytes(location: Location, limit: int | None = None, *, links: bool = True) -> bytes:
@@ -190,14 +184,6 @@ def write_atomically(location: Location, data: bytes | str) -> None:
         raise
 
 
-def temporary_name(location: Location) -> str:
-    """A new name at each call, for a file that is renamed to `location` once it is written: hidden and beside it.
-    Nobody can know it before, and so lay a link there."""
-    folder, slash, name = os.fspath(location).rpartition("/")
-    # cut: with the name's end the whole must not get longer than file systems allow (255 bytes)
-    return f"{folder}{slash}.{name[:50]}.{secrets.token_hex(4)}.tmp"
-
-
 def flush(file: IO[bytes], location: Location) -> None:
     """Brings what was written to `location` to the disk; remote storage keeps what it acknowledged."""
     file.flush()
@@ -232,33 +218,6 @@ def sha256(location: Location) -> str:
         while data := file.read(1 << 20):
             digest.update(data)
     return digest.hexdigest()
-
-
-def _opened(path: str, flags: int, links: bool) -> int:
-    """A descriptor of a plain file. Raises OSError. Never waits: the kind is looked at before, since opening a device
-    may already do something, and after, since the name may have got another meaning."""
-    found = os.stat if links else os.lstat
-    try:
-        _require_plain(path, found(path).st_mode)
-    except FileNotFoundError:
-        if not flags & os.O_CREAT:
-            raise
-    more = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if links else os.O_NOFOLLOW)
-    descriptor = os.open(path, flags | more, 0o666)
-    try:
-        _require_plain(path, os.fstat(descriptor).st_mode)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _require_plain(path: str, mode: int) -> None:
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
-        raise OSError(errno.EINVAL, f"it is {kind}, not a plain file", path)
 
 
 def _resolve(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:

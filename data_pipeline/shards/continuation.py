@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from pydantic import Field
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.files import append_file, exists, is_file, is_folder, join, list_folder, make_folder
 from data_pipeline.common.json_files import read_json, typed, write_json
-from data_pipeline.shards.manifest import Count
+from data_pipeline.shards.manifest import SPLITS, Count
 
 _FORMAT = 1
 _FILE = "plan.json"
@@ -55,6 +56,8 @@ def load_continuation(root: str) -> Continuation | None:
                 f"output={root} contains other files but no {_FILE}; nothing was written. Choose a new or empty folder"
             )
         return None
+    for name in (name for name in (*SPLITS, "tokenizer") if os.path.islink(join(root, name))):
+        raise InputError(f"{join(root, name)} is a link, through which nothing is written; {_HINT}")
     values = read_json(file)
     if type(values.get("format")) is not int or values["format"] != _FORMAT:
         raise InputError(f"{file} has format {values.get('format')!r}, this version reads format {_FORMAT}; {_HINT}")

@@ -118,13 +118,14 @@ def checkpoint_before(run_dir: Path, step: int) -> Checkpoint | None:
 
 def _trainer(run: RunConfig, inputs: Inputs, world: World, folder: Path, run_dir: Path, tracker: LastLine) -> Trainer:
     """folder: a temporary one, where a trainer may write."""
+    from data_pipeline.common.files import read_bytes
     from pretraining.build import build_recorded
     from pretraining.run.ledger import LEDGER, Ledger
     from pretraining.run.phases import Phases
     from pretraining.run.signals import StopRequest
 
     if Ledger(run_dir).path.exists():  # it says which batches were passed over
-        (folder / LEDGER).write_bytes(Ledger(run_dir).path.read_bytes())
+        (folder / LEDGER).write_bytes(read_bytes(Ledger(run_dir).path, links=False))
     return build_recorded(run, inputs, world, folder, StopRequest(), Phases(), lambda _: tracker)
 
 

@@ -7,6 +7,7 @@ lies there, as in every job of torch; what is read is JSON, and executes nothing
 from __future__ import annotations
 
 import json
+import threading
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -92,14 +93,32 @@ def meet(launch: Launch, timeout: float = TIMEOUT_SECONDS) -> Meeting:
     """Waits until all ranks of the job are there. Raises LostPeer where some are not in time."""
     if launch.size == 1:
         return Meeting(timeout=timeout)
-    from torch.distributed import rendezvous
-
-    address = f"env://?rank={launch.rank}&world_size={launch.size}"
-    try:
-        store, *_ = next(rendezvous(address, timeout=timedelta(seconds=timeout)))
-    except RuntimeError as error:
-        raise LostPeer(f"the {launch.size} ranks did not meet within {timeout:g} s: {error}") from error
+    store = _store(launch, timeout)
     store.set_timeout(timedelta(seconds=timeout))
     meeting = Meeting(launch.rank, launch.size, store, timeout)
     meeting.gather_texts(None)  # torchrun's store is there before any rank is
     return meeting
+
+
+def _store(launch: Launch, timeout: float) -> Store:
+    """Raises LostPeer. In a thread that is left behind: torch obeys the timeout while it connects, but waits for the
+    first answer without end where another program listens at the port."""
+    from torch.distributed import rendezvous
+
+    address = f"env://?rank={launch.rank}&world_size={launch.size}"
+    found: list[Store] = []
+    errors: list[RuntimeError] = []
+
+    def connect() -> None:
+        try:
+            found.append(next(rendezvous(address, timeout=timedelta(seconds=timeout)))[0])
+        except RuntimeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(timeout + LAST_WORDS_SECONDS)
+    if found:
+        return found[0]
+    why = errors[0] if errors else "what listens at MASTER_ADDR and MASTER_PORT does not answer as a rank does"
+    raise LostPeer(f"the {launch.size} ranks did not meet within {timeout:g} s: {why}") from next(iter(errors), None)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.common.files import append_file, open_file, read_bytes
+from data_pipeline.common.json_files import parse_json
 
 LEDGER = "ledger.jsonl"
 LARGEST_LINE = 1 << 24  # characters; what is longer was not written here
@@ -27,13 +29,15 @@ class Ledger:
     def read(self, kind: str) -> list[Entry]:
         """All whole lines of a kind. Raises InputError where the file cannot be read."""
         try:
-            texts = self.path.read_text(errors="replace").splitlines() if self.path.exists() else []
+            texts = read_bytes(self.path, links=False).decode(errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
         except OSError as error:
             raise InputError(f"{self.path} cannot be read: {error.strerror or error}") from error
         entries = []
         for text in texts:
-            with suppress(ValueError, RecursionError):  # torn: the process was killed while writing it
-                entry = json.loads(text) if len(text) <= LARGEST_LINE else None
+            with suppress(ValueError):  # torn: the process was killed while writing it
+                entry = parse_json(text) if len(text) <= LARGEST_LINE else None
                 if isinstance(entry, dict) and entry.get("kind") == kind:
                     entries.append(entry)
         return entries
@@ -43,13 +47,13 @@ class Ledger:
         if self.path.is_symlink():
             raise OSError(f"{self.path} is a link")
         torn = self.path.exists() and self.path.stat().st_size > 0 and not self._ends_whole()
-        with self.path.open("a") as file:
-            file.write(("\n" if torn else "") + json.dumps(entry) + "\n")
+        with append_file(self.path) as file:
+            file.write((("\n" if torn else "") + json.dumps(entry) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
 
     def _ends_whole(self) -> bool:
-        with self.path.open("rb") as file:
+        with open_file(self.path, links=False) as file:
             file.seek(-1, os.SEEK_END)
             return file.read(1) == b"\n"
 

@@ -70,7 +70,7 @@ def stopped_run_dir(config: RunConfig) -> str | None:
         path = folder / "config.yaml"
         if not path.is_file() or read_exit_code(folder) != EXIT_REQUEUE or live_owner(folder) is not None:
             continue
-        if _without_run_dir(path.read_text(errors="replace")) == wanted:
+        if _without_run_dir(read_bytes(path).decode(errors="replace")) == wanted:
             return str(folder)
     return None
 

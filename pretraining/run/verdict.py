@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipeline.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT_ERROR, InputError
+from data_pipeline.common.plain_files import create_new, open_plain, temporary_name
 from pretraining.run.ownership import live_owner
 
 VERDICT = "verdict.json"
+LARGEST = 1 << 20  # bytes; a longer one was not written here
 
 
 def named_run_dir(overrides: Sequence[str]) -> Path | None:
@@ -27,7 +29,8 @@ def named_run_dir(overrides: Sequence[str]) -> Path | None:
 def read_exit_code(run_dir: Path) -> int | None:
     """How the run ended last; None where nothing that can be read says so."""
     try:
-        values = json.loads((run_dir / VERDICT).read_bytes())
+        with os.fdopen(open_plain(run_dir / VERDICT, links=False), "rb") as file:
+            values = json.loads(file.read(LARGEST))
     except (OSError, ValueError, RecursionError):
         return None
     code = values.get("exit_code") if isinstance(values, dict) else None
@@ -84,9 +87,10 @@ class Verdict:
 
 
 def _write(run_dir: Path, code: int, reason: str) -> None:
-    """Atomically. The name of the temporary file is this process's own: several ranks may write."""
-    temporary = run_dir / f".{VERDICT}.{os.getpid()}.tmp"
+    """Atomically, and through no link."""
+    temporary = temporary_name(run_dir / VERDICT)
     with suppress(OSError):  # no folder can be made of that name: the error's message says so
         run_dir.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"exit_code": code, "reason": reason}))
+        with os.fdopen(create_new(temporary), "w") as file:
+            json.dump({"exit_code": code, "reason": reason}, file)
         os.replace(temporary, run_dir / VERDICT)

@@ -1,6 +1,7 @@
 """`make hostile`: every hostile input, a table by surface, and what was not as promised.
 
-python -m tests.hostile [WORD ...] tries only the cases whose surface or name has all words.
+python -m tests.hostile [WORD ...] tries only the cases whose surface or name has all words; --quick tries one in
+twenty, as `make test` does.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.hostile.base import make_base
-from tests.hostile.case import Result
+from tests.hostile.case import Case, Result
 from tests.hostile.pool import run_cases, run_in_child
 from tests.hostile.surfaces import all_cases
 
@@ -22,7 +24,7 @@ def main(words: Sequence[str]) -> int:
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
     if run_in_child(make_base, folder / "base") != 0:
         return 1
-    cases = [c for c in all_cases() if all(w in f"{c.surface} {c.name}" for w in words)]
+    cases = chosen(words)
     results = []
     for result in run_cases(cases, folder, folder / "base"):
         results.append(result)
@@ -32,6 +34,14 @@ def main(words: Sequence[str]) -> int:
     broken = sum(bool(r.faults) for r in results)
     print(f"{len(results)} inputs in {time.monotonic() - started:.0f} s: {broken} not as promised (kept in {folder})")
     return 1 if broken else 0
+
+
+def chosen(words: Sequence[str]) -> list[Case]:
+    names = [word for word in words if word != "--quick"]
+    cases = [c for c in all_cases() if all(name in f"{c.surface} {c.name}" for name in names)]
+    if "--quick" not in words:
+        return cases
+    return [c for c in cases if zlib.crc32(c.name.encode()) % 20 == 0 and c.surface != "the wire"]
 
 
 def tell(result: Result) -> None:

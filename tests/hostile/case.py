@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+PATIENCE = 4  # other programs may want the processor
 TRAIN, PREPARE = "pretraining.train", "data_pipeline.prepare"
 EXPORT, SHOW = "pretraining.hub.export", "pretraining.commands.show"
 REFUSED, HARMLESS = (2,), (0, 2)  # exit codes
@@ -72,9 +73,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Case:
-    """arrange: lays out the files and gives the arguments. said: what stderr and stdout must hold ({here} is replaced)
-    where the command ends with 2. codes: the exit codes that are promised. seconds, megabytes: at most, of a process
-    that has torch imported already. quick: also tried by `make test`."""
+    """arrange: lays out the files and gives the arguments. said: what the output must hold ({here} is replaced) where
+    the command ends with 2. codes: the exit codes that are promised. seconds, megabytes: of processor time and of
+    memory, at most, in a process that has torch imported already; PATIENCE times as long on the clock. real: by a
+    fresh interpreter instead of a forked process."""
 
     surface: str
     name: str
@@ -85,8 +87,7 @@ class Case:
     seconds: float = 30.0
     megabytes: int = 1000
     environment: Mapping[str, str] = field(default_factory=dict)
-    quick: bool = False
-    real: bool = False  # by a fresh interpreter instead of a forked process
+    real: bool = False
 
 
 @dataclass(frozen=True)

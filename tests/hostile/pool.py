@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.helpers import ROOT
-from tests.hostile.case import EXPORT, PREPARE, SHOW, TRAIN, Case, Place, Result, fingerprint, make_outside
+from tests.hostile.case import EXPORT, PATIENCE, PREPARE, SHOW, TRAIN, Case, Place, Result, fingerprint, make_outside
 
 SPARE_BYTES = 6 << 30  # of address space beyond what this process has: an attack must not take the machine down
 PRELOADED = (TRAIN, PREPARE, EXPORT, SHOW, "pretraining.trainer", "torch._dynamo", "sentencepiece", "tokenizers")
@@ -108,8 +108,7 @@ def _limit_memory() -> None:
 
 def _look(job: Running) -> Result | None:
     """None while it runs and may."""
-    seconds = time.monotonic() - job.started
-    late = seconds > job.case.seconds
+    late = time.monotonic() - job.started > job.case.seconds * PATIENCE
     if late:
         os.killpg(job.pid, signal.SIGKILL)
     pid, status, usage = os.wait4(job.pid, 0 if late else os.WNOHANG)
@@ -118,7 +117,7 @@ def _look(job: Running) -> Result | None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(job.pid, signal.SIGKILL)  # workers that outlived it
     code = None if late else os.waitstatus_to_exitcode(status)
-    return _judged(job, code, seconds, usage.ru_maxrss / 1024)
+    return _judged(job, code, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def _judged(job: Running, code: int | None, seconds: float, megabytes: float) -> Result:
@@ -128,7 +127,9 @@ def _judged(job: Running, code: int | None, seconds: float, megabytes: float) ->
     said = case.said.replace("{here}", str(place.here))
     faults = []
     if code is None:
-        faults.append(f"no end within {case.seconds:g} s")
+        faults.append(f"no end within {case.seconds * PATIENCE:g} s")
+    elif seconds > case.seconds:
+        faults.append(f"{seconds:.0f} s, at most {case.seconds:g} were promised")
     elif code not in case.codes:
         faults.append(f"exit code {code}, promised {' or '.join(map(str, case.codes))}")
     if "Traceback (most recent call last)" in output:

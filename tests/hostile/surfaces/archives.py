@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.hostile.case import HARMLESS, PREPARE, Case, Place, link, pipe
 
-GOOD = '{"text": "abc def ghi. abc def ghi. abc def."}\n' * 50
+GOOD = "".join(f'{{"text": "abc def {n}. abc def ghi. abc def."}}\n' for n in range(50))
 
 
 def cases() -> Iterator[Case]:
@@ -20,14 +20,16 @@ def cases() -> Iterator[Case]:
             (place.here / "in").mkdir()
             (place.here / "in" / "good.jsonl").write_text(GOOD)
             lay(place.here / "in")
-            return place.prepare()
+            tar = place.here / "in" / "x.tar"  # those in a folder are passed over
+            return place.prepare(*([f"corpus.inputs=[{tar.parent},{tar}]"] if tar.exists() else []))
 
-        yield Case("text archives", name, PREPARE, arrange, "in/", HARMLESS, seconds=60, quick=len(name) % 5 == 0)
+        yield Case("text archives", name, PREPARE, arrange, "in/", HARMLESS, seconds=60, megabytes=1500)
     for pattern in ("in/*.txt", "in/**/*.txt", "in/*"):
 
         def matched(place: Place, pattern: str = pattern) -> list[str]:
             (place.here / "in").mkdir()
-            (place.here / "in" / "good.txt").write_text("abc def ghi. " * 50)
+            for name in ("good", "better", "best"):
+                (place.here / "in" / f"{name}.txt").write_text(f"{name} abc def ghi. " * 50)
             pipe(place.here / "in" / "pipe.txt")
             link(place.here / "in" / "zero.txt", "/dev/zero")
             link(place.here / "in" / "loop", place.here / "in")

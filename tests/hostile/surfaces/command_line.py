@@ -82,7 +82,7 @@ def _train(name: str, arguments: list[str], said: str = "error:", **more: object
     def arrange(place: Place) -> list[str]:
         return [*place.train(), *arguments]
 
-    return Case("command line", ascii(name), TRAIN, arrange, said, quick=len(name) % 3 == 0, **more)  # type: ignore[arg-type]
+    return Case("command line", ascii(name), TRAIN, arrange, said, **more)  # type: ignore[arg-type]
 
 
 def _structures() -> Iterator[tuple[str, str]]:

@@ -77,7 +77,7 @@ def cases() -> Iterator[Case]:
             return [*place.train(), f"--config-dir={place.here / 'conf'}", "experiment=mine"]
 
         secret = {"HOSTILE_SECRET": "a-secret-that-nobody-may-see"}
-        return Case("config dir", name, TRAIN, arrange, "error:", environment=secret, quick=len(name) % 3 == 0)
+        return Case("config dir", name, TRAIN, arrange, "error:", environment=secret)
 
     for name, text in TEXTS.items():
         content = text if isinstance(text, bytes) else (GLOBAL + text).encode()

@@ -19,7 +19,7 @@ def cases() -> Iterator[Case]:
             lay(place.copy("hub"))
             return place.train(f"model.init_from={place.here / 'hub'}", f"run_dir={place.here / 'new'}")
 
-        yield Case("Hugging Face folders", name, TRAIN, arrange, "hub", quick=len(name) % 4 == 0)
+        yield Case("Hugging Face folders", name, TRAIN, arrange, "hub")
     for text in ("gpt2", "https://example.org/x", "/dev/zero", "/etc/passwd", "x" * 5000, "hf://gpt2", "memory://x"):
 
         def named(place: Place, text: str = text) -> list[str]:

@@ -71,7 +71,7 @@ def _cases(
     but: tuple[str, ...] = (),
 ) -> Iterator[Case]:
     """where: -> (the file to damage, the arguments)."""
-    for number, (name, damage) in enumerate(DAMAGE.items()):
+    for name, damage in DAMAGE.items():
         if (only and name not in only) or name in but:
             continue
 
@@ -81,8 +81,7 @@ def _cases(
             return arguments
 
         told = file.split()[0]
-        quick = (number + len(file)) % 6 == 0
-        yield Case(SURFACE, f"{file}: {name}", module, arrange, told, codes, megabytes=1600, quick=quick)
+        yield Case(SURFACE, f"{file}: {name}", module, arrange, told, codes, megabytes=1600)
 
 
 def _with_data(place: Place) -> list[str]:

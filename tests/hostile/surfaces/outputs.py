@@ -35,7 +35,7 @@ def _case(name: str, lay: Callable[[Path, Path], object]) -> Case:
         lay(place.here / "out", place.here)
         return place.prepare()
 
-    return Case("output folders", name, PREPARE, arrange, "out", HARMLESS, quick=len(name) % 6 == 0)
+    return Case("output folders", name, PREPARE, arrange, "out", HARMLESS)
 
 
 def _again() -> Iterator[Case]:

@@ -48,7 +48,7 @@ def _folder(name: str, lay: Callable[[Path], object], codes: tuple[int, ...] = H
         lay(place.here / "in")
         return place.prepare_images()
 
-    return Case("pictures", name, PREPARE, arrange, "in", codes, quick=len(name) % 5 == 0)
+    return Case("pictures", name, PREPARE, arrange, "in", codes)
 
 
 def _encoded(kind: str, mode: str = "RGB") -> bytes:

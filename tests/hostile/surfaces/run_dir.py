@@ -55,7 +55,7 @@ def _train(name: str, lay: Callable[[Path, Path], object], *more: str) -> Case:
         lay(place.copy("run"), place.here)
         return place.train(*more)
 
-    return Case("run_dir", name, TRAIN, arrange, "run", HARMLESS, quick=len(name) % 5 == 0)
+    return Case("run_dir", name, TRAIN, arrange, "run", HARMLESS)
 
 
 def _export(name: str, lay: Callable[[Path, Path], object]) -> Case:
@@ -95,7 +95,7 @@ def _new_runs() -> Iterator[Case]:
         place.copy("run")
         return place.train("train.steps=1")
 
-    yield Case("run_dir", "fewer steps than the run has", TRAIN, fewer, "train.steps=1", quick=True)
+    yield Case("run_dir", "fewer steps than the run has", TRAIN, fewer, "train.steps=1")
 
 
 def _shown() -> Iterator[Case]:

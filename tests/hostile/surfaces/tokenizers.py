@@ -51,7 +51,7 @@ def _path(name: str, file: str, lay: Callable[[Path], object], codes: tuple[int,
         lay(place.here / file)
         return place.prepare(f"tokenizer.path={place.here / file}")
 
-    return Case("tokenizers", name, PREPARE, arrange, file, codes, seconds=60, quick=len(name) % 4 == 0)
+    return Case("tokenizers", name, PREPARE, arrange, file, codes, seconds=60)
 
 
 def _model(name: str, change: Callable[[bytes], bytes], codes: tuple[int, ...] = HARMLESS) -> Case:
@@ -61,9 +61,7 @@ def _model(name: str, change: Callable[[bytes], bytes], codes: tuple[int, ...] =
         (place.here / "tokenizer.model").write_bytes(change(whole))
         return place.prepare(f"tokenizer.path={place.here / 'tokenizer.model'}")
 
-    return Case(
-        "tokenizers", name, PREPARE, arrange, "tokenizer.model", codes, quick=name.endswith(("3/12", "7/12 flipped"))
-    )
+    return Case("tokenizers", name, PREPARE, arrange, "tokenizer.model", codes)
 
 
 def _whole(**changes: Any) -> Values:

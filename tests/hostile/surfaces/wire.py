@@ -33,7 +33,7 @@ def _case(name: str, rank: str, stranger: Callable[[int], None]) -> Case:
             os._exit(0)
         return place.train(f"train.timeout_seconds={SECONDS}")
 
-    return Case("the wire", name, TRAIN, arrange, codes=(1, 2, 75), seconds=4 * SECONDS)
+    return Case("the wire", name, TRAIN, arrange, codes=(1, 2, 75))
 
 
 def _servers() -> dict[str, bytes]:
