@@ -105,6 +105,8 @@ def _command(overrides: list[str]) -> int:
         return EXIT_DONE
     except BrokenProcessPool:
         print("a worker process was killed (out of memory?); the same command continues", file=sys.stderr)
+    except BrokenPipeError:  # nobody reads what is printed any more: no fault of the output
+        raise
     except OSError as error:  # a corpus reports its own as InputError: this one is of the output
         raise InputError(f"output={config.output}: {error.strerror or error} {error.filename or ''}") from error
     return EXIT_REQUEUE
