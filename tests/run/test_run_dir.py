@@ -226,7 +226,7 @@ def test_a_split_without_a_sequence_is_refused_by_name_before_training(corpus, t
     assert prepare(inputs, f"output={tmp_path}/data", tokenizer, "valid_fraction=0.2", "num_workers=0") == 0
     run = (tmp_path / "data", tmp_path / "run", "model=t5_debug", "objective=span_corruption")
     assert pretrain(*run, "objective.documents=apart") == 2
-    assert f"{tmp_path}/data, split train,: its documents are too short" in capsys.readouterr().err
+    assert f"{tmp_path}/data, split train: its documents are too short" in capsys.readouterr().err
     assert not list(tmp_path.glob("run/checkpoints"))
 
 
