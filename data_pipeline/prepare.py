@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.common.command import run_command
+from data_pipeline.common.command import run_command, stdout_fault
 from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
 from data_pipeline.common.files import is_local, join, remove_temporaries
@@ -107,6 +107,8 @@ def _command(overrides: list[str]) -> int:
     except BrokenProcessPool:
         print("a worker process was killed (out of memory?); the same command continues", file=sys.stderr)
     except OSError as error:  # a corpus reports its own as InputError: this one is of the output
+        if stdout_fault(error) is not None:  # or of what is printed
+            raise
         raise InputError(f"output={config.output}: {error.strerror or error} {error.filename or ''}") from error
     return EXIT_REQUEUE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ from data_pipeline.common.json_files import read_json_if_there, typed
 from data_pipeline.common.yaml_files import read_yaml
 from pretraining.config import RunConfig, course
 from pretraining.run.checkpoint_format import (
+    MANIFEST,
     Checkpoint,
     TrainerState,
     checkpoint_folders,
@@ -116,16 +118,29 @@ def older_checkpoint(config: RunConfig, damaged: Checkpoint) -> Checkpoint | Non
     names, or the last."""
     if config.train.resume == "auto":
         return newest_checkpoint(damaged.folder.parent, before=damaged)
-    named = Path(config.train.resume)
-    if damaged.folder.resolve() == named.resolve():
+    if damaged.folder.resolve() == Path(config.train.resume).resolve():
         return None
-    return _descendant(config, before=damaged) or _named(config.train.resume)
+    older = _descendant(config, before=damaged)
+    if older is not None:
+        return older
+    lies_there = damaged.folder.resolve().parents[1] == Path(config.train.resume).resolve()
+    return _named(config.train.resume, before=damaged if lies_there else None)
 
 
-def _named(resume: str) -> Checkpoint:
-    if not Path(resume).is_dir():
-        raise InputError(f"train.resume={resume}: no such checkpoint; it is auto, never, or the folder of a checkpoint")
-    return open_checkpoint(Path(resume))
+def _named(resume: str, before: Checkpoint | None = None) -> Checkpoint:
+    """The checkpoint at this path, or the newest whole one of the run there (of those older than `before`)."""
+    path = Path(resume)
+    if not path.is_dir():
+        raise InputError(
+            f"train.resume={resume}: no such checkpoint; it is auto, never, or the folder of a checkpoint or a run"
+        )
+    if not checkpoint_folders(path / "checkpoints"):
+        return open_checkpoint(path)
+    newest = newest_checkpoint(path / "checkpoints", before)
+    if newest is None:
+        raise InputError(f"train.resume={resume}: none of the run's checkpoints is whole")
+    warn(f"train.resume={resume}: its newest checkpoint is taken, {newest.folder}")
+    return newest
 
 
 def _descendant(config: RunConfig, before: Checkpoint | None = None) -> Checkpoint | None:
@@ -134,16 +149,37 @@ def _descendant(config: RunConfig, before: Checkpoint | None = None) -> Checkpoi
     if config.run_dir is None:
         return None
     start = read_json_if_there(Path(config.run_dir) / "run.json").get("resumed")
-    if start is None or start["checkpoint"] != _name_of(Path(config.train.resume)):
+    if start is None or not _is_named(start, Path(config.run_dir), Path(config.train.resume)):
         return None
     newest = newest_checkpoint(Path(config.run_dir) / "checkpoints", before)
     # those beyond were set aside when it started from PATH, so that what is newer comes from there
     return newest if newest is not None and newest.state.get("step", 0) > start["step"] else None
 
 
-def _name_of(checkpoint: Path) -> str:
-    """The same by whatever path it is reached, and after it was pruned."""
-    return str(checkpoint.resolve())
+def _start_at(checkpoint: Checkpoint, run_dir: Path) -> dict[str, Any]:
+    """What run.json says of the checkpoint that train.resume=PATH named: where it is, below run_dir if it is there, so
+    that run_dir may be renamed; and a hash, by which it is known in another place."""
+    path, home = checkpoint.folder.resolve(), run_dir.resolve()
+    name = path.relative_to(home) if path.is_relative_to(home) else path
+    return {"checkpoint": str(name), "step": checkpoint.state["step"], "manifest": _hash_of(path)}
+
+
+def _is_named(start: dict[str, Any], run_dir: Path, named: Path) -> bool:
+    """Whether `named` is the checkpoint of _start_at, or the run that has it: by whatever path it is reached, after it
+    was pruned, and after its folder was renamed."""
+    path = run_dir.resolve() / start["checkpoint"]  # an absolute one stays as it is
+    if named.resolve() in (path, path.parents[1]):
+        return True
+    known = start.get("manifest")
+    return known is not None and known in (_hash_of(named), _hash_of(named / "checkpoints" / path.name))
+
+
+def _hash_of(checkpoint: Path) -> str | None:
+    """Of the manifest, which has the checksums of all tensors; None where there is none."""
+    try:
+        return hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def require_of_run(checkpoint: Checkpoint, run: Identity) -> None:
@@ -238,8 +274,9 @@ def write_config(config: RunConfig, run_dir: Path, run: Identity, start: Checkpo
         os.replace(path, run_dir / f"config.{number}.yaml")
     write_atomically(path, text)
     values |= {"identity": run, "course": now}
-    if start is not None and _name_of(start.folder) == _name_of(Path(config.train.resume)):
-        values["resumed"] = {"checkpoint": _name_of(start.folder), "step": start.state["step"]}
+    named = Path(config.train.resume).resolve()
+    if start is not None and named in (start.folder.resolve(), start.folder.resolve().parents[1]):
+        values["resumed"] = _start_at(start, run_dir)
     write_atomically(run_dir / "run.json", json.dumps(values))
 
 

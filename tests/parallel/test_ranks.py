@@ -285,6 +285,11 @@ def test_one_process_has_no_copies():
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2(x3)"}, "SLURM_NTASKS=2(x3) must be a whole number"),
         ({"SLURM_PROCID": "2", "SLURM_NTASKS": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, "is no rank of"),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, "MASTER_ADDR and MASTER_PORT are not set"),
+        ({"SLURM_NTASKS": "x"}, "SLURM_NTASKS=x must be a whole number"),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, "set RANK to OMPI_COMM_WORLD_RANK, WORLD_SIZE to"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE=4, but RANK"),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, "PMI_SIZE=2, but RANK is not set"),
+        ({"MV2_COMM_WORLD_SIZE": "x"}, "MV2_COMM_WORLD_SIZE=x must be a whole number"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "99999"}, "is no port"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1", "LOCAL_RANK": "x"}, "LOCAL_RANK=x"),
     ],
@@ -299,6 +304,9 @@ def test_what_a_launcher_says_rightly():
     assert read_launch({}) == read_launch({"WORLD_SIZE": "1"}) == read_launch({"SLURM_NTASKS": "1"}) == Launch()
     meeting = {"MASTER_ADDR": "h", "MASTER_PORT": "1"}
     assert read_launch({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", **meeting}).rank == 1
+    assert read_launch({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "PMI_SIZE": "2", **meeting}).rank == 1
+    assert read_launch({"OMPI_COMM_WORLD_SIZE": "2", "RANK": "1", "WORLD_SIZE": "2", **meeting}).rank == 1
+    assert read_launch({"OMPI_COMM_WORLD_SIZE": "1"}) == read_launch({"SLURM_NTASKS": "2"}) == Launch()
 
 
 @pytest.mark.parametrize("message", ["Connection closed by peer [10.0.0.1]:1", "Timed out waiting 3000ms for recv"])
