@@ -12,7 +12,8 @@ OUT ?= quickstart/$(FAMILY)
 TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
 
 .PHONY: quickstart test check golden parity any-checkpoint resume any-signal soak hostile gpu-check convergence convergence-optimizers setup \
-	bench bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-optimizers bench-tokenizer-memory
+	bench bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-optimizers bench-tokenizer-memory \
+	bench-agreement
 
 quickstart: setup $(OUT)/data/manifest.json
 	$(BIN)/pretrain experiment=quickstart_$(FAMILY) data.path=$(OUT)/data run_dir=$(OUT)/run
@@ -72,10 +73,13 @@ gpu-check: setup
 	$(BIN)/python -m tests.distributed.gpu_check
 
 # All that need no peers; each is a target of its own, as is bench-optimizers, which times peers that PYTHONPATH names
-bench: bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-tokenizer-memory
+bench: bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-tokenizer-memory bench-agreement
 
 bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-optimizers: bench-%: setup
 	$(BIN)/python -m benchmarks.$(subst -,_,$*)
+
+bench-agreement: setup
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m benchmarks.agreement
 
 bench-tokenizer-memory: setup
 	$(BIN)/python -m benchmarks.tokenizer_memory bpe 8192 8 $(TEXT)

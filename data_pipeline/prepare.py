@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.common.command import run_command
+from data_pipeline.common.command import run_command, stdout_fault
 from data_pipeline.common.compose import compose_config
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
 from data_pipeline.common.files import is_local, join, remove_temporaries
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from data_pipeline.shards.record import Record
     from data_pipeline.sources.corpus import Corpus, Vocabulary
 
+_MUCH = 1e9  # bytes, a second or two
 _ABOUT = """pretrain-data: turns raw text into a tokenizer, shards and a manifest; images into shards and a manifest.
 pretrain-data verify: compares prepared data with the checksums from when they were written.
 
@@ -106,6 +107,8 @@ def _command(overrides: list[str]) -> int:
     except BrokenProcessPool:
         print("a worker process was killed (out of memory?); the same command continues", file=sys.stderr)
     except OSError as error:  # a corpus reports its own as InputError: this one is of the output
+        if stdout_fault(error) is not None:  # or of what is printed
+            raise
         raise InputError(f"output={config.output}: {error.strerror or error} {error.filename or ''}") from error
     return EXIT_REQUEUE
 
@@ -115,6 +118,9 @@ def _whole_shards(root: str, record: Record, num_workers: int) -> Mapping[str, S
     from data_pipeline.shards.manifest import first_of
     from data_pipeline.shards.record import damage
 
+    size = sum(shard.bytes for shard in record.all_shards)
+    if size > _MUCH:
+        print(f"comparing {size / 1e9:.1f} GB of shards with the checksums from when they were written", flush=True)
     damaged = damage(root, record.all_shards, num_workers)
     if damaged:
         print(f"{first_of(list(damaged.values()))}\nthese shards are written again, with those that follow them")

@@ -69,7 +69,8 @@ class TrainConfig:
     keep_last: how many of the newest checkpoints are kept.
     keep_every: the checkpoint of every n-th step is kept as well; 0 for none.
     seed: decides order of the data, corruption, initial weights and dropout.
-    resume: auto continues run_dir where it stands, never starts a new run, a path starts from that checkpoint.
+    resume: auto continues run_dir where it stands, never starts a new run, a path starts from that checkpoint,
+      or from the newest one of the run there.
     deterministic: use only deterministic kernels, for bitwise equal runs on GPUs.
     freeze: patterns of names of parameters that are not trained, as in ['*embedding*'].
     timeout_seconds: how long a rank waits for the others, at the start and in every collective, and a signal for a rank

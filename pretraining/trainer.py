@@ -298,6 +298,8 @@ class Trainer:
             batch = self.incidents.record("skipped", pending.step, pending.start, loss)
             raise Failure(f"{diverged}; {batch}") from diverged
         if note is not None:
+            if loss_scale is not None and loss_is_finite:  # fp16's search for a scale: no batch is to blame
+                return note
             return f"{note}; {self.incidents.record('skipped', pending.step, pending.start, loss)}"
         return self.incidents.see_loss(pending.step, loss, pending.start)
 

@@ -383,6 +383,32 @@ def test_a_closed_pipe_ends_inspection_quietly(corpus: Path) -> None:
     assert code in (0, 141) and "Traceback" not in errors and "BrokenPipe" not in errors
 
 
+@pytest.mark.parametrize("inspect", [1, 300])
+def test_output_that_cannot_be_written_is_told(corpus: Path, inspect: int) -> None:
+    """As on a full disk, at the end or in between."""
+    command = [sys.executable, "-m", "pretraining.train", "model=gpt_debug", f"data.path={corpus}"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*command, f"inspect={inspect}"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output cannot be written to: No space left on device\n"
+
+
+@pytest.mark.parametrize(("sink", "code", "told"), [("pipe", 141, ""), ("full", 1, "error: standard output cannot")])
+def test_data_is_not_blamed_for_its_reports(tmp_path: Path, sink: str, code: int, told: str) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}.txt").write_text(f"{number} " * 400)
+    command = ["-m", "data_pipeline.prepare", f"corpus.inputs={tmp_path}/*.txt", f"output={tmp_path}/out"]
+    command += ["tokenizer.vocab_size=280", "num_workers=0"]
+    if sink == "pipe":
+        assert _head_of(*command) == (code, told)
+        return
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, *command], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == code and done.stderr.startswith(told) and done.stderr.count("\n") == 1
+
+
 def _head_of(*arguments: str) -> tuple[int, str]:
     """Python with these arguments, its output closed before it is read -> exit code, standard error."""
     process = subprocess.Popen(

@@ -46,6 +46,10 @@ class Case:
     def name(self) -> str:
         return f"{self.family}, batch {self.recipe.batch}"
 
+    @property
+    def folder(self) -> str:
+        return f"{self.family}_{self.recipe.batch}"
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -78,7 +82,7 @@ def main(arguments: list[str]) -> int:
     cases = [case for case in CASES if case.family in options.families]
     with workers(options.workers) as pool, tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
-        folders = [pool.submit(prepare, case.recipe, work / case.name) for case in cases]
+        folders = [pool.submit(prepare, case.recipe, work / case.folder) for case in cases]
         pending = [start_search(pool, case, folder.result()) for case, folder in zip(cases, folders, strict=True)]
         found = {case: finished(futures) for case, futures in zip(cases, pending, strict=True)}
     table = markdown(HEAD, [line for case, losses in found.items() for line in rows(case, losses)])

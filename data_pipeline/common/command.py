@@ -42,9 +42,15 @@ def run_command(
     except BrokenPipeError:
         if not _reader_has_left():
             raise
-        # What is still buffered would fail again when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return EXIT_CLOSED_PIPE
+    except OSError as error:
+        fault = stdout_fault(error)
+        if fault is None:
+            raise
+        _drop_output()
+        print(f"error: standard output cannot be written to: {fault.strerror or fault}", file=sys.stderr)
+        return EXIT_FAILED
 
 
 def _run(
@@ -72,6 +78,22 @@ def _shown(options: Options, about: str, config_name: str, schema: type, synonym
     if options.show == "cfg":
         return help.config_text(found)
     return help.help_text(about, found) if options.show == "help" else help.info_text(found)
+
+
+def stdout_fault(error: OSError) -> OSError | None:
+    """Why standard output cannot be written to, as on a full disk, where that may be what this error came from."""
+    if error.filename is not None or sys.stdout is None:
+        return None
+    try:
+        print(flush=True)  # a line, since nothing need be buffered that a flush would try to write again
+    except OSError as fault:
+        return fault
+    return None
+
+
+def _drop_output() -> None:
+    """What is still buffered would fail again when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_has_left() -> bool:

@@ -284,6 +284,7 @@ def validate(values: Values, schema: type[T], hint: Callable[[str], str] = _no_h
     """-> (the instance or None, {key: what is wrong with it}). hint: what an unknown key is answered with."""
     given = _without_missing(values)
     beyond = {path: "an integer of more than 64 bits is not supported" for path in _huge(given)}
+    beyond.update(_undecoded(given))
     if beyond:
         return None, beyond
     try:
@@ -301,6 +302,17 @@ def _huge(values: object, path: str = "") -> Iterator[str]:
         yield from {found for value in values for found in _huge(value, path)}
     elif isinstance(values, int) and abs(values) >= 1 << 63:
         yield path
+
+
+def _undecoded(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """(key, what is wrong) of text that came as bytes which are not UTF-8, as in a file's name of another encoding."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _undecoded(inner, f"{key}.{name}".lstrip("."))
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
+            shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            yield key, f"{shown} is not UTF-8: rename it, or name a folder or a glob that it is in"
 
 
 def _without_missing(values: object) -> Any:

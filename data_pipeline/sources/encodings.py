@@ -53,9 +53,12 @@ def find_encoding(file: IO[bytes], name: str) -> str:
 
     decoder = codecs.getincrementaldecoder("utf-8")()
     before = b""
-    while data := file.read(_READ_BYTES):
+    ended = False
+    while not ended:
+        data = file.read(_READ_BYTES)
+        ended = not data
         try:
-            decoder.decode(data)
+            decoder.decode(data, final=ended)  # at the end, a character that was begun is none
         except UnicodeDecodeError as error:
             at = len(before) + max(error.start, 0)
             part = (before + data + file.read(_GUESSED_BYTES))[max(0, at - _GUESSED_BYTES) : at + _GUESSED_BYTES]

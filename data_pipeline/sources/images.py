@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +181,12 @@ def _label_of(sample: Mapping[str, Member], field: str) -> str | None:
     return None if label is None else _checked_label(str(next(iter(sample.values()))), label)
 
 
+def _has_field(record: Mapping[str, object], field: str) -> bool:
+    above, _, name = field.rpartition(".")
+    inner = _field(record, above) if above else None
+    return field in record or (isinstance(inner, dict) and name in inner)
+
+
 def _field(record: object, field: str) -> object:
     """By its whole name, else part by part; None where there is none."""
     for part in [field] if isinstance(record, dict) and field in record else field.split("."):
@@ -233,7 +241,7 @@ def _from_list(path: Path, reader: _Reader) -> list[LabeledFile]:
 def _from_line(path: Path, line: int, record: dict[str, object], reader: _Reader) -> list[LabeledFile]:
     """One file, or none where corpus.exclude matches it."""
     config = reader.config
-    name, label = record[config.file_field], record[config.label_field]
+    name, label = _field(record, config.file_field), _field(record, config.label_field)
     if not isinstance(name, str) or not name:
         raise InputError(f"{path}, line {line}: {config.file_field}={name!r} does not name a file")
     image = path.parent / name
@@ -259,7 +267,7 @@ def _checked_label(place: str, label: object) -> str:
 def _records(path: Path, config: ImagesConfig) -> Iterator[tuple[int, dict[str, object]]]:
     """(line number, fields) of each entry. Raises InputError at the first that lacks a field."""
     for line, record in _parsed(path):
-        if not {config.file_field, config.label_field} <= record.keys():
+        if not all(_has_field(record, field) for field in (config.file_field, config.label_field)):
             raise InputError(
                 f"{path}, line {line}: needs the fields {config.file_field!r} (corpus.file_field) and "
                 f"{config.label_field!r} (corpus.label_field); it has: {', '.join(record)}"
@@ -280,11 +288,21 @@ def _parsed(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                 yield from _tab_separated(file)
             else:
                 # strict: a quote that is not closed would swallow the lines that follow
-                rows = csv.DictReader(file, strict=True)
+                rows = csv.DictReader(file, strict=True, skipinitialspace=True)
                 for row in rows:
                     yield rows.line_num, {str(key): value for key, value in row.items()}
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path} is not UTF-8 ({error.reason} at byte {error.start}): rewrite it, as by "
+                f"`iconv -f {'UTF-16' if _is_utf16(path) else 'LATIN1'} -t UTF-8 {shlex.quote(str(path))}`"
+            ) from error
         except (ValueError, RecursionError, csv.Error) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _is_utf16(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def _lines(file: TextIO) -> Iterator[str]:

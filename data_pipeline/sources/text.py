@@ -255,10 +255,13 @@ def _look_up(record: object, field: str) -> str:
         raise _BadLine(f"no text in the field {field!r} (corpus.text_field); it is {_named_type(record)}, no object")
     value: object = record
     parts = [field] if field in record else field.split(".")
-    for part in parts:
-        if not isinstance(value, dict) or part not in value:
-            keys = ", ".join(list(record)[:8])
-            raise _BadLine(f"no text in the field {field!r} (corpus.text_field); it has: {keys}")
+    for number, part in enumerate(parts):
+        above = ".".join(parts[:number]) or "it"
+        if not isinstance(value, dict):
+            raise _BadLine(f"no text in the field {field!r} (corpus.text_field): {above} is {_named_type(value)}")
+        if part not in value:
+            keys = ", ".join(list(value)[:8])
+            raise _BadLine(f"no text in the field {field!r} (corpus.text_field); {above} has: {keys}")
         value = value[part]
     if not isinstance(value, str):
         raise _BadLine(f"no text in the field {field!r} (corpus.text_field): it is {_named_type(value)}")

@@ -22,6 +22,7 @@ from data_pipeline.tokenizers.encoding import encode_documents
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 
 _FEW_DOCUMENTS = 20
+_LEAST_CUT = 16  # bytes that corpus.max_document_bytes is at least
 _CHECK_BYTES = 1_000_000  # of text, on which a tokenizer from elsewhere is tried
 
 
@@ -53,11 +54,10 @@ class TextCorpus:
         scan, files = self._scanner.result(), len(self._source.files)
         self._report()
         if scan.documents == 0:
-            raise InputError(
-                f"the corpus is empty: the {files} files of corpus.inputs contain no text ({self._source.left_out})"
-            )
+            why = _in_parentheses(self._source)
+            raise InputError(f"the corpus is empty: the {files} files of corpus.inputs contain no text{why}")
         if scan.documents == scan.valid_documents:
-            raise InputError(_too_few(scan))
+            raise InputError(_too_few(scan, self._config.valid_fraction))
         size = f"{scan.bytes / 1e6:.1f} MB of text in {counted(files, 'file')}"
         print(f"{counted(scan.documents, 'document')}, {size}")
         if scan.documents < _FEW_DOCUMENTS:
@@ -146,22 +146,36 @@ class TextCorpus:
             )
 
 
+def _in_parentheses(source: TextSource) -> str:
+    """Why a corpus is empty, as far as anything of it was read."""
+    reasons = [str(source.left_out)] if str(source.left_out) else []
+    if source.bad_lines:
+        reasons.append(f"{counted(len(source.bad_lines), 'unreadable line')} skipped")
+    return f" ({'; '.join(reasons)})" if reasons else ""
+
+
 def _has_word(text: str) -> bool:
     """Whether its beginning makes tokens for sure, so that it need not be encoded to know."""
     return any(character.isalnum() for character in text[:1000])
 
 
-def _too_few(scan: Scan) -> str:
-    part = max(16, scan.bytes // 20)
+def _too_few(scan: Scan, valid_fraction: float) -> str:
+    part = max(_LEAST_CUT, scan.bytes // 20)
+    cut = f", or let corpus.max_document_bytes={part} cut long ones at line ends" if scan.bytes > 2 * part else ""
+    found = counted(scan.documents, "document")
+    if scan.documents > 1:
+        return (
+            f"the corpus has {found}, and all go to validation with valid_fraction={valid_fraction}: equal documents "
+            f"are never split, so that none is learned and validated on. Give documents that differ{cut}"
+        )
     return (
-        f"the corpus has {scan.documents} document(s); validation takes at least one, which leaves none to train on. "
-        "A file of .txt is one document: give several files, or a .jsonl file with a document in each line, or let "
-        f"corpus.max_document_bytes={part} cut long ones at line ends"
+        f"the corpus has {found}; validation takes at least one, which leaves none to train on. A file of .txt is one "
+        f"document: give several files, or a .jsonl file with a document in each line{cut}"
     )
 
 
 def _few(scan: Scan) -> str:
-    part = max(16, scan.bytes // 100)
+    part = max(_LEAST_CUT, scan.bytes // 100)
     return (
         f"only {scan.documents} documents, {scan.valid_documents} of them for validation: training shuffles whole "
         f"documents, and a loss on so few says little. corpus.max_document_bytes={part} would cut them at line ends "

@@ -153,7 +153,7 @@ class Stream:
         while sequence >= (available := len(self.window(epoch, window).order)):
             empty = 0 if available else empty + 1
             if empty > 2 * self.windows_per_epoch:  # every window of a whole epoch
-                raise InputError(f"{self.reader.name}: its documents are too short for a single sequence")
+                raise InputError(f"{self.reader.name.rstrip(',')}: its documents are too short for a single sequence")
             sequence -= available
             window += 1
             if window == self.windows_per_epoch:

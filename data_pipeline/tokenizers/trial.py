@@ -103,9 +103,11 @@ def _try(data: bytes) -> None:
 
 
 def _main() -> int:
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[1]), int(sys.argv[1])))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limits = ((resource.RLIMIT_AS, _MEMORY_BYTES), (resource.RLIMIT_CPU, int(sys.argv[1])), (resource.RLIMIT_CORE, 0))
+    for limited, most in limits:
+        _, before = resource.getrlimit(limited)
+        least = most if before == resource.RLIM_INFINITY else min(most, before)  # the job's own limit stays
+        resource.setrlimit(limited, (least, least))
     try:
         _try(sys.stdin.buffer.read())
     except BaseException as error:  # the library's panics are no Exception

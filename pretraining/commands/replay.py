@@ -44,10 +44,12 @@ class ReplayConfig:
 
     run_dir: the run.
     step: which step, as metrics.jsonl counts them.
+    modules: your own, which the run imports too; config.yaml alone cannot make anything be imported.
     """
 
     run_dir: PathText
     step: Positive
+    modules: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -84,7 +86,7 @@ def replay(overrides: list[str]) -> None:
 
     config = compose_config("replay", overrides, ReplayConfig)
     run_dir, launch = Path(config.run_dir), read_launch()
-    run = read_run_config(run_dir)
+    run = read_run_config(run_dir, config.modules)
     run = replace(run, train=replace(run.train, log_every=1, on_spike="log"))
     raise_problems(run.problems(launch.size, {}))
     inputs = inputs_at(run, checkpoint_before(run_dir, config.step))

@@ -11,6 +11,12 @@ from data_pipeline.common.errors import InputError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+# What mpirun and mpiexec set (Open MPI, MPICH and Intel MPI, MVAPICH): rank, size. They are not read.
+MPI = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,12 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     Raises InputError where ranks are not whole numbers, are none of the job, or could not find each other.
     """
     names = TORCHRUN
-    if "RANK" not in environment and "SLURM_PROCID" in environment and _number(environment, "SLURM_NTASKS", 1) > 1:
+    # In a job script SLURM_NTASKS may be above 1 for a single process; only srun sets SLURM_PROCID.
+    tasks = 1 if "RANK" in environment else _number(environment, "SLURM_NTASKS", 1)
+    if "SLURM_PROCID" in environment and tasks > 1:
         names = SLURM
+    if "RANK" not in environment:
+        _require_no_mpi(environment, by_srun=names == SLURM)
     if names[0] not in environment:
         if _number(environment, names[1], 1) != 1:
             raise InputError(
@@ -52,6 +62,18 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     if size > 1:
         _require_meeting_point(environment, size)
     return Launch(rank, size, local_rank, max(1, _number(environment, names[3], size)))
+
+
+def _require_no_mpi(environment: Mapping[str, str], by_srun: bool) -> None:
+    for rank, size in MPI:
+        if by_srun and size == "PMI_SIZE":  # srun sets it too, and mpirun starts through srun without it
+            continue
+        if _number(environment, size, 1) > 1:
+            raise InputError(
+                f"{size}={environment[size]}, but RANK is not set: each rank would train by itself, mpirun's variables "
+                f"are not read; start the job by torchrun or srun, or set RANK to {rank}, WORLD_SIZE to {size}, and "
+                "LOCAL_RANK, MASTER_ADDR, MASTER_PORT"
+            )
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
-CHUNK = 1 << 22  # elements hashed at a time: an int64 copy of them is made
+CHUNK, GPU_CHUNK = 1 << 16, 1 << 24  # elements hashed at a time: their products stay in a processor's cache
 
 
 def unequal_replicas(tensors: Mapping[str, Tensor], mesh: Mesh) -> dict[str, float]:
@@ -50,15 +50,18 @@ def _distance(tensor: Tensor, group: ProcessGroup) -> float:
 
 
 def bits_hash(tensor: Tensor) -> Tensor:
-    """-> int64 scalar, of the bits of all elements and their places; modulo 2^64."""
+    """-> int64 scalar, of the bits of all elements and their places; modulo 2^32 and more."""
     import torch
 
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    wide = torch.int64 if integers is torch.int64 else torch.int32  # which processors multiply many at a time
     bits = tensor.detach().reshape(-1).view(integers)
+    size = CHUNK if tensor.device.type == "cpu" else GPU_CHUNK
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    places = torch.arange(min(CHUNK, len(bits)), device=tensor.device) * 2 + 1  # odd: no bit is multiplied away
-    for chunk in bits.split(CHUNK):
-        total = total * 1_000_003 + (chunk.to(torch.int64) * places[: len(chunk)]).sum()
+    # odd: an odd factor multiplies no bit away
+    places = torch.arange(min(size, len(bits)), dtype=wide, device=tensor.device) * 2 + 1
+    for chunk in bits.split(size):
+        total = total * 1_000_003 + (chunk.to(wide) * places[: len(chunk)]).sum(dtype=torch.int64)
     return total
 
 

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ from pretraining.parallel.fragments import Box, Fragment
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+MOST_SIDE_BY_SIDE = 256  # boxes of a tensor that share a row
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 _Count = Annotated[int, pydantic.Field(strict=True, ge=0, lt=1 << 60)]
 
@@ -52,6 +53,21 @@ class Manifest:
     state: dict[str, Any]
     files: dict[str, _Count]  # bytes of each
     tensors: dict[str, SavedTensor]
+
+
+@dataclass
+class TrainerState:
+    """The form of a manifest's state, which Trainer.save says besides the tensors; what has a default is not in
+    checkpoints of earlier versions."""
+
+    step: _Count
+    tokens: _Count
+    evaluated_step: Annotated[int, pydantic.Field(strict=True, ge=-1, lt=1 << 60)]
+    position: dict[str, Any]
+    identity: dict[str, Any]
+    course: dict[str, Any] = field(default_factory=dict)
+    skipped: dict[str, _Count] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
 
 
 class NewerFormat(InputError):
@@ -136,21 +152,23 @@ def _problem_of(tensor: SavedTensor, files: dict[str, int]) -> str | None:
         if box.numel and box.intersect(whole) != box:
             return f"the box of size {list(box.size)} at {list(box.offset)} leaves the shape {tensor.shape}"
     held = sum(box.numel for box in boxes)
-    if held > whole.numel or _overlap(boxes):
+    if held > whole.numel or _overlap(boxes):  # in this order: the first bounds the work of the second
         return f"its boxes overlap: they hold {held} elements of {whole.numel}"
     return None
 
 
 def _overlap(boxes: list[Box]) -> bool:
-    """Whether two of them share an element. Sorted by where they begin along the first dimension, as saved ones are
-    ranges of rows, a box is compared with the few that begin before it ends."""
+    """Whether two of them share an element, or more lie side by side than any layout makes.
+
+    Sorted by where they begin along the first dimension, as saved ones are ranges of rows, a box is compared with the
+    few that begin before it ends."""
     if boxes and not boxes[0].size:
         return len(boxes) > 1
     ordered = sorted((box for box in boxes if box.numel), key=lambda box: box.offset[0])
     open_boxes: list[Box] = []
     for box in ordered:
         open_boxes = [other for other in open_boxes if other.offset[0] + other.size[0] > box.offset[0]]
-        if any(box.intersect(other) is not None for other in open_boxes):
+        if any(box.intersect(other) is not None for other in open_boxes) or len(open_boxes) > MOST_SIDE_BY_SIDE:
             return True
         open_boxes.append(box)
     return False
@@ -164,10 +182,14 @@ def step_of_folder(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 
+def named_as_checkpoints(folder: Path) -> list[Path]:
+    """What has the name of a checkpoint below `folder`, links and files too, the oldest first."""
+    return sorted((f for f in folder.glob("step_*") if re.fullmatch(r"step_\d{8,15}", f.name)), key=step_of_folder)
+
+
 def checkpoint_folders(folder: Path) -> list[Path]:
     """Those below `folder` that are named as a checkpoint, whole or not, the oldest first; links are none."""
-    found = [f for f in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", f.name) and not f.is_symlink()]
-    return sorted(found, key=step_of_folder)
+    return [found for found in named_as_checkpoints(folder) if found.is_dir() and not found.is_symlink()]
 
 
 def newest_checkpoint(folder: Path, before: Checkpoint | None = None) -> Checkpoint | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.common.errors import InputError
 from data_pipeline.stream.sequence_source import Origin
 from pretraining.run.ledger import Ledger
 from pretraining.run.spikes import SpikeWatch
@@ -59,11 +60,15 @@ class Incidents:
         return f"step {step}: {told}; {self.record('spike', step, position, loss)}"
 
     def record(self, kind: str, step: int, position: Json, loss: float = math.nan) -> str:
-        """Writes a batch into the ledger -> its identity in words."""
-        samples = self.samples_from(position, self.batch_size)
-        if self.speaks:
-            entry = {"kind": kind, "step": step, "loss": loss if math.isfinite(loss) else None, "position": position}
-            self._append(entry | {"samples": [n for n, _ in samples], "documents": documents_of(samples)})
+        """Writes a batch into the ledger -> its identity in words. Rank 0 alone looks it up, which may take a while."""
+        if not self.speaks:
+            return f"its batch is told in {self.ledger.path}"
+        try:
+            samples = self.samples_from(position, self.batch_size)
+        except InputError as error:  # it was read before: the step's end is what matters
+            return f"its batch cannot be told: {error}"
+        entry = {"kind": kind, "step": step, "loss": loss if math.isfinite(loss) else None, "position": position}
+        self._append(entry | {"samples": [n for n, _ in samples], "documents": documents_of(samples)})
         return f"its batch is {batch_text(samples)}"
 
     def describe(self, position: Json) -> str:

@@ -44,6 +44,8 @@ class Ledger:
 
     def append(self, entry: Entry) -> None:
         """Raises OSError. The line is on the disk when this returns; one that was torn before it stays alone."""
+        if self.path.is_symlink():
+            raise OSError(f"{self.path} is a link")
         torn = self.path.exists() and self.path.stat().st_size > 0 and not self._ends_whole()
         with append_file(self.path) as file:
             file.write((("\n" if torn else "") + json.dumps(entry) + "\n").encode())

@@ -22,6 +22,7 @@ from pretraining.run.terminal import warn_once
 Value = int | float | str | list[str] | None
 Values = dict[str, Value]  # one line of metrics.jsonl
 METRICS = "metrics.jsonl"
+LONGEST_LINE = 1 << 20  # characters; what is longer was not written here
 LARGEST_EXACT = 1 << 53  # a reader whose numbers are doubles, as JavaScript's or jq's, rounds integers beyond it
 
 
@@ -174,25 +175,26 @@ def cut_metrics(path: Path, step: int | None) -> None:
 
 
 def read_metrics(path: Path) -> list[Values]:
-    """All whole lines. Raises InputError."""
-    lines = []
+    """All whole lines. Raises InputError where it is no file that can be read."""
     try:
-        texts = read_bytes(path).decode(errors="replace").splitlines()
+        texts = read_bytes(path).splitlines()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    lines = []
     for text in texts:
         try:
-            line = parse_json(text)
-        except ValueError:  # torn: the process was killed while writing it; or written by another program
+            line = parse_json(text) if len(text) <= LONGEST_LINE else None
+        except ValueError:  # torn: the process was killed while writing it
             continue
-        if isinstance(line, dict) and "step" in line:
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
     return lines
 
 
 def step_of(line: Values) -> int:
     step = line["step"]
-    return step if isinstance(step, int) else 0
+    assert isinstance(step, int), "read_metrics leaves out other lines"
+    return step
 
 
 def points(lines: Iterable[Values], key: str) -> list[tuple[int, float]]:

@@ -223,10 +223,10 @@ def _clock(run_dir: Path) -> float:
     except OSError:  # a full disk, or one that is read-only
         return time.time()
     try:
+        path.unlink(missing_ok=True)  # at once: a process that is killed leaves nothing
         return os.fstat(file).st_mtime
     finally:
         os.close(file)
-        path.unlink(missing_ok=True)
 
 
 def _parse(content: bytes) -> Owner | None:

@@ -8,7 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
-from pretraining.run.checkpoint_format import MANIFEST, checkpoint_folders, step_of_folder
+from pretraining.run.checkpoint_format import MANIFEST, checkpoint_folders, named_as_checkpoints, step_of_folder
 
 
 def prune_checkpoints(folder: Path, keep_last: int, keep_every: int) -> None:
@@ -31,8 +31,10 @@ def make_room(folder: Path, keep_last: int, keep_every: int) -> None:
 
 def set_aside_newer(folder: Path, step: int | None) -> None:
     """Renames checkpoints beyond `step` (None: all), which are not ancestors of the resumed run, to names that are
-    free: what was set aside before stays."""
-    for newer in checkpoint_folders(folder):
+    free: what was set aside before stays. Links and files of such names, too: they would be in the way of a save."""
+    if folder.is_symlink():
+        return
+    for newer in named_as_checkpoints(folder):
         if step is None or step_of_folder(newer) > step:
             newer.rename(_free_name(newer.with_name(f"abandoned_{newer.name}")))
 

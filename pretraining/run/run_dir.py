@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.common.compose import read_config
 from data_pipeline.common.errors import EXIT_DONE, EXIT_REQUEUE, InputError
@@ -21,7 +20,14 @@ from data_pipeline.common.files import exists, is_local, read_bytes, write_atomi
 from data_pipeline.common.json_files import read_json_if_there, typed
 from data_pipeline.common.yaml_files import read_yaml
 from pretraining.config import RunConfig, course
-from pretraining.run.checkpoint_format import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
+from pretraining.run.checkpoint_format import (
+    MANIFEST,
+    Checkpoint,
+    TrainerState,
+    checkpoint_folders,
+    newest_checkpoint,
+    open_checkpoint,
+)
 from pretraining.run.ownership import live_owner
 from pretraining.run.terminal import warn
 from pretraining.run.verdict import VERDICT, read_exit_code
@@ -31,18 +37,15 @@ if TYPE_CHECKING:
 
 RUNS = "runs"  # where runs go that are given no run_dir
 Identity = dict[str, Any]  # see pretraining.config.identity
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
-@dataclass(frozen=True)
-class SavedState:
-    """What Trainer.save adds to the tensors, at least. position: the source of sequences looks at it."""
+@dataclass
+class Recorded:
+    """What run.json holds, as far as it is read here. steps: in those of earlier versions, instead of `course`."""
 
-    step: Count
-    tokens: Count
-    evaluated_step: Annotated[int, Field(ge=-1, lt=1 << 63)]
-    position: dict[str, Any]
-    identity: Identity
+    identity: Identity = field(default_factory=dict)
+    course: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
 
 
 def make_run_dir(config: RunConfig) -> str:
@@ -69,7 +72,7 @@ def stopped_run_dir(config: RunConfig) -> str | None:
         path = folder / "config.yaml"
         if not path.is_file() or read_exit_code(folder) != EXIT_REQUEUE or live_owner(folder) is not None:
             continue
-        if _without_run_dir(_content(path).decode(errors="replace")) == wanted:
+        if _without_run_dir(read_bytes(path).decode(errors="replace")) == wanted:
             return str(folder)
     return None
 
@@ -115,16 +118,29 @@ def older_checkpoint(config: RunConfig, damaged: Checkpoint) -> Checkpoint | Non
     names, or the last."""
     if config.train.resume == "auto":
         return newest_checkpoint(damaged.folder.parent, before=damaged)
-    named = Path(config.train.resume)
-    if damaged.folder.resolve() == named.resolve():
+    if damaged.folder.resolve() == Path(config.train.resume).resolve():
         return None
-    return _descendant(config, before=damaged) or _named(config.train.resume)
+    older = _descendant(config, before=damaged)
+    if older is not None:
+        return older
+    lies_there = damaged.folder.resolve().parents[1] == Path(config.train.resume).resolve()
+    return _named(config.train.resume, before=damaged if lies_there else None)
 
 
-def _named(resume: str) -> Checkpoint:
-    if not Path(resume).is_dir():
-        raise InputError(f"train.resume={resume}: no such checkpoint; it is auto, never, or the folder of a checkpoint")
-    return open_checkpoint(Path(resume))
+def _named(resume: str, before: Checkpoint | None = None) -> Checkpoint:
+    """The checkpoint at this path, or the newest whole one of the run there (of those older than `before`)."""
+    path = Path(resume)
+    if not path.is_dir():
+        raise InputError(
+            f"train.resume={resume}: no such checkpoint; it is auto, never, or the folder of a checkpoint or a run"
+        )
+    if not checkpoint_folders(path / "checkpoints"):
+        return open_checkpoint(path)
+    newest = newest_checkpoint(path / "checkpoints", before)
+    if newest is None:
+        raise InputError(f"train.resume={resume}: none of the run's checkpoints is whole")
+    warn(f"train.resume={resume}: its newest checkpoint is taken, {newest.folder}")
+    return newest
 
 
 def _descendant(config: RunConfig, before: Checkpoint | None = None) -> Checkpoint | None:
@@ -133,21 +149,42 @@ def _descendant(config: RunConfig, before: Checkpoint | None = None) -> Checkpoi
     if config.run_dir is None:
         return None
     start = read_json_if_there(Path(config.run_dir) / "run.json").get("resumed")
-    if start is None or start["checkpoint"] != _name_of(Path(config.train.resume)):
+    if start is None or not _is_named(start, Path(config.run_dir), Path(config.train.resume)):
         return None
     newest = newest_checkpoint(Path(config.run_dir) / "checkpoints", before)
     # those beyond were set aside when it started from PATH, so that what is newer comes from there
     return newest if newest is not None and newest.state.get("step", 0) > start["step"] else None
 
 
-def _name_of(checkpoint: Path) -> str:
-    """The same by whatever path it is reached, and after it was pruned."""
-    return str(checkpoint.resolve())
+def _start_at(checkpoint: Checkpoint, run_dir: Path) -> dict[str, Any]:
+    """What run.json says of the checkpoint that train.resume=PATH named: where it is, below run_dir if it is there, so
+    that run_dir may be renamed; and a hash, by which it is known in another place."""
+    path, home = checkpoint.folder.resolve(), run_dir.resolve()
+    name = path.relative_to(home) if path.is_relative_to(home) else path
+    return {"checkpoint": str(name), "step": checkpoint.state["step"], "manifest": _hash_of(path)}
+
+
+def _is_named(start: dict[str, Any], run_dir: Path, named: Path) -> bool:
+    """Whether `named` is the checkpoint of _start_at, or the run that has it: by whatever path it is reached, after it
+    was pruned, and after its folder was renamed."""
+    path = run_dir.resolve() / start["checkpoint"]  # an absolute one stays as it is
+    if named.resolve() in (path, path.parents[1]):
+        return True
+    known = start.get("manifest")
+    return known is not None and known in (_hash_of(named), _hash_of(named / "checkpoints" / path.name))
+
+
+def _hash_of(checkpoint: Path) -> str | None:
+    """Of the manifest, which has the checksums of all tensors; None where there is none."""
+    try:
+        return hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def require_of_run(checkpoint: Checkpoint, run: Identity) -> None:
     """Raises InputError where the run cannot go on from there."""
-    typed(checkpoint.state, SavedState, f"{checkpoint.folder}: the state in its manifest")
+    typed(checkpoint.state, TrainerState, f"{checkpoint.folder}: the state in its manifest")
     _refuse_changes(f"{checkpoint.folder} belongs to another run", checkpoint.state["identity"], run)
 
 
@@ -193,6 +230,7 @@ def check_run_dir(config: RunConfig, run: Identity) -> None:
         return
     before = read_json_if_there(folder / "run.json").get("identity")
     if before is not None:
+        typed({"identity": before}, Recorded, str(folder / "run.json"))
         _refuse_changes(f"run_dir={folder} holds another run; choose another run_dir", before, run)
 
 
@@ -202,7 +240,7 @@ def _refuse_changes(what: str, before: Identity, now: Identity) -> None:
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and key != "data.content"
     ]
-    if before["data.content"] != now["data.content"]:
+    if before.get("data.content") != now["data.content"]:
         changed.append("data.path holds other data, or was prepared again: its content differs")
     if changed:
         raise InputError(f"{what}. Differences: {'; '.join(changed)}")
@@ -227,27 +265,27 @@ def write_config(config: RunConfig, run_dir: Path, run: Identity, start: Checkpo
     path, text = run_dir / "config.yaml", _config_text(config)
     values = read_json_if_there(run_dir / "run.json")
     now = course(config)
-    before = {} if start is None else start.state.get("course") or values.get("course") or _older_course(values)
+    older = typed(values, Recorded, str(run_dir / "run.json"))
+    before = {} if start is None else start.state.get("course") or older.course or _older_course(older)
     for change in _changes(before, now):
         warn(f"warning: {change}")
-    if os.path.lexists(path) and _content(path) != text.encode():
+    if os.path.lexists(path) and not _holds(path, text):
         number = next(n for n in range(1, 10**6) if not (run_dir / f"config.{n}.yaml").exists())
         os.replace(path, run_dir / f"config.{number}.yaml")
     write_atomically(path, text)
     values |= {"identity": run, "course": now}
-    if start is not None and _name_of(start.folder) == _name_of(Path(config.train.resume)):
-        values["resumed"] = {"checkpoint": _name_of(start.folder), "step": start.state["step"]}
+    named = Path(config.train.resume).resolve()
+    if start is not None and named in (start.folder.resolve(), start.folder.resolve().parents[1]):
+        values["resumed"] = _start_at(start, run_dir)
     write_atomically(run_dir / "run.json", json.dumps(values))
 
 
-def _content(path: Path) -> bytes:
-    """b"" where a link leads nowhere. Raises InputError."""
+def _holds(path: Path, text: str) -> bool:
+    """Whether it is a plain file with this text: a pipe at that name would never answer."""
     try:
-        return read_bytes(path)
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        return read_bytes(path, links=False) == text.encode()
+    except OSError:
+        return False
 
 
 def note_saved(run_dir: Path, step: int) -> None:
@@ -289,9 +327,9 @@ def load_plain_model(config: RunConfig, outputs: int, objective: BringsHeads, ch
     return model
 
 
-def _older_course(values: dict[str, Any]) -> dict[str, Any]:
+def _older_course(older: Recorded) -> dict[str, Any]:
     """What run.json of an earlier version says of it."""
-    return {"train.steps": values["steps"]} if "steps" in values else {}
+    return {} if older.steps is None else {"train.steps": older.steps}
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -49,7 +49,7 @@ class StopRequest:
         self.on_end: Callable[[int, str], object] = lambda code, reason: None
         self._parent: int | None = None
         self._asked: float | None = None
-        self._interrupts = 0
+        self._interrupts = self._handled_interrupts = 0  # by the thread, by the main thread
         self._ends: tuple[socket.socket, socket.socket] | None = None
         self._before: dict[int, object] = {}
 
@@ -87,7 +87,9 @@ class StopRequest:
                 self._ends[1].send(b"\0")  # no signal's number: the thread wakes and looks at the time
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT and self.reason:  # a second Ctrl-C means it
+        # Counted here: the thread may have seen this very signal, and set the reason, before this handler runs.
+        self._handled_interrupts += signum == signal.SIGINT
+        if self._handled_interrupts > 1:  # a second Ctrl-C means it
             raise KeyboardInterrupt
         self.reason = self.reason or f"stopped by {signal.Signals(signum).name}"
         if signum == signal.SIGINT and self.announces and self.trained:

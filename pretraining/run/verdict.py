@@ -48,13 +48,14 @@ class Verdict:
     owned: bool = False
 
     def begin(self) -> None:
-        """Training begins: what the run before said of the folder is no longer true."""
-        self.begun = True
+        """Training begins: what the run before said of the folder is no longer true. Raises InputError."""
         if self.rank == 0 and self.run_dir is not None:
+            path = self.run_dir / VERDICT
             try:
-                (self.run_dir / VERDICT).unlink(missing_ok=True)
-            except OSError as error:
-                raise InputError(f"{self.run_dir / VERDICT} cannot be removed: {error.strerror or error}") from error
+                path.unlink(missing_ok=True)
+            except OSError as error:  # a folder of that name
+                raise InputError(f"{path} cannot be replaced: {error.strerror or error}") from error
+        self.begun = True
 
     def write(self, code: int, reason: str) -> int:
         """-> code. A command that fails before training begins changes nothing of a run that is done, nor of one that

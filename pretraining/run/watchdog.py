@@ -91,6 +91,8 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self.folder = self.run_dir / FOLDER
+        if self.folder.is_symlink():
+            raise InputError(f"{self.folder} is a link: nothing is written through one")
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
         self.job = broadcast_text(self.world, secrets.token_hex(8))
@@ -178,12 +180,17 @@ class Watchdog:
         with suppress(OSError, ValueError):
             told = json.loads((self.folder / "lost.json").read_text())
             if told["job"] == self.job and time.monotonic() - self.phases.since > 2 * STALLED_SECONDS:
-                self.end(str(told["reason"]), "lost")  # the main thread, had it seen the loss, would have ended by now
+                # the main thread, had it seen the loss, would have ended by now: it waits for a GPU, say
+                self.end(str(told["reason"]), str(told["fault"]))
 
     def _tell_lost(self, beat: Beat) -> None:
         with suppress(OSError):
             text = _lost_text([beat], self.phases.step)
-            _replace(self.folder / "lost.json", {"job": self.job, "reason": text}, str(self.world.rank))
+            _replace(
+                self.folder / "lost.json",
+                {"job": self.job, "reason": text, "fault": _lost_fault([beat])},
+                str(self.world.rank),
+            )
 
     def _notice(self) -> None:
         """Tells once for each phase that lasts too long: each rank its own stack, one of them where all are."""
@@ -263,7 +270,7 @@ class Watchdog:
     def _end_by_found(self, beats: Sequence[Beat]) -> None:
         """Ends where the files alone tell who is at fault."""
         if dead := [beat for beat in beats if beat.ended is None and _is_gone(beat)]:
-            self.end(_lost_text(dead, self.phases.step), "lost")
+            self.end(_lost_text(dead, self.phases.step), _lost_fault(dead))
         if failed := [beat for beat in beats if beat.ended not in (None, "done") and not beat.lost]:
             text = (f"rank {b.rank} failed in {b.phase} of step {b.step}: {b.ended}" for b in failed)
             self.end("; ".join(text), "failed", EXIT_FAILED)
@@ -307,6 +314,8 @@ def raise_if_again(watchdog: Watchdog, error: BaseException) -> None:
         return
     if watchdog.is_again(type(error).__name__, _first_line(error)):
         batch = within(5.0, watchdog.phases.describe_batch, "")
+        if not isinstance(error, Failure):
+            traceback.print_exception(error)  # of a Failure the message alone is shown
         raise Failure(f"{error}. {_again(watchdog.phases.step, watchdog.start_step, batch)}") from error
 
 
@@ -367,6 +376,11 @@ def _lost_text(beats: Sequence[Beat], step: int) -> str:
     """step: of a rank that lives: a beat is up to a second old."""
     ranks = " and ".join(f"rank {beat.rank} ({beat.host.split()[0]}, pid {beat.pid})" for beat in beats)
     return f"{ranks} died without a word in step {step}: killed, or out of memory"
+
+
+def _lost_fault(beats: Sequence[Beat]) -> str:
+    """What makes it the same one: a batch that takes too much memory kills the rank that it falls to."""
+    return f"lost {' '.join(str(beat.rank) for beat in beats)}"
 
 
 def _silent_text(beat: Beat) -> str:

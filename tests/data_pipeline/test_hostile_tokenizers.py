@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 from data_pipeline.common.errors import InputError
 from data_pipeline.tokenizers import trial
 from data_pipeline.tokenizers.tokenizer import Tokenizer
-from tests.helpers import prepare
+from tests.helpers import ROOT, prepare
 
 Values = dict[str, Any]
 CATASTROPHE = "(([a-z ])+.)+[A-Z]{3}([a-z ])+$"
@@ -167,6 +169,15 @@ def test_a_text_on_which_the_library_panics_ends_preparation_with_2(
     common = (f"corpus.inputs=['{tmp_path}/*.txt']", f"output={tmp_path / 'out'}", "num_workers=0")
     assert prepare(*common, f"tokenizer.path={tmp_path}/tokenizer.json") == 2
     assert "the tokenizer cannot encode the text that begins with" in capfd.readouterr().err
+
+
+def test_the_trial_keeps_lower_limits_of_the_job(plain: str) -> None:
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30));"
+        "resource.setrlimit(resource.RLIMIT_CPU, (9, 9));"
+        "from data_pipeline.tokenizers.trial import check_trial; check_trial(sys.stdin.buffer.read())"
+    )
+    subprocess.run([sys.executable, "-c", code], input=plain.encode(), check=True, cwd=ROOT)
 
 
 def test_the_trial_imports_nothing_of_the_working_directory(

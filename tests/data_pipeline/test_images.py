@@ -138,6 +138,46 @@ def test_lists_of_files_and_labels(kind: str, source: Path, tmp_path: Path) -> N
     assert sum(split.samples for split in manifest.splits.values()) == 200
 
 
+def listed(folder: Path, name: str, content: bytes, *options: str) -> tuple[str, ...]:
+    """The classes of a list beside two images, 0.png and 1.png."""
+    for number in range(2):
+        (folder / f"{number}.png").write_bytes(png(np.full((4, 4, 3), 40 * number, np.uint8)))
+    (folder / name).write_bytes(content)
+    assert prepare_images(folder / name, folder / f"{name}.out", *options) == 0
+    return load_manifest(folder / f"{name}.out").classes
+
+
+def test_labels_of_lists_may_be_nested_as_those_of_tars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[dict[str, object]] = [{"f": {"n": f"{i}.png"}, "meta": {"label": f"c{i}"}} for i in range(2)]
+    nested = ("corpus.file_field=f.n", "corpus.label_field=meta.label")
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    assert listed(tmp_path, "a.jsonl", content, *nested) == ("c0", "c1")
+    flat = b"f.n,meta.label\n0.png,c0\n1.png,c1\n"
+    assert listed(tmp_path, "a.csv", flat, *nested) == ("c0", "c1")
+    (tmp_path / "b.jsonl").write_text('{"f": {"n": "0.png"}, "meta": {}}\n')
+    assert prepare_images(tmp_path / "b.jsonl", tmp_path / "out", *nested) == 2
+    assert "needs the fields 'f.n' (corpus.file_field) and 'meta.label'" in capsys.readouterr().err
+    (tmp_path / "c.jsonl").write_text('{"f": {"n": "0.png"}, "meta": {"label": null}}\n')
+    assert prepare_images(tmp_path / "c.jsonl", tmp_path / "out", *nested) == 2
+    assert "line 1: meta.label=None is not a label" in capsys.readouterr().err
+
+
+def test_a_blank_before_a_quote_is_no_part_of_a_label(tmp_path: Path) -> None:
+    assert listed(tmp_path, "a.csv", b'file, label\n0.png, "c,0"\n1.png, c1\n') == ("c,0", "c1")
+
+
+@pytest.mark.parametrize(("encoding", "name"), [("latin-1", "LATIN1"), ("utf-16", "UTF-16")])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_a_list_that_is_not_utf8_is_told_with_the_remedy(
+    suffix: str, encoding: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"a list.{suffix}"
+    path.write_bytes("file,label\n0.png,é\n".encode(encoding))
+    assert prepare_images(path, tmp_path / "out") == 2
+    told = capsys.readouterr().err
+    assert f"{path} is not UTF-8" in told and f"`iconv -f {name} -t UTF-8 '{path}'`" in told
+
+
 def test_whole_numbers_are_ordered_by_value() -> None:
     assert classes_of(["10", "9", "0", "9"]) == ("0", "9", "10")
     assert classes_of(["b10", "b9"]) == ("b10", "b9")

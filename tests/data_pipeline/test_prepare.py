@@ -289,7 +289,10 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
     (folder / "empty").mkdir()
     (folder / "blank.txt").write_text("")
     (folder / "blank.jsonl").write_text('{"text": " "}\n{"text": "\\u0001"}\n')
-    (folder / "one.txt").write_text("a few words")
+    (folder / "one.txt").write_text("a few words\n" * 10)
+    (folder / "short.txt").write_text("ab\n")
+    (folder / "equal.jsonl").write_text('{"text": "a b"}\n' * 50)
+    (folder / "bad_alone.jsonl").write_text("{\n")
     (folder / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
     (folder / "latin.txt").write_bytes("naïve".encode("latin-1"))
     (folder / "two.jsonl").write_text('{"text": "a b"}\n{"text": "b c"}\n')
@@ -311,6 +314,19 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
         "one document": (
             [f"corpus.inputs=[{folder}/one.txt]"],
             ["1 document", "leaves none to train on", "corpus.max_document_bytes="],
+        ),
+        "short document": ([f"corpus.inputs=[{folder}/short.txt]"], ["leaves none to train on"]),
+        "equal documents": (
+            [f"corpus.inputs=[{folder}/equal.jsonl]"],
+            ["50 documents, and all go to validation", "equal documents are never split", "documents that differ"],
+        ),
+        "bad lines alone": (
+            [f"corpus.inputs=[{folder}/bad_alone.jsonl]", "corpus.max_bad_lines=1"],
+            ["contain no text (1 unreadable line skipped)"],
+        ),
+        "name of another encoding": (
+            [f"corpus.inputs=[{folder}/donn\udce9es]"],
+            ["corpus.inputs: ", "donn\\xe9es is not UTF-8: rename it"],
         ),
         "jsonl": ([f"corpus.inputs=[{folder}/bad.jsonl]"], ["bad.jsonl, line 2: not JSON"]),
         "latin": ([f"corpus.inputs=[{folder}/latin.txt]"], ["latin.txt", "byte 2"]),
@@ -340,6 +356,8 @@ def test_bad_input_ends_with_2_and_one_message(
         message = capsys.readouterr().err
         assert message.startswith("error:") and "Traceback" not in message, name
         assert [e for e in expected if e not in message] == [], f"{name}: {message}"
+        assert name != "short document" or "max_document_bytes" not in message  # 16 is the least, and cuts nothing
+        assert name != "name of another encoding" or message.count("\n") == 1
         assert not list(tmp_path.rglob("manifest.json")) and not list(tmp_path.rglob("*.tar")), name
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import time
 import tracemalloc
 from itertools import pairwise
@@ -169,8 +170,33 @@ def test_an_encoding_is_found(tmp_path: Path, text: str, encoding: str) -> None:
 def test_nested_fields(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"meta": {"text": "x"}}\n{"meta.text": "y", "meta": {"text": "z"}}\n')
     assert texts(tmp_path, text_field="meta.text") == ["x", "y"]
-    with pytest.raises(InputError, match=r"line 1: no text in the field 'meta.body'.* it has: meta"):
+    with pytest.raises(InputError, match=r"line 1: no text in the field 'meta.body'.* meta has: text"):
         texts(tmp_path, text_field="meta.body")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"meta": null}', "meta is null"),
+        ('{"meta": [1]}', "meta is a list"),
+        ('{"meta": {"a": 1}}', "meta has: a$"),
+        ('{"other": 1}', "it has: other$"),
+        ('{"meta": {"text": null}}', "it is null"),
+    ],
+)
+def test_where_a_nested_field_ends_is_told(tmp_path: Path, line: str, told: str) -> None:
+    (tmp_path / "a.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError) as caught:
+        texts(tmp_path, text_field="meta.text")
+    assert re.search(told, str(caught.value).splitlines()[0])
+
+
+@pytest.mark.parametrize("length", [0, 3, (1 << 16) - 1, 1 << 16])
+def test_an_encoding_is_found_where_the_last_byte_alone_is_not_utf8(tmp_path: Path, length: int) -> None:
+    before = ("Voici le caf\n" * (length // 13 + 1))[:length]
+    (tmp_path / "a.txt").write_bytes(before.encode() + b" caf\xe9")
+    (text,) = texts(tmp_path, encoding="auto", max_document_bytes=1 << 20)
+    assert text == before + " café"
 
 
 def test_blank_documents_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def test_a_window_without_a_sequence_is_passed_over():
 
 def test_a_split_without_a_sequence_is_refused_by_name():
     s = Stream(Blocks([1], [1, 1], [1]), PACKINGS["budget"], 3, window_blocks=1)
-    with pytest.raises(InputError, match=r"a corpus, split train,: its documents are too short"):
+    with pytest.raises(InputError, match=r"a corpus, split train: its documents are too short"):
         s.advance(s.start(), 0)
 
 

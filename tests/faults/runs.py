@@ -39,7 +39,8 @@ class Job:
     def replaying(cls, run_dir: Path, step: int, size: int, fault: str = "") -> Job:
         """`pretrain-replay` instead."""
         job = cls.__new__(cls)
-        job._start("pretraining.commands.replay", run_dir, (f"run_dir={run_dir}", f"step={step}"), size, fault)
+        overrides = (f"run_dir={run_dir}", f"step={step}", *(["modules=[tests.faults.inject]"] if fault else []))
+        job._start("pretraining.commands.replay", run_dir, overrides, size, fault)
         return job
 
     def _start(self, module: str, run_dir: Path, overrides: tuple[str, ...], size: int, fault: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 
 import pytest
 
 from data_pipeline.common.json_files import read_json
 from tests.faults.runs import Job, losses
 
-QUICK = ("train.watchdog_seconds=2", "train.timeout_seconds=6")
+QUICK = ("train.watchdog_seconds=2", "train.timeout_seconds=8")
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,17 @@ def test_a_stopped_rank_is_named_and_the_others_end(corpus, tmp_path):
     said = r"rank 1 \(\S+, pid \d+\) was last seen in \w+ of step \d+ and gives no sign of life"
     assert re.search(f"warning: .*{said}", job.output()), job.output()
     assert re.search(said, read_json(job.run_dir / "verdict.json")["reason"])
+
+
+def test_a_rank_that_dies_is_seen_where_no_collective_says_so(corpus, tmp_path):
+    """As on GPUs, whose collectives wait: rank 0 is elsewhere when rank 1 dies."""
+    job = Job(corpus, tmp_path / "run", fault="hang_forward:0:5")
+    job.wait_for_step(3)  # the next one is reported a step later
+    time.sleep(2)
+    job.ranks[1].kill()
+    assert job.end_of(0, 60) == 75, job.output()
+    assert read_json(job.run_dir / "verdict.json")["reason"].startswith("rank 1 (")
+    assert "died without a word in step 5" in read_json(job.run_dir / "verdict.json")["reason"]
 
 
 def test_a_rank_that_fails_by_itself_is_named_and_no_requeue_asked(corpus, tmp_path):

@@ -284,6 +284,11 @@ def test_a_vocabulary_of_another_size_needs_the_tokenizer(published, tmp_path):
     copied(folder, tmp_path / "other").joinpath("tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"not a Hugging Face tokenizer\.json"):
         started(tmp_path / "other", PUBLISHED["gpt"][1], tokenizer)
+    values = json.loads((folder / "tokenizer.json").read_text())
+    values["model"]["dropout"] = 0.5
+    (tmp_path / "other/tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"model\.dropout=0\.5 would give a text other tokens"):
+        started(tmp_path / "other", PUBLISHED["gpt"][1], tokenizer)
 
 
 def copied(folder, target):

@@ -1,6 +1,7 @@
 """What ranks say to each other: what is read executes nothing, waits end, copies of weights are compared."""
 
 import json
+import math
 import os
 import pickle
 import time
@@ -214,6 +215,43 @@ def test_one_bit_on_one_rank_is_found_before_it_is_saved(corpus, tmp_path, engin
         assert f"copies of 1 weights are not the same after step 0: {name}, up to" in told and not saved
 
 
+def train_with_a_bad_gradient(world, overrides, name, bad):
+    """At step 3, of a weight that all tensor-parallel ranks hold, on one of them alone."""
+    trainer = trainer_of(world, *overrides)
+    optimizer = trainer.engine.optimizer
+    read, norms = optimizer.read_gradients, []
+
+    def read_and_spoil():
+        read()
+        norms.append(float(optimizer.grad_norm))  # of the step before
+        if len(norms) == 3 and world.rank == 1:
+            next(shard for shard in optimizer.shards if shard.fragment.name == name).grad.view(-1)[0] = bad
+
+    optimizer.read_gradients = read_and_spoil
+    with trainer.record.tracker:
+        trainer.fit()
+    return trainer.engine.unequal_replicas(), float(optimizer.updates), norms
+
+
+@pytest.mark.parametrize(
+    "engine, bad",
+    [
+        (("engine=megatron",), math.inf),
+        (("engine=megatron",), 1e30),  # its square is too large
+        (("engine=deepspeed", "engine.zero_stage=0"), math.nan),
+    ],
+)
+def test_whether_a_step_is_finite_is_one_decision(corpus, tmp_path, engine, bad):
+    settings = [*TINY, f"data.path={corpus}", f"run_dir={tmp_path / 'r'}", "train.steps=5", *engine]
+    name = "blocks.0.attention_norm.weight"
+    found = run_world(
+        2, train_with_a_bad_gradient, [*settings, "engine.tensor_parallel=2"], name, bad, tensor_parallel=2
+    )
+    for unequal, updates, norms in found:
+        assert unequal == {} and updates == 4.0 and not math.isfinite(norms[3])
+    assert [n for n in found[0][2] if math.isfinite(n)] == [n for n in found[1][2] if math.isfinite(n)]
+
+
 def test_the_hash_sees_bits_and_places():
     weights = torch.randn(1000)
     plain = int(bits_hash(weights))
@@ -247,6 +285,11 @@ def test_one_process_has_no_copies():
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2(x3)"}, "SLURM_NTASKS=2(x3) must be a whole number"),
         ({"SLURM_PROCID": "2", "SLURM_NTASKS": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, "is no rank of"),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, "MASTER_ADDR and MASTER_PORT are not set"),
+        ({"SLURM_NTASKS": "x"}, "SLURM_NTASKS=x must be a whole number"),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, "set RANK to OMPI_COMM_WORLD_RANK, WORLD_SIZE to"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE=4, but RANK"),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, "PMI_SIZE=2, but RANK is not set"),
+        ({"MV2_COMM_WORLD_SIZE": "x"}, "MV2_COMM_WORLD_SIZE=x must be a whole number"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "99999"}, "is no port"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1", "LOCAL_RANK": "x"}, "LOCAL_RANK=x"),
     ],
@@ -261,6 +304,9 @@ def test_what_a_launcher_says_rightly():
     assert read_launch({}) == read_launch({"WORLD_SIZE": "1"}) == read_launch({"SLURM_NTASKS": "1"}) == Launch()
     meeting = {"MASTER_ADDR": "h", "MASTER_PORT": "1"}
     assert read_launch({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", **meeting}).rank == 1
+    assert read_launch({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "PMI_SIZE": "2", **meeting}).rank == 1
+    assert read_launch({"OMPI_COMM_WORLD_SIZE": "2", "RANK": "1", "WORLD_SIZE": "2", **meeting}).rank == 1
+    assert read_launch({"OMPI_COMM_WORLD_SIZE": "1"}) == read_launch({"SLURM_NTASKS": "2"}) == Launch()
 
 
 @pytest.mark.parametrize("message", ["Connection closed by peer [10.0.0.1]:1", "Timed out waiting 3000ms for recv"])

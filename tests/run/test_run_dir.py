@@ -226,7 +226,7 @@ def test_a_split_without_a_sequence_is_refused_by_name_before_training(corpus, t
     assert prepare(inputs, f"output={tmp_path}/data", tokenizer, "valid_fraction=0.2", "num_workers=0") == 0
     run = (tmp_path / "data", tmp_path / "run", "model=t5_debug", "objective=span_corruption")
     assert pretrain(*run, "objective.documents=apart") == 2
-    assert f"{tmp_path}/data, split train,: its documents are too short" in capsys.readouterr().err
+    assert f"{tmp_path}/data, split train: its documents are too short" in capsys.readouterr().err
     assert not list(tmp_path.glob("run/checkpoints"))
 
 
@@ -330,6 +330,49 @@ def test_resume_path_counts_until_the_run_has_a_checkpoint_that_descends_from_it
     assert checkpoints(other) == ["step_00000006", "step_00000008"]
     assert metrics(other)[8]["loss"] == metrics(finished)[8]["loss"]
     assert pretrain(*again) == 0 and checkpoints(other) == ["step_00000006", "step_00000008"]
+
+
+@pytest.mark.parametrize("renamed", ["run folder", "folder of the path", "both in one", "link"])
+def test_a_renamed_folder_does_not_lose_what_came_after_the_named_path(corpus, run_dir, tmp_path, renamed, monkeypatch):
+    """From 4 to 6; then a folder has another name, and the command with it: it goes on from 6."""
+    ours = run_dir if renamed == "both in one" else tmp_path / "ours"
+    options = ("train.checkpoint_every=2", "train.keep_last=9")
+    named = run_dir / "checkpoints" / "step_00000004"
+    with monkeypatch.context() as patch:
+        assert interrupt_after(patch, 2) == []
+        assert pretrain(corpus, ours, f"train.resume={named}", *options) == 75
+    if renamed in ("run folder", "both in one"):
+        ours = ours.rename(tmp_path / "moved")
+    if renamed == "both in one":
+        named = ours / "checkpoints" / "step_00000004"
+    elif renamed == "folder of the path":
+        named = run_dir.rename(tmp_path / "elsewhere") / "checkpoints" / "step_00000004"
+    elif renamed == "link":
+        (tmp_path / "link").symlink_to(run_dir)
+        named = tmp_path / "link" / "checkpoints" / "step_00000004"
+    made = interrupt_after(monkeypatch, 100)
+    assert pretrain(corpus, ours, f"train.resume={named}", *options) == 0 and made == [6, 7]
+
+
+def test_resume_of_a_run_takes_its_newest_checkpoint_and_says_so(corpus, run_dir, tmp_path, capsys, monkeypatch):
+    newest = run_dir / "checkpoints" / "step_00000008"
+    again = (corpus, tmp_path / "ours", f"train.resume={run_dir}", "train.steps=12", "train.checkpoint_every=2")
+    with monkeypatch.context() as patch:
+        made = interrupt_after(patch, 2)
+        assert pretrain(*again) == 75 and made == [8, 9]
+    assert f"train.resume={run_dir}: its newest checkpoint is taken, {newest}" in capsys.readouterr().err
+    made = interrupt_after(monkeypatch, 100)
+    assert pretrain(*again) == 0 and made == [10, 11]  # not from the other run's again
+    (run_dir / "checkpoints").rename(run_dir / "none")
+    assert pretrain(corpus, tmp_path / "other", f"train.resume={run_dir}") == 2
+    assert "incomplete checkpoint" in capsys.readouterr().err
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused_by_resume(corpus, run_dir, tmp_path, capsys):
+    for folder in (run_dir / "checkpoints").iterdir():
+        (folder / "manifest.json").unlink()
+    assert pretrain(corpus, tmp_path / "ours", f"train.resume={run_dir}") == 2
+    assert f"train.resume={run_dir}: none of the run's checkpoints is whole" in capsys.readouterr().err
 
 
 def test_another_resume_path_counts_again(corpus, run_dir, monkeypatch):
@@ -540,3 +583,9 @@ def test_what_changes_the_course_of_a_run_is_told(corpus, run_dir, capsys, versi
         assert "scheduler.min_ratio was 0.1, does not exist now" in text and len(told) == 7
     assert pretrain(corpus, run_dir, *change, "train.steps=9") == 0
     assert "was" not in [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+
+
+def test_a_folder_in_the_place_of_the_verdict_is_named(corpus, tmp_path, capsys):
+    (tmp_path / "run/verdict.json").mkdir(parents=True)
+    assert pretrain(corpus, tmp_path / "run") == 2
+    assert f"{tmp_path / 'run/verdict.json'} cannot be" in capsys.readouterr().err

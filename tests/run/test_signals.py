@@ -141,6 +141,16 @@ def test_a_rank_ends_with_its_launcher_and_not_with_the_shell_that_started_it(tm
         assert verdict(tmp_path)["reason"].startswith("the launcher died")
 
 
+def test_one_ctrl_c_is_one_whichever_thread_sees_it_first():
+    stop = StopRequest()
+    stop.trained = True
+    stop._arrived(signal.SIGINT)
+    stop._handle(signal.SIGINT, None)
+    assert stop.reason == "stopped by SIGINT"
+    with pytest.raises(KeyboardInterrupt):
+        stop._handle(signal.SIGINT, None)
+
+
 def test_handlers_are_put_back():
     before = [signal.getsignal(signum) for signum in SIGNALS]
     stop = StopRequest().install()
