@@ -42,7 +42,7 @@ def cases() -> Iterator[Case]:
     yield from _cases("manifest.json", DATA_KEYS, lambda p: (p.copy("data") / "manifest.json", _with_data(p)), 3)
     info = "tokenizer/tokenizer_info.json"
     yield from _cases("tokenizer_info.json", TOKENIZER_KEYS, lambda p: (p.copy("data") / info, _with_data(p)), 3)
-    yield from _cases("run.json", RUN_KEYS, lambda p: (p.copy("run") / "run.json", p.train()), 3)
+    yield from _cases("run", RUN_KEYS, lambda p: (p.copy("run") / "run.json", p.train()), 3)
     yield from _cases("step_00000002", CHECKPOINT_KEYS, _checkpoint, 3)
     yield from _cases("init_from", HUB_KEYS, _hub, 3)
 
