@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -311,7 +312,9 @@ def _undecoded(value: object, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _undecoded(inner, f"{key}.{name}".lstrip("."))
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
-            shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            # a YAML's "\ud800" is half of a pair, for which no byte stands
+            written = re.sub("[\ud800-\udc7f\udd00-\udfff]", lambda half: ascii(half[0])[1:-1], text)
+            shown = written.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             yield key, f"{shown} is not UTF-8: rename it, or name a folder or a glob that it is in"
 
 

@@ -328,6 +328,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
             [f"corpus.inputs=[{folder}/donn\udce9es]"],
             ["corpus.inputs: ", "donn\\xe9es is not UTF-8: rename it"],
         ),
+        "half of a pair": ([f"corpus.inputs=[{folder}/a\ud800]"], ["corpus.inputs: ", "a\\ud800 is not UTF-8"]),
         "jsonl": ([f"corpus.inputs=[{folder}/bad.jsonl]"], ["bad.jsonl, line 2: not JSON"]),
         "latin": ([f"corpus.inputs=[{folder}/latin.txt]"], ["latin.txt", "byte 2"]),
         "vocabulary": (
