@@ -263,7 +263,7 @@ def test_of_several_problems_the_first_ten_are_reported(tmp_path: Path, capsys: 
         "hollow is empty",
         "moving.gif has an unsupported type",
         "line 2: label='' is not a label",
-        "line 3: label=' ' is not a label",
+        "line 3: label='' is not a label",
         "line 4: label=None is not a label",
         "line 5: file='' does not name a file",
         "missing5.png",

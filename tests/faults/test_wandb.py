@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import wandb
 
 from pretraining.config import TrackingConfig
 from pretraining.run.weights_and_biases import WandbRun
@@ -19,6 +20,14 @@ from tests.faults.test_replay import line
 from tests.helpers import ROOT, run_process
 
 MOST_SECONDS = 30
+
+
+@pytest.fixture(autouse=True)
+def fresh_wandb() -> Iterator[None]:
+    """W&B reads its environment once in a process, so that another test's would count here."""
+    wandb.teardown()
+    yield
+    wandb.teardown()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -57,16 +58,17 @@ class CausalLM(Objective[np.ndarray, DecoderWithHead]):
     unit = Unit.TOKENS
     text_term = "causal_lm"
 
-    def __init__(self, config: CausalLMConfig, spec: SampleSpec, training: bool = True) -> None:
+    def __init__(self, config: CausalLMConfig, spec: SampleSpec) -> None:
         assert spec.tokenizer is not None
-        self.config, self.spec, self.length, self.tokenizer = config, spec, spec.seq_len, spec.tokenizer
-        self.rearranges = training and config.fim_rate > 0
-        self.rolls = not training and not config.cross_document_attention
+        self.config, self.length, self.tokenizer = config, spec.seq_len, spec.tokenizer
+        self.rearranges, self.rolls = config.fim_rate > 0, False
         self.pad, self.bos, self.eos = self.tokenizer.pad, self.tokenizer.bos, self.tokenizer.eos
         self.fim = (self.tokenizer.fim_prefix, self.tokenizer.fim_suffix, self.tokenizer.fim_middle)
 
     def for_evaluation(self) -> Self:
-        return type(self)(self.config, self.spec, training=False)
+        evaluation = copy.copy(self)
+        evaluation.rearranges, evaluation.rolls = False, not self.config.cross_document_attention
+        return evaluation
 
     def packing(self) -> Concatenation | RollingWindows:
         if self.rolls:
