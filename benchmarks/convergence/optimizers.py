@@ -2,8 +2,8 @@
 `make convergence-optimizers`.
 
 This framework alone, on shortened recipes of the other table, and on one with four times the batch; measured by the
-same evaluator. The best rates stand in docs/users.md as well. Ends with 1 where an optimizer is behind the best of the
-three by more than the bound.
+same evaluator. The best rates stand in docs/users.md as well. Ends with 1 where LAMB or Adafactor is behind the best of
+the three by more than the bound on a case with four rates, BERT's and T5's.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> int:
     if len(cases) == len(CASES):
         replace_section("convergence-optimizers", table)
         replace_section("rates", rates, ROOT / "docs/users.md")
-    return int(any(gap > BOUND for losses in found.values() for gap in behind(losses).values()))
+    return int(any("**no**" in line for case, losses in found.items() for line in rows(case, losses)))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -143,10 +143,14 @@ def rows(case: Case, losses: Mapping[str, Losses]) -> list[list[str]]:
             ", ".join(f"{loss:.3f} at {rate:g}" for rate, loss in tried.items()),
             f"{min(tried.values()):.3f}",
             f"{gaps[name]:+.3f}",
-            "yes" if gaps[name] <= BOUND else "**no**",
+            _judged(gaps[name]) if case.rates == 4 and name != "adamw" else "",
         ]
         for name, tried in losses.items()
     ]
+
+
+def _judged(gap: float) -> str:
+    return "yes" if gap <= BOUND else "**no**"
 
 
 def rate_rows(found: Mapping[Case, Mapping[str, Losses]]) -> list[list[str]]:
