@@ -107,9 +107,7 @@ class Job:
         if not found:
             return config
         if self.meeting.is_main:
-            print(
-                f"run_dir={found} is continued: the same config, stopped before its end; train.resume=never starts anew"
-            )
+            print(f"run_dir={found} is continued: a stopped run of this config; train.resume=never starts a new one")
         self.verdict.run_dir = Path(found)
         return replace(config, run_dir=found)
 

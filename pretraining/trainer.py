@@ -117,7 +117,7 @@ class Trainer:
         except InputError:  # of the data: all ranks raise it together
             self._save_what_stands()
             raise
-        except Exception:
+        except Exception:  # whatever it is: the checkpoint that is being written is finished first
             self.keeper.wait()
             raise
 

@@ -133,7 +133,7 @@ def _refuse(constant: str) -> float:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_refuse)
 
 
-def _require_flat(values: Any) -> None:
+def _require_flat(values: object) -> None:
     """Raises ValueError for what functions that call themselves could not walk through."""
     level = [values]
     for _ in range(MAX_DEPTH):
@@ -143,5 +143,5 @@ def _require_flat(values: Any) -> None:
     raise ValueError("it is nested too deeply")
 
 
-def _children(node: Any) -> Any:
+def _children(node: object) -> Any:
     return node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
 
 _FALLBACK = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
-def byte_pieces(decoder: Any, pieces: Mapping[str, int]) -> dict[int, bytes]:
+def byte_pieces(decoder: object, pieces: Mapping[str, int]) -> dict[int, bytes]:
     """Id -> bytes. decoder: of the tokenizer.json, which says how pieces are spelled. pieces: name -> id."""
     kinds = set(_kinds(decoder))
     if "ByteLevel" in kinds:
@@ -21,7 +20,7 @@ def byte_pieces(decoder: Any, pieces: Mapping[str, int]) -> dict[int, bytes]:
     return {}
 
 
-def _kinds(decoder: Any) -> Iterator[str]:
+def _kinds(decoder: object) -> Iterator[str]:
     """The types of a decoder's steps."""
     if isinstance(decoder, dict):
         yield str(decoder.get("type"))

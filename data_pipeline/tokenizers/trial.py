@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 from data_pipeline.common.errors import InputError
 
@@ -76,7 +75,7 @@ def texts(data: bytes) -> Iterator[str]:
     yield "".join(character * 3 for character in dict.fromkeys(found))
 
 
-def _strings(values: Any) -> Iterator[str]:
+def _strings(values: object) -> Iterator[str]:
     if isinstance(values, str):
         yield values
     children = values.values() if isinstance(values, dict) else values if isinstance(values, list) else ()

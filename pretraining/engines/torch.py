@@ -49,7 +49,7 @@ class TorchEngine(EngineBase):
     def _settle_buckets(self, distributed: DistributedDataParallel) -> None:
         """A backward of nothing, after which DDP's buckets stay as they are.
 
-        DDP fills its buckets anew, once, in the order in which the gradients of a process's first backward came. Where
+        DDP rebuilds its buckets once, in the order in which the gradients of a process's first backward came. Where
         an element lies in a bucket decides in which order four ranks or more add it up: the first step of a resumed run
         would add in another order than the same step of an uninterrupted one. Here they come in the order that the
         buckets have already: autograd takes the last of the sums below first.

@@ -176,7 +176,7 @@ def _require_gone(run_dir: Path, before: _Claim, job: Owner) -> str:
     while not reason and age <= STALE_SECONDS:
         now = _newest(run_dir)
         if now is None or now.number != before.number:
-            return ""  # it has ended, or another has taken over: looked at anew
+            return ""  # it has ended, or another has taken over: the caller looks again
         if now.beat != before.beat or _is_seen_here(now, job):
             raise InputError(
                 f"run_dir={run_dir} belongs to a job that is running ({now.owner}, heartbeat {now.age:.0f} s ago): "

@@ -71,5 +71,5 @@ def _write(path: Path) -> None:
 
 
 def _appears(path: Path) -> bool:
-    """Listing the folder makes a client of a network file system ask its server anew."""
+    """Listing the folder makes a client of a network file system ask its server again."""
     return path.name in os.listdir(path.parent) and path.stat().st_size == PROOF_BYTES
