@@ -140,7 +140,7 @@ def _from_class(folder: Path, reader: _Reader) -> list[LabeledFile]:
                 f"corpus.inputs: the class folder {folder} contains a folder ({entry.name}); give the folder "
                 "whose subfolders are the classes"
             )
-    return _gather(_labeled, ((entry, _printable(folder.name)) for entry in entries))
+    return _gather(_labeled, ((entry, _printable(folder.name), "corpus.inputs") for entry in entries))
 
 
 def _from_tar(tar: str, reader: _Reader) -> list[LabeledFile]:
@@ -194,10 +194,11 @@ def _field(record: object, field: str) -> object:
     return record
 
 
-def _labeled(path: Path, label: str) -> list[LabeledFile]:
+def _labeled(path: Path, label: str, place: str) -> list[LabeledFile]:
+    """place: what named the file, for the message."""
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise InputError(
-            f"corpus.inputs: {path} has an unsupported type; supported are {', '.join(IMAGE_SUFFIXES)} "
+            f"{place}: {path} has an unsupported type; supported are {', '.join(IMAGE_SUFFIXES)} "
             "(corpus.exclude skips files)"
         )
     return [LabeledFile(str(path), label)]
@@ -251,7 +252,7 @@ def _from_line(path: Path, line: int, record: dict[str, object], reader: _Reader
     checked = _checked_label(f"{path}, line {line}: {config.label_field}={label!r}", label)
     if not image.is_file():
         raise InputError(f"{path}, line {line}: {image} does not exist")
-    return _labeled(image, checked)
+    return _labeled(image, checked, f"{path}, line {line}")
 
 
 def _checked_label(place: str, label: object) -> str:

@@ -19,7 +19,7 @@ from data_pipeline.common.errors import InputError
 
 CPU_SECONDS = 20  # one of 256,000 pieces takes 2, and 0.4 GB
 _WAIT_SECONDS = 120.0  # where others take the processor
-_MEMORY_BYTES = 2 << 30
+_MEMORY_BYTES = 1 << 30
 _REFUSED = 3
 _MOST_GROWTH = 64  # tokens of a byte, characters of a character: compatibility forms have up to 18
 _DERIVED_CHARACTERS = 1 << 14

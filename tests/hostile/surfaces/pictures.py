@@ -148,7 +148,7 @@ def _lists() -> dict[str, str]:
         "list.jsonl: a deep label": line + "\n" + '{"file": "x.png", "label": ' + "[" * 50_000,
         "list.jsonl: a label of 5000 digits": json.dumps({"file": good, "label": "9" * 5000}),
         "list.jsonl: a number of 5000 digits": '{"file": "' + good + '", "label": ' + "9" * 5000 + "}",
-        "list.jsonl: half of a surrogate pair": '{"file": "' + good + '", "label": "\\ud800"}',
+        "list.jsonl: half of a surrogate pair": line + '\n{"file": "{here}/digits/1/0001.png", "label": "\\ud800"}',
         "list.jsonl: a file with NUL": '{"file": "a\\u0000b", "label": "1"}',
         "list.jsonl: a file of a URL": '{"file": "http://127.0.0.1:9/x.png", "label": "1"}',
         "list.jsonl: a device": '{"file": "/dev/zero", "label": "1"}',
