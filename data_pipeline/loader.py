@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import connection
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from torch.utils.data import IterableDataset
 
 Sample = dict[str, np.ndarray]
+_DEATH_SECONDS = 5.0  # a process's connections are closed before it has ended
 ALIGNMENT = 64  # bytes, of each array within a micro-batch's one buffer
 
 
@@ -80,9 +84,11 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Fault:
-    """An input error that a worker ran into: handed on as an item, so that all ranks can stop together."""
+    """An input error that a worker ran into: handed on as an item, so that all ranks can stop together. is_lost: the
+    worker itself is gone, killed or out of memory, which a restart mends."""
 
     message: str
+    is_lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,27 @@ def load(
         worker_init_fn=_start_worker if num_workers else None,
         prefetch_factor=4 if num_workers else None,
     )
-    return ((item.unpacked() if isinstance(item, _PackedBatch) else item, after) for item, after in loader)
+    others = set(multiprocessing.active_children())
+    items = iter(loader)
+    workers = [child.sentinel for child in set(multiprocessing.active_children()) - others]
+    if workers and threading.current_thread() is threading.main_thread():
+        # The DataLoader's own handler raises where the main thread happens to be when a worker dies, in a backward say
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return _until_lost(items, state, workers)
+
+
+def _until_lost(
+    items: Iterator[tuple[_PackedBatch | Fault, State]], state: State, workers: Sequence[int]
+) -> Iterator[tuple[MicroBatch | Fault, State]]:
+    """Ends with a Fault where one of `workers` (sentinels of processes) has died."""
+    try:
+        for item, after in items:
+            yield (item.unpacked() if isinstance(item, _PackedBatch) else item), after
+            state = after
+    except (RuntimeError, OSError, EOFError) as error:  # the DataLoader's, or that of a connection to the worker
+        if not connection.wait(workers, timeout=_DEATH_SECONDS):
+            raise
+        yield Fault(f"a data worker died without a word: killed, or out of memory ({error})", is_lost=True), state
 
 
 def _dataset(
@@ -242,5 +268,5 @@ def _start_worker(worker: int) -> None:
 
     torch.set_num_threads(1)
     # The parent decides what a signal to the job means: a worker that obeyed it would end before the last checkpoint.
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU):
         signal.signal(signum, signal.SIG_IGN)

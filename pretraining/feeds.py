@@ -16,6 +16,7 @@ from pretraining.parallel.host import host_sum, raise_on_all_ranks
 from pretraining.parallel.world import World
 from pretraining.run.phases import Phases
 from pretraining.run.signals import StopRequest
+from pretraining.run.terminal import warn
 
 Json = dict[str, Any]  # the state of a SequenceSource: plain values, which only the source reads
 Feed = Iterator[tuple[MicroBatch | Fault, Json]]
@@ -149,12 +150,17 @@ def gather_steps(
     spiked: Callable[[], bool] = lambda: False,
 ) -> Generator[StepData]:
     """micro_batches: of this rank in one step. spiked: whether this rank saw a loss spike. Ends with the feed, whose
-    last step is whole. Raises InputError, on all ranks, where one of them met a fault in the data."""
+    last step is whole. Raises InputError, on all ranks, where one of them met a fault in the data; a worker that died
+    asks for a stop."""
     phases = phases or Phases()
     phases.enter("data")
     while items := list(islice(feed, micro_batches)):
         phases.enter("exchange")
-        faults = [item.message for item, _ in items if isinstance(item, Fault)]
+        faults = [item.message for item, _ in items if isinstance(item, Fault) and not item.is_lost]
+        for item, _ in items:
+            if isinstance(item, Fault) and item.is_lost:
+                warn(f"rank {world.rank}: {item.message}")
+                stop.ask(item.message)
         batches = [item for item, _ in items if isinstance(item, MicroBatch)]
         seconds = phases.take_own_seconds()
         totals = StepTotals.reduce(

@@ -21,7 +21,6 @@ from pretraining.parallel.world import World, find_device, start_world
 from pretraining.run.agreement import code_facts, config_facts, require_same
 from pretraining.run.metrics import METRICS, draw_losses, points, read_metrics
 from pretraining.run.ownership import LostOwnership, Ownership
-from pretraining.run.process import expect_workers_to_end
 from pretraining.run.rates import rate_lines
 from pretraining.run.run_dir import make_run_dir, stopped_run_dir
 from pretraining.run.signals import Stopped, StopRequest
@@ -182,10 +181,7 @@ def run(
         if world.is_main:
             tell("\n".join(rate_lines(config)))
         with trainer.record.tracker:
-            try:
-                trainer.fit()
-            finally:
-                expect_workers_to_end()
+            trainer.fit()
     if world.is_main:
         _print_result(run_dir)
 
@@ -208,11 +204,12 @@ def examples(config: RunConfig, inputs: Inputs) -> str:
 
 
 def _print_result(run_dir: Path) -> None:
+    valid: list[float] = []
     try:
         picture = f"loss curve: {draw_losses(run_dir)}"
-    except OSError as error:  # the run is done all the same
+        valid = [loss for _, loss in points(read_metrics(run_dir / METRICS), "valid_loss")]
+    except (OSError, InputError) as error:  # the run is done all the same
         picture = f"loss curve: could not be drawn ({error})"
-    valid = [loss for _, loss in points(read_metrics(run_dir / METRICS), "valid_loss")]
     if valid:
         change = f" ({100 * (valid[-1] / valid[0] - 1):+.1f}%)" if valid[0] else ""
         tell(f"validation loss {valid[0]:.4f} -> {valid[-1]:.4f}{change}")

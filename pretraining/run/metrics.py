@@ -129,17 +129,21 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         """Raises InputError where it is no plain file: nothing is written through a link, and a pipe would hang."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        self.path, self.waiting = path, b""
         try:
             require_plain_metrics(path)
-            self.file = open(os.open(path, flags, 0o666), "ab", buffering=0)  # noqa: SIM115
+            self.file = self._open()
         except OSError as error:
             raise InputError(f"{path} cannot be written to: {error.strerror or error}") from error
-        self.waiting = b""
+
+    def _open(self) -> io.FileIO:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return open(os.open(self.path, flags, 0o666), "ab", buffering=0)
 
     def append(self, line: Line) -> None:
         self.waiting += json.dumps(line.as_json(), allow_nan=False).encode() + b"\n"
         try:
+            self._follow()
             end = os.fstat(self.file.fileno()).st_size
             written = self.file.write(self.waiting)
             if written != len(self.waiting):  # a disk that was full in the midst of it: no torn line stays
@@ -148,6 +152,18 @@ class MetricsFile:
             self.waiting = b""
         except OSError as error:
             warn_once(METRICS, f"{METRICS} cannot be written to ({error.strerror or error}): training goes on")
+
+    def _follow(self) -> None:
+        """A file that was removed, moved or put in another's place would take the lines with it: a new one is begun."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self.file.fileno()), self.path.lstat()):
+                return
+        if os.path.lexists(self.path) and not stat.S_ISREG(self.path.lstat().st_mode):
+            raise OSError(errno.ELOOP, "it is not a plain file any more")
+        warn_once(f"{METRICS} is gone", f"warning: {METRICS} was removed or replaced: its next lines go into a new one")
+        file = self._open()
+        self.close()
+        self.file = file
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

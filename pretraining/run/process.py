@@ -5,22 +5,12 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
-import signal
 import sys
-import threading
 from typing import NoReturn
 
 from data_pipeline.common.errors import EXIT_DONE, EXIT_INPUT_ERROR
 from pretraining.parallel.world import stop_world
 from pretraining.run.terminal import flush_streams
-
-
-def expect_workers_to_end() -> None:
-    """To be called when no more batches are wanted. torch's DataLoader sets a handler of SIGCHLD that raises, wherever
-    the main thread happens to be, when a worker dies: once training has ended, for whatever reason, that is noise which
-    would hide the reason and change the exit code."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def end_process(code: int) -> NoReturn:
@@ -31,7 +21,6 @@ def end_process(code: int) -> NoReturn:
     exception") after a perfect run: so it is not wound up. Nor are loader workers waited for, which an exception
     can leave behind and which ignore SIGTERM.
     """
-    expect_workers_to_end()
     for child in multiprocessing.active_children():
         child.kill()
     # Else other ranks may wait in a collective, or be gone: winding up its groups could wait for them.

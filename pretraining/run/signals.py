@@ -17,7 +17,8 @@ from types import FrameType
 
 from data_pipeline.common.errors import EXIT_REQUEUE
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+# HUP: the terminal or the connection is gone; XCPU: the soft limit of processor time, which batch systems set
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU)
 EXIT_INTERRUPTED = 130  # as a shell reports a process that SIGINT ended
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")  # set by torchrun and by deepspeed's launcher, which are the parents
 POLL_SECONDS = 1.0
@@ -64,7 +65,8 @@ class StopRequest:
         # a forked worker must not wake its parent's thread
         os.register_at_fork(after_in_child=_forget_wakeup_fd)
         for signum in SIGNALS:
-            self._before[signum] = signal.signal(signum, self._handle)
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup means it
+                self._before[signum] = signal.signal(signum, self._handle)
         threading.Thread(target=self._watch, args=(self._ends[0],), daemon=True, name="signals").start()
         return self
 

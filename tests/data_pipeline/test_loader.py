@@ -1,4 +1,7 @@
 import itertools
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -115,6 +118,17 @@ def test_a_fault_in_a_worker_arrives_as_an_item(corpus, maker):
     broken = Broken(maker.config, spec)
     item, _ = next(load(stream(corpus, broken), broken, RankSlice(4, 4), Position(), 1))
     assert item == Fault("shard 3 is damaged")
+
+
+def test_a_worker_that_is_killed_is_a_fault_that_a_restart_mends(corpus, maker):
+    """And not an exception wherever the main thread happens to be."""
+    feed = load(stream(corpus, maker), maker, RankSlice(12, 3), Position(), num_workers=2)
+    next(feed)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGKILL)
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    last = list(feed)[-1][0]
+    assert isinstance(last, Fault) and last.is_lost and "killed, or out of memory" in last.message
 
 
 def test_the_hash_sees_every_value():

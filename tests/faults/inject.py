@@ -5,6 +5,7 @@ FAULT=KIND:RANK:STEP, e.g. hang_data:1:5; KIND is a function below. Steps count 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from collections.abc import Callable
@@ -71,6 +72,13 @@ def scaled(factor: float, due: Callable[[], bool]) -> None:
 
 def sleep(seconds: float, due: Callable[[], bool] = is_due) -> Callable[[], None]:
     return lambda: time.sleep(seconds) if due() else None
+
+
+def kill_worker() -> None:
+    """The first data worker, as the kernel does where memory is short."""
+    import pretraining.feeds as feeds
+
+    before(feeds, "islice", lambda: multiprocessing.active_children()[0].kill() if is_due() else None)
 
 
 def hang_data() -> None:

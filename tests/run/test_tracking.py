@@ -14,7 +14,15 @@ import pytest
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.json_files import read_json
 from pretraining.config import TrackingConfig
-from pretraining.run.metrics import EvaluationLine, TrainingLine, cut_metrics, read_metrics
+from pretraining.run import terminal
+from pretraining.run.metrics import (
+    EvaluationLine,
+    MetricsFile,
+    SaveFailedLine,
+    TrainingLine,
+    cut_metrics,
+    read_metrics,
+)
 from pretraining.run.run_dir import read_run_config
 from pretraining.run.weights_and_biases import Choices, check_wandb, logged
 from pretraining.train import main
@@ -266,3 +274,26 @@ def test_metrics_are_valid_json_even_where_a_step_was_not_finite(corpus, tmp_pat
     assert "step 2 was skipped: its loss was not finite" in capsys.readouterr().err
     shown = wandb_history(tmp_path / "run")
     assert "skipped" in shown and "e+308" not in shown and "Infinity" not in shown
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_metrics_file_that_goes_away_is_begun_anew(tmp_path, capsys, monkeypatch, how):
+    """A descriptor would go on writing into a file without a name."""
+    monkeypatch.setattr(terminal, "_told", set())
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+    file.append(SaveFailedLine(1, "x", 1))
+    if how == "removed":
+        path.unlink()
+    else:
+        path.rename(tmp_path / "metrics.jsonl.1")
+    if how == "replaced":
+        path.write_text('{"step": 1}\n')
+    file.append(SaveFailedLine(2, "x", 1))
+    file.append(SaveFailedLine(3, "x", 1))
+    assert [line["step"] for line in read_metrics(path)] == ([1, 2, 3] if how == "replaced" else [2, 3])
+    assert capsys.readouterr().err.count("was removed or replaced") == 1
+    path.unlink()
+    path.symlink_to(tmp_path / "victim")
+    file.append(SaveFailedLine(4, "x", 1))
+    assert not (tmp_path / "victim").exists()
