@@ -25,6 +25,7 @@ from data_pipeline.common.errors import Failure, InputError
 BEAT_SECONDS = 10.0
 # Without a beat for so long an owner is gone. Longer than network file systems keep what they know of a file (60 s).
 STALE_SECONDS = 120.0
+TELL_SECONDS = 15.0  # of waiting for a sign of life, until it is told; a living owner gives one in BEAT_SECONDS
 _NAME = re.compile(r"owner\.(\d{1,10})\.json")
 
 
@@ -87,7 +88,7 @@ class Ownership:
     """This job's, until `release`. Raises InputError where another job has the folder."""
 
     def __init__(self, run_dir: Path, tell: Callable[[str], None], lost: Callable[[str], None]) -> None:
-        """tell: of a takeover. lost: called by the heartbeat's thread where another job has taken over."""
+        """tell: of a takeover, and of waiting for one. lost: called by the heartbeat's thread where another job has taken over."""
         self.run_dir, self.owner, self.lost = run_dir, Owner.this_job(), lost
         try:
             self.number, self.file = _acquire(run_dir, self.owner, tell)
@@ -143,7 +144,7 @@ def _acquire(run_dir: Path, job: Owner, tell: Callable[[str], None]) -> tuple[in
     """-> (number, open file) of the claim. Raises InputError, OSError."""
     while True:
         before = _newest(run_dir)
-        takeover = "" if before is None else _require_gone(run_dir, before, job)
+        takeover = "" if before is None else _require_gone(run_dir, before, job, tell)
         number = 1 if before is None else before.number + 1
         path = run_dir / f"owner.{number}.json"
         try:
@@ -166,13 +167,13 @@ def _acquire(run_dir: Path, job: Owner, tell: Callable[[str], None]) -> tuple[in
         path.unlink(missing_ok=True)
 
 
-def _require_gone(run_dir: Path, before: _Claim, job: Owner) -> str:
+def _require_gone(run_dir: Path, before: _Claim, job: Owner, tell: Callable[[str], None]) -> str:
     """-> what is to be said of taking over. Raises InputError where the folder's owner lives: where this machine knows
     its process, or else it is seen to beat within STALE_SECONDS."""
     if before.number >= 10**9:
         raise InputError(f"{before.path} is none of this program's: remove it")
     reason, age = "" if before.owner is None else before.owner.is_gone(job), before.age
-    began = time.monotonic()
+    began, told = time.monotonic(), False
     while not reason and age <= STALE_SECONDS:
         now = _newest(run_dir)
         if now is None or now.number != before.number:
@@ -181,6 +182,12 @@ def _require_gone(run_dir: Path, before: _Claim, job: Owner) -> str:
             raise InputError(
                 f"run_dir={run_dir} belongs to a job that is running ({now.owner}, heartbeat {now.age:.0f} s ago): "
                 "stop that job first, or choose another run_dir"
+            )
+        if not told and time.monotonic() - began > TELL_SECONDS:
+            told = True
+            tell(
+                f"run_dir={run_dir} has an owner ({before.owner}, last heartbeat {age:.0f} s ago): waiting for another "
+                f"{STALE_SECONDS - age:.0f} s, to see whether it lives"
             )
         age = before.age + time.monotonic() - began
         time.sleep(min(0.5, BEAT_SECONDS / 4))
