@@ -93,8 +93,7 @@ class Trainer:
         self.watch, self.targets = NonFiniteWatch(), TargetWatch(objective.terms, config.train.global_batch_size)
         self.keeper = CheckpointKeeper(config.train, world, record.folder, record.tracker)
         self.phases, self.slow_ranks = record.phases, SlowRankWatch()
-        rolls_back = self.train.on_spike == "rollback"
-        batch_size = self.train.global_batch_size
+        batch_size, rolls_back = self.train.global_batch_size, self.train.on_spike == "rollback"
         self.incidents = Incidents(record.folder, feeds.origins, batch_size, world.is_main, rolls_back)
         self.phases.describe_batch = lambda: self.incidents.describe(self.position)
 
@@ -124,6 +123,14 @@ class Trainer:
     def _fit(self) -> None:
         if self._is_evaluation_due():
             self.evaluate()
+        self._train()
+        while self._is_to_roll_back():
+            self._roll_back()
+            self._train()
+        self._end()
+
+    def _train(self) -> None:
+        """Up to train.steps, or to a loss spike that asks for a roll-back."""
         steps = self.steps()
         began = time.perf_counter()
         while self.step < self.train.steps:
@@ -132,9 +139,7 @@ class Trainer:
                 self._stop()
             if data.totals.spiked:
                 steps.close()  # and its workers
-                self._roll_back()
-                steps, began = self.steps(), time.perf_counter()
-                continue
+                break
             began = self.train_step(data, began)
             self.stop.trained = True
             save, evaluate = self.keeper.is_due(self.step), self._is_evaluation_due()
@@ -145,11 +150,14 @@ class Trainer:
                 if evaluate and self.step < self.train.steps:  # the last one waits for the last checkpoint to begin
                     self.evaluate()
                 began = time.perf_counter()
-        self._end()
+        self.report()
+
+    def _is_to_roll_back(self) -> bool:
+        """Whether some rank saw a loss spike that is still to be undone. A collective of all ranks."""
+        return self.incidents.rolls_back and host_sum(self.world, [float(self.incidents.spiked)])[0] > 0
 
     def _end(self) -> None:
         """The last checkpoint is written while the last evaluation runs."""
-        self.report()
         if self.watch.is_doubtful:
             raise Failure(
                 f"the last {self.watch.in_a_row} steps were skipped, their gradients were not finite: the run is not "
@@ -169,6 +177,8 @@ class Trainer:
         self.report()
         if self.step == 0:
             raise Stopped("no step was trained yet, so that there is nothing to save")
+        if self._is_to_roll_back():  # what would be saved has the spike's update in it
+            self._roll_back()
         if self.watch.is_doubtful:
             self.keeper.wait()
             raise Stopped(
@@ -203,7 +213,6 @@ class Trainer:
 
     def _roll_back(self) -> None:
         """After a loss spike: to the last checkpoint before it, and on with the data that comes now. All ranks."""
-        self.report()
         self.phases.enter("save")
         self.keeper.wait()
         tensors, tracker = self.engine.tensors(), self.record.tracker
@@ -256,13 +265,10 @@ class Trainer:
         loss_is_finite = all(math.isfinite(numbers[term]) for term in self.objective.terms)
         loss, parts, lacking = self._means(numbers, pending.totals.counts)
         note = self._judge(pending, loss, bool(numbers["finite"]), loss_is_finite, loss_scale)
-        if note is not None:
-            self.record.tracker.note(note)
         slow = self.slow_ranks.see(pending.totals.rank_seconds)
-        if slow is not None:
-            self.record.tracker.note(slow)
-        for text in self.targets.see(pending.step, pending.totals.counts):
-            self.record.tracker.note(text)
+        for text in (note, slow, *self.targets.see(pending.step, pending.totals.counts)):
+            if text is not None:
+                self.record.tracker.note(text)
         if not self._is_logged(pending.step) and note is None:
             return
         throughput, units = self.record.throughput, pending.totals.units

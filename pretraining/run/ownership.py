@@ -88,7 +88,8 @@ class Ownership:
     """This job's, until `release`. Raises InputError where another job has the folder."""
 
     def __init__(self, run_dir: Path, tell: Callable[[str], None], lost: Callable[[str], None]) -> None:
-        """tell: of a takeover, and of waiting for one. lost: called by the heartbeat's thread where another job has taken over."""
+        """tell: of a takeover, and of waiting for one. lost: called by the heartbeat's thread where another job has
+        taken over."""
         self.run_dir, self.owner, self.lost = run_dir, Owner.this_job(), lost
         try:
             self.number, self.file = _acquire(run_dir, self.owner, tell)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -150,6 +151,12 @@ def spike_kill() -> None:
         return now["sample"] > int(STEP) + 8 and now["step"] <= int(STEP) // 8
 
     before(LossModule, "forward", lambda: os.kill(os.getpid(), 9) if is_rolled_back() else None)
+
+
+def spike_stop() -> None:
+    """A stop is asked for in the bad step itself."""
+    spike()
+    before(LossModule, "forward", lambda: os.kill(os.getpid(), signal.SIGTERM) if is_bad() else None)
 
 
 note_step()

@@ -80,6 +80,23 @@ def test_another_layout_rolls_back_to_the_same_batches(corpus, tmp_path, rolled_
     assert hashes[0] == hashes[1]
 
 
+@pytest.mark.parametrize("steps", [23, 24])
+def test_a_spike_in_the_last_steps_is_rolled_back_too(corpus, tmp_path, steps):
+    """It is known only once the step after it has begun."""
+    job = Job(corpus, tmp_path / "run", ROLLS_BACK, f"train.steps={steps}", size=1, fault=f"spike:0:{BAD}")
+    assert job.ends() == [0], job.output()
+    lines = metrics(job.run_dir)
+    assert "rolled back from the loss spike of step 23 to step 20" in job.output()
+    assert lines[21]["samples"] == 8 * (steps + 1) and not any(line.get("spike") for line in lines.values())
+
+
+def test_a_run_stopped_at_a_spike_saves_nothing_of_it(corpus, tmp_path):
+    job = Job(corpus, tmp_path / "run", ROLLS_BACK, size=1, fault=f"spike_stop:0:{BAD}")
+    assert job.ends() == [75], job.output()
+    assert "step 20 is saved" in job.output() and len(Ledger(job.run_dir).read("rollback")) == 1
+    assert max(metrics(job.run_dir)) == 20
+
+
 def test_what_is_a_spike():
     watch = SpikeWatch()
     assert [watch.see(3.0 + 0.01 * (n % 3)) for n in range(40)] == [None] * 40
