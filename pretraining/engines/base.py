@@ -133,6 +133,9 @@ class EngineBase(ABC):
         """The same of those that are not: a checkpoint holds the whole model."""
         return [(self.frozen_layout.whole(n).renamed(f"weights.{n}"), p.data) for n, p in self.frozen.items()]
 
+    def after_load(self) -> None:
+        self.optimizer.after_load()
+
     def unequal_replicas(self) -> Mapping[str, float]:
         return unequal_replicas({**self.parameters, **self.frozen}, self.world.mesh)
 

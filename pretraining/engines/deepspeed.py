@@ -104,6 +104,7 @@ class DeepSpeedEngine(EngineBase):
     @torch.no_grad()
     def after_load(self) -> None:
         """The model's own tensors follow from the flat fp32 partitions."""
+        super().after_load()
         zero = self.engine.optimizer
         if self.stage in (1, 2):
             zero.update_lp_params()  # gathers them from the ranks' partitions

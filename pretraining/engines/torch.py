@@ -111,6 +111,3 @@ class TorchEngine(EngineBase):
         ]
         for work in waiting:
             work.wait()
-
-    def after_load(self) -> None:
-        """Nothing is derived: the shards are the parameters."""

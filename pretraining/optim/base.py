@@ -1,7 +1,8 @@
 """What every optimizer step has in common, whatever the layout: unscale, clip, skip what is not finite, update.
 
 An update rule sees shards: the parts of tensors that this rank updates. Statistics of whole tensors are summed
-over the ranks that hold the other parts (Layout.sum_over_parts). Nothing here waits for the device.
+over the ranks that hold the other parts (Layout.sum_over_parts). Nothing here waits for the device, AdamW's few first
+steps apart.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Step(NamedTuple):
     """One update. updates: how many came before it; grad_scale: gradients are to be divided by it;
     finite: 1.0, or 0.0 where the step must leave everything as it is. All but lr are fp32 scalars on the device.
 
-    taking_part: [tensors], 1.0, or 0.0 where the whole gradient is exactly zero after the first update, as of a tensor
-    that takes no part in the loss: by a trust ratio its decay would be all of its update, and erase it.
+    taking_part: [tensors], 1.0, or 0.0 where the whole gradient is exactly zero, as of a tensor that takes no part in
+    the loss: its decay would be all of its update, and erase it.
     """
 
     lr: float
@@ -72,6 +73,9 @@ class UpdateRule:
 
     def attach(self, shards: list[ParameterShard], layout: Layout, device: torch.device) -> None:
         """Makes ready what depends on the layout alone; the shards have their state."""
+
+    def after_load(self, shards: list[ParameterShard], layout: Layout) -> None:
+        """Makes ready what depends on the shards' state, which was overwritten. A collective of all ranks."""
 
     def update(self, shards: list[ParameterShard], step: Step, layout: Layout) -> None:
         raise NotImplementedError
@@ -122,6 +126,11 @@ class Optimizer(torch.optim.Optimizer):
         self.rule.attach(shards, layout, self.updates.device)
 
     @torch.no_grad()
+    def after_load(self) -> None:
+        """To be called once what `state_tensors` gave was overwritten, on all ranks."""
+        self.rule.after_load(self.shards, self.layout)
+
+    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Updates the shards from their `grad`, at the learning rate in param_groups[0]."""
         self.read_gradients()
@@ -130,8 +139,7 @@ class Optimizer(torch.optim.Optimizer):
         self.finite = torch.isfinite(self.grad_norm).float()
         clip = torch.clamp(self.grad_clip / (self.grad_norm + 1e-6), max=1.0) if self.grad_clip else 1.0
         scale = torch.nan_to_num(self.loss_scale / clip, nan=1.0, posinf=1.0)
-        # Below a head that begins at 0, as image classifiers' do, no tensor has a gradient at the first update.
-        taking_part = ((squares > 0) | (self.updates == 0)).float()
+        taking_part = (squares > 0).float()
         step = Step(float(self.param_groups[0]["lr"]), self.updates, scale, self.finite, taking_part)
         self.rule.update(self.shards, step, self.layout)
         self.updates += self.finite

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pretraining.optim import lamb
 from pretraining.optim.base import Settings
-from pretraining.optim.config import AdafactorConfig, LambConfig
+from pretraining.optim.config import LambConfig
 from pretraining.optim.registry import build_update_rule
 from tests.optim.cases import differences, whole_run
 from tests.optim.references import GROUPS, SHAPES, assert_same_steps, make, make_groups, rising_and_falling, start
@@ -124,18 +124,11 @@ def test_a_reversed_clip_is_refused() -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("name", ["lamb", "adafactor"])
-def test_what_takes_no_part_in_the_loss_is_left_alone(name: str, options: dict[str, Any]) -> None:
-    """A tensor with a gradient of zeros, among others, after the first update; LAMB made 0.366 of it in 100 steps."""
-    config = (
-        LambConfig(name="lamb", lr=1e-2, **options)
-        if name == "lamb"
-        else AdafactorConfig(name="adafactor", weight_decay=0.01)
-    )
-    optimizer = make(build_update_rule(config), 0.01)
-    before = optimizer.shards[2].value
+def test_what_takes_no_part_in_the_loss_is_left_alone(options: dict[str, Any]) -> None:
+    """A tensor with a gradient of zeros, among others; LAMB made 0.366 of it in 100 steps."""
+    optimizer = make(build_update_rule(LambConfig(name="lamb", lr=1e-2, **options)), 0.01)
+    before = optimizer.shards[2].value.clone()
     for step in range(20):
-        before = optimizer.shards[2].value.clone() if step == 1 else before
         generator = torch.Generator().manual_seed(step)
         for number, shard in enumerate(optimizer.shards):
             shard.grad = torch.randn(shard.value.shape, generator=generator) * (number != 2)
