@@ -65,7 +65,7 @@ any-signal: setup
 hostile: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile
 
-# A run of two ranks is killed and hung at 30 random moments; `make test` does it three times
+# A run of two ranks is killed and hung at 30 random moments, and rolled back under every layout; `make test` does some
 soak: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak
 

@@ -109,6 +109,8 @@ class DeepSpeedEngine(EngineBase):
         if self.stage in (1, 2):
             zero.update_lp_params()  # gathers them from the ranks' partitions
         elif self.stage == 3:
+            # In the midst of a run small tensors are whole: they would not be gathered again, and keep their values.
+            zero._partition_all_parameters()
             for group in range(len(zero.fp16_groups)):
                 zero._reassign_or_swap_out_partitioned_parameters(group)
             if zero.persistent_parameters:  # small tensors that stay whole on every rank

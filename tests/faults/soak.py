@@ -1,6 +1,7 @@
 """A small run on two ranks that is killed or hung at random moments, and started again: `make soak` does it 30 times.
 
-At its end the losses of all steps are those of a run that nothing disturbed, bit for bit.
+At its end the losses of all steps are those of a run that nothing disturbed, bit for bit. Then a run is rolled back after
+a loss spike under every layout.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.common.json_files import read_json_if_there
+from tests.faults.roll_backs import LAYOUTS, roll_back_and_kill
 from tests.faults.runs import Job, losses
 from tests.helpers import prepare
 
@@ -107,6 +109,9 @@ def main() -> int:
         print("| disturbed | at step | seconds until all had ended | exit codes | verdict |")
         print("| --- | --- | --- | --- | --- |")
         done = soak(folder / "data", folder, times)
+        for layout in LAYOUTS:
+            roll_back_and_kill(folder / "data", folder / layout, layout)
+            print(f"rolled back, killed and continued: {layout}", flush=True)
     print(f"{len(done)} of {times} went on; all losses are those of the undisturbed run, bit for bit; ", end="")
     print(f"{time.monotonic() - began:.0f} s")
     return 0
