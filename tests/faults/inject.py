@@ -14,6 +14,7 @@ from typing import Any
 
 from pretraining.engines.base import LossModule
 from pretraining.feeds import StepTotals
+from pretraining.optim.base import Optimizer
 from pretraining.run.checkpoint import Saver
 from pretraining.trainer import Trainer
 
@@ -90,6 +91,24 @@ def hang_data() -> None:
 
 def hang_forward() -> None:
     before(LossModule, "forward", sleep(FOREVER))
+
+
+def hang_backward() -> None:
+    def make(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def hooked(self: LossModule, batch: Any) -> Any:
+            sums = forward(self, batch)
+            for value in sums.values():
+                if value.requires_grad:
+                    value.register_hook(lambda _: sleep(FOREVER)())
+            return sums
+
+        return hooked
+
+    around(LossModule, "forward", make)
+
+
+def hang_step() -> None:
+    before(Optimizer, "step", sleep(FOREVER))
 
 
 def hang_exchange() -> None:

@@ -1,5 +1,5 @@
-"""A roll-back after a loss spike under a layout, as real processes: what it passes over, and that a run which was killed
-right after it goes on exactly. `make soak` does it under all of LAYOUTS."""
+"""A roll-back after a loss spike under a layout, as real processes: what it passes over, and that a run which was
+killed right after it goes on exactly. `make soak` does it under all of LAYOUTS."""
 
 from __future__ import annotations
 

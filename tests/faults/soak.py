@@ -1,7 +1,7 @@
 """A small run on two ranks that is killed or hung at random moments, and started again: `make soak` does it 30 times.
 
-At its end the losses of all steps are those of a run that nothing disturbed, bit for bit. Then a run is rolled back after
-a loss spike under every layout.
+At its end the losses of all steps are those of a run that nothing disturbed, bit for bit. Then a run is rolled back
+after a loss spike under every layout.
 """
 
 from __future__ import annotations

@@ -47,7 +47,14 @@ def test_a_fault_that_comes_again_is_said_not_to_be_mended_by_a_restart(corpus, 
 
 
 @pytest.mark.parametrize(
-    ("fault", "step", "phase"), [("hang_data", 5, "data"), ("hang_forward", 5, "forward"), ("hang_save", 6, "save")]
+    ("fault", "step", "phase"),
+    [
+        ("hang_data", 5, "data"),
+        ("hang_forward", 5, "forward"),
+        ("hang_backward", 5, "backward"),
+        ("hang_step", 5, "step"),
+        ("hang_save", 6, "save"),
+    ],
 )
 def test_a_rank_that_hangs_is_named_with_its_phase_and_stack(corpus, tmp_path, fault, step, phase):
     job = Job(corpus, tmp_path / "run", *QUICK, fault=f"{fault}:1:{step}")
@@ -59,13 +66,16 @@ def test_a_rank_that_hangs_is_named_with_its_phase_and_stack(corpus, tmp_path, f
     assert f"is in {phase}" in read_json(job.run_dir / "verdict.json")["reason"]
 
 
-def test_a_stopped_rank_is_named_and_the_others_end(corpus, tmp_path):
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stopped_rank_is_named_and_the_others_end(corpus, tmp_path, stopped):
+    """Rank 0, too, which holds the store that ranks meet at, and writes the verdict."""
     job = Job(corpus, tmp_path / "run", *QUICK, "train.steps=2000")
     job.wait_for_step(5)
-    os.kill(job.ranks[1].pid, signal.SIGSTOP)
-    assert job.end_of(0, 45) == 75
+    os.kill(job.ranks[stopped].pid, signal.SIGSTOP)
+    code = job.end_of(1 - stopped, 45)
     job.kill()
-    said = r"rank 1 \(\S+, pid \d+\) was last seen in \w+ of step \d+ and gives no sign of life"
+    assert code == 75, job.output()
+    said = rf"rank {stopped} \(\S+, pid \d+\) was last seen in \w+ of step \d+ and gives no sign of life"
     assert re.search(f"warning: .*{said}", job.output()), job.output()
     assert re.search(said, read_json(job.run_dir / "verdict.json")["reason"])
 
