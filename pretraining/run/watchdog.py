@@ -26,6 +26,7 @@ from data_pipeline.common.errors import EXIT_FAILED, EXIT_REQUEUE, Failure, Inpu
 from pretraining.parallel.host import broadcast_text
 from pretraining.parallel.lost import lost_peer
 from pretraining.parallel.world import World
+from pretraining.run.last_word import heard_code, replace_json, tell_code
 from pretraining.run.ledger import Ledger
 from pretraining.run.ownership import LostOwnership
 from pretraining.run.phases import Phases
@@ -158,7 +159,7 @@ class Watchdog:
             self.lost,
         )
         with self.writing, suppress(OSError):  # on a full disk it is not known that the rank lives, no more
-            _replace(self._path(self.world.rank), asdict(beat))
+            replace_json(self._path(self.world.rank), asdict(beat))
 
     def _path(self, rank: int) -> Path:
         return self.folder / f"rank_{rank:05d}.json"
@@ -186,7 +187,7 @@ class Watchdog:
     def _tell_lost(self, beat: Beat) -> None:
         with suppress(OSError):
             text = _lost_text([beat], self.phases.step)
-            _replace(
+            replace_json(
                 self.folder / "lost.json",
                 {"job": self.job, "reason": text, "fault": _lost_fault([beat])},
                 str(self.world.rank),
@@ -276,12 +277,12 @@ class Watchdog:
             self.end("; ".join(text), "failed", EXIT_FAILED)
 
     def end(self, reason: str, fault: str, code: int = EXIT_REQUEUE) -> NoReturn:
-        """Ends this process at once, with 1 where the same fault ended the start before. Nothing is wound up: other
-        ranks may wait in a collective, and so may a thread that saves."""
+        """Ends this process, with 1 where the same fault ended the start before: with the code of the rank that speaks.
+        Nothing is wound up: other ranks may wait in a collective, and so may a thread that saves."""
         with self.ending:  # the main thread and the watchdog's may both come here
             self.lost = True
-            if self._is_speaker():
-                code = self._tell_end(reason, fault, code)
+            speaks = self._is_speaker()
+            code = self._tell_end(reason, fault, code) if speaks else heard_code(self.folder, self.job, code)
             self.ended = reason
             self._beat()
             within(5.0, self.release, None)
@@ -299,6 +300,7 @@ class Watchdog:
         else:
             text = f"{reason}. The same command goes on from the last checkpoint" if code == EXIT_REQUEUE else reason
         Verdict(0, self.run_dir, begun=True).write(code, text)
+        tell_code(self.folder, self.job, code)
         print(f"error: {text}", file=sys.stderr, flush=True)
         return code
 
@@ -317,15 +319,6 @@ def raise_if_again(watchdog: Watchdog, error: BaseException) -> None:
         if not isinstance(error, Failure):
             traceback.print_exception(error)  # of a Failure the message alone is shown
         raise Failure(f"{error}. {_again(watchdog.phases.step, watchdog.start_step, batch)}") from error
-
-
-def _replace(path: Path, values: dict[str, object], name: str = "") -> None:
-    """Atomically, but not flushed: nothing of it need outlive the machine. A new file: no link is followed."""
-    temporary = path.with_name(f".{path.name}{name}.tmp")
-    temporary.unlink(missing_ok=True)
-    with temporary.open("x") as file:
-        json.dump(values, file)
-    os.replace(temporary, path)
 
 
 def within(seconds: float, work: Callable[[], T], otherwise: T) -> T:

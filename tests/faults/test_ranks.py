@@ -46,6 +46,15 @@ def test_a_fault_that_comes_again_is_said_not_to_be_mended_by_a_restart(corpus, 
     assert re.search(r"Its batch: samples 16 to 23: train/shard-\d+.tar \(block/document \d+/\d+", reason), reason
 
 
+def test_all_ranks_end_alike_where_a_hang_comes_again(corpus, tmp_path):
+    """A launcher takes any rank's code, and must not requeue by one of them."""
+    for code in (75, 1):
+        job = Job(corpus, tmp_path / "run", *QUICK, fault="hang_data:1:5")
+        assert job.ends() == [code, code], job.output()
+        assert read_json(job.run_dir / "verdict.json")["exit_code"] == code
+        assert job.seconds_after_first_end() < 10
+
+
 @pytest.mark.parametrize(
     ("fault", "step", "phase"),
     [
