@@ -264,12 +264,12 @@ class Trainer:
         loss_scale = numbers["loss_scale"] if self.train.precision == "fp16" else None
         loss_is_finite = all(math.isfinite(numbers[term]) for term in self.objective.terms)
         loss, parts, lacking = self._means(numbers, pending.totals.counts)
-        note = self._judge(pending, loss, bool(numbers["finite"]), loss_is_finite, loss_scale)
+        note, diverged = self._judge(pending, loss, bool(numbers["finite"]), loss_is_finite, loss_scale)
         slow = self.slow_ranks.see(pending.totals.rank_seconds)
         for text in (note, slow, *self.targets.see(pending.step, pending.totals.counts)):
             if text is not None:
                 self.record.tracker.note(text)
-        if not self._is_logged(pending.step) and note is None:
+        if note is None and diverged is None and not self._is_logged(pending.step):
             return
         throughput, units = self.record.throughput, pending.totals.units
         line = TrainingLine(
@@ -292,22 +292,24 @@ class Trainer:
             rank_seconds=pending.totals.rank_seconds,
         )
         self.record.tracker.log(line)
+        if diverged is not None:
+            raise diverged
 
     def _judge(
         self, pending: Pending, loss: float, finite: bool, loss_is_finite: bool, loss_scale: float | None
-    ) -> str | None:
-        """What is to be told of a step: that it was skipped, or that its loss is a spike, and which batch it had.
-        Raises Failure where too many were skipped."""
+    ) -> tuple[str | None, Failure | None]:
+        """-> (what is to be told of a step: that it was skipped, or that its loss is a spike, and which batch it had;
+        what ends the run once the step is logged, where too many were skipped)."""
         try:
             note = self.watch.see(pending.step, finite, loss_is_finite, loss_scale)
         except Failure as diverged:
             batch = self.incidents.record("skipped", pending.step, pending.start, loss)
-            raise Failure(f"{diverged}; {batch}") from diverged
+            return None, Failure(f"{diverged}; {batch}")
         if note is not None:
             if loss_scale is not None and loss_is_finite:  # fp16's search for a scale: no batch is to blame
-                return note
-            return f"{note}; {self.incidents.record('skipped', pending.step, pending.start, loss)}"
-        return self.incidents.see_loss(pending.step, loss, pending.start)
+                return note, None
+            return f"{note}; {self.incidents.record('skipped', pending.step, pending.start, loss)}", None
+        return self.incidents.see_loss(pending.step, loss, pending.start), None
 
     def evaluate(self) -> None:
         """Logs the mean loss over the validation split, or over its first train.eval_batches global batches; nothing
@@ -321,8 +323,7 @@ class Trainer:
             self.stop,
             self.phases,
         )
-        units = text_bytes = 0
-        batches = 0
+        units = text_bytes = batches = 0
         for data in itertools.islice(steps, self.train.eval_batches):
             if data.totals.stop:  # the trainer meets it next, and the evaluation is made up for after a resume
                 return
