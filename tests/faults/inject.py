@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pretraining.engines.base import LossModule
+from pretraining.engines.base import EngineBase, LossModule
 from pretraining.feeds import StepTotals
 from pretraining.optim.base import Optimizer
 from pretraining.run.checkpoint import Saver
@@ -138,6 +138,20 @@ def crash() -> None:
 
 def kill_itself() -> None:
     before(LossModule, "forward", lambda: os.kill(os.getpid(), 9) if is_due() else None)
+
+
+def stop_in_evaluation() -> None:
+    """A signal to one rank, while all evaluate before step STEP."""
+
+    def make(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+        def stopping(self: EngineBase, batch: Any) -> Any:
+            if is_due():
+                os.kill(os.getpid(), signal.SIGTERM)
+            return evaluate(self, batch)
+
+        return stopping
+
+    around(EngineBase, "evaluate", make)
 
 
 def slow() -> None:
