@@ -18,7 +18,7 @@ from pretraining.parallel.host import Ranks, run_on_all_ranks
 from pretraining.parallel.meeting import Meeting
 from pretraining.run.agreement import agree_on_checkpoint, require_equal_replicas, require_same
 from pretraining.run.checkpoint_format import Checkpoint
-from pretraining.run.checkpoint_reader import check_fits, load_tensors
+from pretraining.run.checkpoint_reader import NotFinite, check_fits, load_tensors
 from pretraining.run.ownership import Ownership
 from pretraining.run.phases import Phases
 from pretraining.run.prepared import Prepared
@@ -186,7 +186,7 @@ def build_recorded(
     throughput = _throughput(objective, model, world)  # before ZeRO 3 empties the parameters
     model.initialize(config.train.seed)
     if inputs.pretrained is not None:
-        inputs.pretrained.load_into(model)
+        inputs.pretrained.load_into(model, config.train.load_not_finite)
         for note in inputs.pretrained.notes() if world.is_main else ():
             print(note, file=sys.stderr)
     freeze(model, config.train.freeze)
@@ -235,7 +235,7 @@ def _load_into(engine: Engine, checkpoint: Checkpoint, config: RunConfig, run: I
     """-> the checkpoint that the engine is at now: the newest whose bytes are undamaged, or the one that was named."""
     run_on_all_ranks(world, partial(check_fits, checkpoint, engine.tensors()))
     try:
-        run_on_all_ranks(world, partial(load_tensors, checkpoint, engine.tensors()))
+        _load(checkpoint, engine, config.train.load_not_finite, world)
     except InputError as error:
         older = agree_on_checkpoint(world, partial(older_checkpoint, config, checkpoint))
         if older is None:
@@ -245,6 +245,24 @@ def _load_into(engine: Engine, checkpoint: Checkpoint, config: RunConfig, run: I
         return _load_into(engine, older, config, run, world)
     engine.after_load()
     return checkpoint
+
+
+def _load(checkpoint: Checkpoint, engine: Engine, load_not_finite: bool, world: World) -> None:
+    """Raises InputError on all ranks."""
+
+    def load() -> str | None:
+        """What is to be told."""
+        try:
+            load_tensors(checkpoint, engine.tensors())
+        except NotFinite as error:
+            if not load_not_finite:
+                raise
+            return str(error)
+        return None
+
+    told = [text for text in world.gather_texts(run_on_all_ranks(world, load)) if text is not None]
+    if told and world.is_main:
+        print(f"warning: {told[0]}; it is loaded, as train.load_not_finite=true asks", file=sys.stderr)
 
 
 def _open_run_dir(

@@ -71,6 +71,7 @@ class TrainConfig:
     seed: decides order of the data, corruption, initial weights and dropout.
     resume: auto continues run_dir where it stands, never starts a new run, a path starts from that checkpoint,
       or from the newest one of the run there.
+    load_not_finite: load a checkpoint, or model.init_from, that holds NaN or infinities, to look at it; that is told.
     deterministic: use only deterministic kernels, for bitwise equal runs on GPUs.
     freeze: patterns of names of parameters that are not trained, as in ['*embedding*'].
     timeout_seconds: how long a rank waits for the others, at the start and in every collective, and a signal for a rank
@@ -93,6 +94,7 @@ class TrainConfig:
     keep_every: NonNegative = 0
     seed: NonNegative = 1
     resume: PathText = "auto"
+    load_not_finite: bool = False
     deterministic: bool = False
     freeze: list[str] = Field(default_factory=list)
     timeout_seconds: Positive = 300

@@ -44,11 +44,13 @@ class ReplayConfig:
 
     run_dir: the run.
     step: which step, as metrics.jsonl counts them.
+    load_not_finite: start from a checkpoint that holds NaN or infinities, too.
     modules: your own, which the run imports too; config.yaml alone cannot make anything be imported.
     """
 
     run_dir: PathText
     step: Positive
+    load_not_finite: bool = False
     modules: list[str] = field(default_factory=list)
 
 
@@ -87,7 +89,8 @@ def replay(overrides: list[str]) -> None:
     config = compose_config("replay", overrides, ReplayConfig)
     run_dir, launch = Path(config.run_dir), read_launch()
     run = read_run_config(run_dir, config.modules)
-    run = replace(run, train=replace(run.train, log_every=1, on_spike="log"))
+    train = replace(run.train, log_every=1, on_spike="log", load_not_finite=config.load_not_finite)
+    run = replace(run, train=train)
     raise_problems(run.problems(launch.size, {}))
     inputs = inputs_at(run, checkpoint_before(run_dir, config.step))
     world = start_world(launch, run.engine.tensor_parallel)

@@ -51,6 +51,7 @@ class HuggingFaceFolder:
         self.rows, misfits = _rows(self.folder / "tokenizer.json", tokenizer, outputs, their_size)
         self.entries: list[WeightMap] = []
         self.new_heads: list[str] = []
+        self.not_finite: list[str] = []  # of the tensors that load_into took all the same
         if not problems:
             misfits += self._weight_problems(family, model, their_size)
         if problems := problems + misfits:
@@ -70,18 +71,28 @@ class HuggingFaceFolder:
                 f"warning: model.init_from={self.folder} lacks {', '.join(self.new_heads)}: these start as a "
                 "new model's"
             )
+        if self.not_finite:
+            found.append(
+                f"warning: model.init_from={self.folder}: {', '.join(self.not_finite)} hold values that are not "
+                "finite; they are loaded, as train.load_not_finite=true asks"
+            )
         return found
 
-    def load_into(self, model: Model) -> None:
+    def load_into(self, model: Model, load_not_finite: bool = False) -> None:
         """Overwrites the parameters of `model`, or this rank's part of them; heads and rows of the vocabulary that the
-        folder lacks stay as they are. Fixed positions were compared and agree already."""
+        folder lacks stay as they are. Fixed positions were compared and agree already. Raises InputError for values
+        that are not finite, unless load_not_finite."""
         parameters = dict(model.named_parameters())
         opened = {file: safe_open(str(file), framework="pt") for file, _ in self.stored.values()}
         with torch.no_grad():
             for entry in (entry for entry in self.entries if entry.ours in parameters):
                 found = opened[self.stored[entry.theirs][0]].get_tensor(entry.theirs).float()
                 if not torch.isfinite(found).all():
-                    raise InputError(f"model.init_from={self.folder}: {entry.theirs} holds values that are not finite")
+                    self.not_finite.append(entry.theirs)
+                    if not load_not_finite:
+                        raise InputError(
+                            f"model.init_from={self.folder}: {entry.theirs} holds values that are not finite"
+                        )
                 shape, box = box_of(parameters[entry.ours], model.layers.size, model.layers.rank)
                 if entry.by_token:
                     self._copy_rows(found, parameters[entry.ours], box.offset[0])

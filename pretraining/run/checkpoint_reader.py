@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class NotFinite(InputError):
+    """Weights with which nothing can be trained or exported; train.load_not_finite=true loads them to be looked at."""
+
+
 def check_fits(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Tensor]]) -> None:
     """Raises InputError where the checkpoint lacks one of the tensors, or has it in another shape."""
     faults = [_mismatch(checkpoint.manifest["tensors"], fragment) for fragment, _ in tensors]
@@ -24,9 +28,8 @@ def check_fits(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Tensor]]) -
 
 
 def load_tensors(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Tensor]]) -> None:
-    """Overwrites `tensors` in place. Raises InputError for tensors that do not fit, for files that are damaged, and for
-    values that are not finite: with them nothing can be trained or exported, so that there is no way to ask for them.
-    """
+    """Overwrites `tensors` in place. Raises InputError for tensors that do not fit and for files that are damaged;
+    NotFinite, once all are read, for values that are not finite."""
     import torch
 
     check_fits(checkpoint, tensors)
@@ -38,7 +41,7 @@ def load_tensors(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Tensor]])
                 target = flat[begin : begin + box.numel].view(box.size)
                 _fill(target, box, saved[fragment.name]["boxes"], reader)
     if broken := not_finite(tensors):
-        raise InputError(f"{checkpoint.folder}: {broken[0]} holds values that are not finite: the run had diverged")
+        raise NotFinite(f"{checkpoint.folder}: {broken[0]} holds values that are not finite: the run had diverged")
 
 
 def not_finite(tensors: Iterable[tuple[Fragment, Tensor]]) -> list[str]:

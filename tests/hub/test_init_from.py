@@ -551,4 +551,10 @@ def test_a_strangers_folder_is_refused_by_name(published, tmp_path):
 
     refused("nan", r"ln_f.* not finite", with_norm(lambda t: torch.full_like(t, float("nan"))))
     refused("infinite", r"ln_f.* not finite", with_norm(lambda t: torch.full_like(t, float("inf"))))
+    checked = open_folder(tmp_path / "nan", config, tokenizer.total_size, tokenizer)
+    model = build(config, tokenizer.total_size)
+    model.initialize(1)
+    checked.load_into(model, load_not_finite=True)  # where it is asked for
+    assert any(p.isnan().all() for p in model.parameters())
+    assert "ln_f.weight, " in checked.notes()[-1] and "load_not_finite=true asks" in checked.notes()[-1]
     refused("integers", r"lacks the weights .*ln_f", with_norm(lambda t: t.int()))

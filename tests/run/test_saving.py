@@ -100,6 +100,25 @@ def test_weights_that_are_not_finite_are_not_saved(corpus, tmp_path, monkeypatch
     assert "after step 10" in reason and "weights.token_embedding.weight" in reason and "step_00000005" in reason
 
 
+def test_a_checkpoint_that_is_not_finite_is_loaded_where_it_is_asked_for(corpus, tmp_path, monkeypatch, capsys):
+    """This version saves none. Nothing is trained with it, and nothing saved over it."""
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        spoil_a_weight(patch, 5)
+        patch.setattr(saving.CheckpointKeeper, "_require_finite", lambda *_: None)
+        assert pretrain(corpus, run_dir, "train.steps=5") == 0
+    assert pretrain(corpus, run_dir) == 2
+    assert "holds values that are not finite: the run had diverged" in capsys.readouterr().err
+    assert pretrain(corpus, run_dir, "train.steps=50", "train.load_not_finite=true") == 1
+    said = capsys.readouterr().err
+    assert "weights.token_embedding.weight holds values that are not finite" in said
+    assert "it is loaded, as train.load_not_finite=true asks" in said
+    assert "diverged" in verdict(run_dir)["reason"] and steps_saved(run_dir) == [5]
+    for more, code in (((), 2), (("load_not_finite=true",), 0)):
+        assert command("pretraining.commands.replay", f"run_dir={run_dir}", "step=6", *more) == code
+    assert "loss nan" in " ".join(capsys.readouterr().out.split())
+
+
 def spoil_losses(monkeypatch, steps):
     """The losses of these steps are infinite."""
     run = TorchEngine.run
