@@ -19,6 +19,7 @@ EXAMPLE = """pretrain: trains a model on data that pretrain-data prepared.
 Example:
   pretrain model=gpt2_small objective=causal_lm data.path=DIR optimizer.lr=6e-4 train.steps=1000 run_dir=runs/first
   torchrun --nproc-per-node 2 -m pretraining.train model=gpt2_small engine=deepspeed engine.zero_stage=2 data.path=DIR
+  pretrain --multirun model=gpt2_small data.path=DIR optimizer.lr=3e-4,6e-4,1e-3 run_dir=runs/rates
 """
 
 
@@ -42,7 +43,8 @@ def main(stop: StopRequest | None = None) -> int:
     from pretraining.config import RunConfig
     from pretraining.synonyms import SYNONYMS
 
-    return run_command(partial(pretrain, stop=stop), EXAMPLE, "pretrain", RunConfig, SYNONYMS)
+    train, sweep = partial(pretrain, stop=stop), partial(multirun, stop=stop)
+    return run_command(train, EXAMPLE, "pretrain", RunConfig, SYNONYMS, sweep)
 
 
 def pretrain(overrides: list[str], stop: StopRequest | None = None) -> int:
@@ -55,6 +57,20 @@ def pretrain(overrides: list[str], stop: StopRequest | None = None) -> int:
     try:
         with Verdict(launch.rank, named_run_dir(overrides)) as verdict:
             return Job(launch, stopping, verdict).run(overrides)
+    finally:
+        if stop is None:
+            stopping.remove()
+
+
+def multirun(overrides: list[str], stop: StopRequest | None = None) -> int:
+    """Trains every combination of the overrides' values, one after another -> exit code."""
+    from pretraining.sweep import Sweep
+
+    if read_launch().size > 1:
+        raise InputError("--multirun starts runs of one process each: start it without a launcher")
+    stopping = stop or StopRequest().install()
+    try:
+        return Sweep(overrides, stopping).run()
     finally:
         if stop is None:
             stopping.remove()

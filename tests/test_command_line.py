@@ -95,8 +95,8 @@ def test_cfg_job_prints_the_whole_configuration(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["-m", "optimizer=adamw,lamb"], "-m is not supported yet: start one command for each combination"),
-        (["--multirun"], "--multirun is not supported yet"),
+        (["-m", "optimizer=adamw,lamb"], "--multirun needs run_dir=FOLDER"),
+        (["--multirun=1"], "--multirun=1 is not supported; --multirun takes no value"),
         (["--config-path", "x"], "--config-dir DIR"),
         (["--config-dir"], "--config-dir needs a value"),
         (["--config-dir", "nowhere"], "there is no such folder"),

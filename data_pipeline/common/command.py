@@ -13,25 +13,28 @@ from data_pipeline.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT_ERROR
 from data_pipeline.common.options import Options, parse_options
 from data_pipeline.common.overrides import shortened
 
+Command = Callable[[list[str]], int | None]  # arguments -> exit code
 MESSAGE_CHARACTERS = 20_000  # ten thousand inputs may be missing
 EXIT_CLOSED_PIPE = 141  # as a shell reports a process that SIGPIPE ended
 
 
 def run_command(
-    function: Callable[[list[str]], int | None],
+    function: Command,
     about: str,
     config_name: str,
     schema: type,
     synonyms: Mapping[str, str] = NO_SYNONYMS,
+    multirun: Command | None = None,
 ) -> int:
     """Runs `function(arguments)` as a command -> exit code; InputError and Failure become a message.
 
-    about: what --help begins with. config_name, schema, synonyms: as compose_config takes them.
+    about: what --help begins with. config_name, schema, synonyms: as compose_config takes them. multirun: the same with
+    --multirun, where that is offered.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are not UTF-8; stderr escapes them
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = _run(function, about, config_name, schema, synonyms)
+        code = _run(function, multirun, about, config_name, schema, synonyms)
         if sys.stdout is not None:  # closed, as by `>&-`
             sys.stdout.flush()
         return code
@@ -54,7 +57,12 @@ def run_command(
 
 
 def _run(
-    function: Callable[[list[str]], int | None], about: str, config_name: str, schema: type, synonyms: Mapping[str, str]
+    function: Command,
+    multirun: Command | None,
+    about: str,
+    config_name: str,
+    schema: type,
+    synonyms: Mapping[str, str],
 ) -> int:
     from data_pipeline.common.completion import completions, run_completion
 
@@ -63,8 +71,10 @@ def _run(
         run_completion(options.completion, lambda line: completions(config_name, schema, line))
     elif options.show is not None:
         print(_shown(options, about, config_name, schema, synonyms))
+    elif options.multirun and multirun is None:
+        raise InputError("--multirun is not supported by this command")
     else:
-        return function(options.arguments) or EXIT_DONE
+        return ((multirun if options.multirun else None) or function)(options.arguments) or EXIT_DONE
     return EXIT_DONE
 
 

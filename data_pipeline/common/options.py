@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.overrides import CONFIG_DIR
 
-OPTION_NAMES = ("--cfg", "--config-dir", "--help", "--info", "--shell-completion", "--version")
+OPTION_NAMES = ("--cfg", "--config-dir", "--help", "--info", "--multirun", "--shell-completion", "--version")
 _FLAGS = {"--help": "help", "-h": "help", "--info": "info", "-i": "info", "--version": "version"}
 _WITH_VALUE = {
     "--cfg": "cfg",
@@ -21,7 +21,6 @@ _WITH_VALUE = {
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # Hydra's, which may follow --info
 _ALL = {"--info": "all", "-i": "all"}  # the only one of them that is printed
 _REFUSED = {
-    ("--multirun", "-m"): "is not supported yet: start one command for each combination",
     (
         "--config-path",
         "-cp",
@@ -31,23 +30,26 @@ _REFUSED = {
     ("--package", "-p"): "is not supported: --cfg job prints the whole configuration",
     ("--hydra-help", "--experimental-rerun"): "is not supported: see --help",
 }
+_MULTIRUN = ("--multirun", "-m")
 _IGNORED = ("--run", "-r", "--resolve")  # what happens anyway
 
 
 @dataclass(frozen=True)
 class Options:
     """show: help, info, version or cfg, what is printed instead of running. completion: install=bash, say.
-    arguments: overrides and --config-dir=DIR."""
+    multirun: overrides may have several values. arguments: overrides and --config-dir=DIR."""
 
     arguments: list[str]
     show: str | None = None
     completion: str | None = None
+    multirun: bool = False
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
     """Raises InputError for an option of Hydra's that is not supported; unknown ones stay among the arguments."""
     left, rest = list(arguments), list[str]()
     show = completion = None
+    multirun = False
     while left:
         name, equals, value = left.pop(0).partition("=")
         for names, refusal in _REFUSED.items():
@@ -72,8 +74,12 @@ def parse_options(arguments: Sequence[str]) -> Options:
                 completion = value
             else:
                 rest.append(CONFIG_DIR + value)
+        elif name in _MULTIRUN:
+            if equals:
+                raise InputError(f"{name}={value} is not supported; {name} takes no value")
+            multirun = True
         elif name in _IGNORED and equals:
             raise InputError(f"{name}={value} is not supported; {name} takes no value")
         elif name not in _IGNORED and name != "--local_rank":  # the deepspeed launcher's
             rest.append(name + equals + value)
-    return Options(rest, show, completion)
+    return Options(rest, show, completion, multirun)

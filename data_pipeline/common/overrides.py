@@ -68,6 +68,14 @@ def parse(text: str, problems: list[str]) -> Override | None:
     return Override(text, override.key_or_group, value, override.is_delete(), adds)
 
 
+def read_override(text: str) -> HydraOverride | None:
+    """What `text` means to Hydra; None where it means nothing, or is more than its parser can take."""
+    if text.startswith("-") or flat_list(text) is not None or _excess(text):
+        return None
+    read = _read(text)
+    return None if read is None else read[1]
+
+
 def _read(text: str) -> tuple[str, HydraOverride] | None:
     """-> (`text`, with quotes where it needs them, and what it means to Hydra); None where it means nothing."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -224,7 +232,7 @@ def _refusal(text: str, override: HydraOverride, value: object) -> str | None:
     if override.is_delete() and "=" in text:
         return f"~ takes no value: {text.split('=')[0]}"
     if override.is_sweep_override():
-        return f"sweeps are not supported{_advice(text)}"
+        return f"several values are for --multirun{_advice(text)}"
     return None
 
 

@@ -77,6 +77,12 @@ def stopped_run_dir(config: RunConfig) -> str | None:
     return None
 
 
+def is_done(config: RunConfig) -> bool:
+    """Whether run_dir holds a run of this very config that has ended well."""
+    path = Path(config.run_dir or "") / "config.yaml"
+    return read_exit_code(path.parent) == EXIT_DONE and _holds(path, _config_text(config))
+
+
 def _without_run_dir(text: str) -> str:
     return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("run_dir:"))
 
