@@ -127,7 +127,11 @@ class Job:
         self.verdict.owned = True
 
     def _end_without_peer(self, reason: str) -> int:
-        """-> exit code; Raises Failure where another rank left word that it failed by itself."""
+        """-> exit code; Raises Failure where another rank left word that it failed by itself, and LostOwnership."""
+        if _is_taken(self.owner):  # this process was stopped, and woke up when another job had gone on
+            told = f"run_dir={self.verdict.run_dir} is another job's by now: this one ends"
+            self.verdict.run_dir = None
+            raise LostOwnership(told)
         ends = self.meeting.ends()
         if ends:
             raise Failure("; ".join(f"rank {rank} failed: {text}" for rank, text in sorted(ends.items())))
@@ -143,6 +147,13 @@ class Job:
         self.verdict.write(code, reason)
         if self.owner is not None:
             self.owner.release()
+
+
+def _is_taken(owner: Ownership | None) -> bool:
+    """Whether this rank knows that another job has the folder."""
+    with suppress(OSError):  # the disk may be away for a while
+        return owner is not None and owner.taken_over() is not None
+    return False
 
 
 def _nothing() -> None:
@@ -174,7 +185,8 @@ def run(
             file=sys.stderr,
         )
     train, release = config.train, _nothing if owner is None else owner.release
-    with Watchdog(run_dir, world, train.watchdog_seconds, train.timeout_seconds, release) as watchdog:
+    taken = partial(_is_taken, owner)
+    with Watchdog(run_dir, world, train.watchdog_seconds, train.timeout_seconds, release, taken) as watchdog:
         trainer = build(config, inputs, world, run_dir, stop, watchdog.phases, owner)
         watchdog.start_step = trainer.step
         begin()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -100,7 +101,7 @@ class Trainer:
     def resume(self, state: Json) -> None:
         """Goes on where `save` was called; the engine's tensors are loaded already."""
         self.step, self.units = state["step"], state["tokens"]
-        self.position = passed_over(self.incidents.ledger, self.step, state["position"])
+        self.position = state["position"]
         # A step is saved before it is evaluated: what metrics.jsonl has is not evaluated again.
         logged = int(broadcast_text(self.world, str(self.record.tracker.evaluated_step)))
         self.evaluated_step = max(state["evaluated_step"], logged)
@@ -138,14 +139,14 @@ class Trainer:
             if data.totals.stop:
                 self._stop()
             if data.totals.spiked:
-                steps.close()  # and its workers
+                steps.close()
                 break
             began = self.train_step(data, began)
             self.stop.trained = True
             save, evaluate = self.keeper.is_due(self.step), self._is_evaluation_due()
             if save or evaluate:
                 self.report()
-                if save and self.watch.in_a_row == 0:
+                if save and self.watch.in_a_row == 0 and not self._is_to_roll_back():
                     self.save()
                 if evaluate and self.step < self.train.steps:  # the last one waits for the last checkpoint to begin
                     self.evaluate()
@@ -199,17 +200,18 @@ class Trainer:
             self.record.tracker.note(f"warning: {failure}")
 
     def steps(self) -> Generator[StepData]:
-        """The data of the steps to come, from where the run stands."""
-        self.phases.step = self.step + 1
-        return gather_steps(
-            self.feeds.training(self.position),
-            self.feeds.share.micro_batches,
-            self.reported,
-            self.world,
-            self.stop,
-            self.phases,
-            lambda: self.incidents.spiked,
-        )
+        """The data of the steps to come, from where the run stands, without what a roll-back has passed over."""
+        while True:
+            self.position = passed_over(self.incidents.roll_backs, self.step, self.position)
+            self.phases.step = self.step + 1
+            feed, share = self.feeds.training(self.position), self.feeds.share.micro_batches
+            spiked = lambda: self.incidents.spiked  # noqa: E731
+            steps = gather_steps(feed, share, self.reported, self.world, self.stop, self.phases, spiked)
+            with contextlib.closing(steps):  # and its workers
+                for data in steps:
+                    yield data
+                    if passed_over(self.incidents.roll_backs, self.step, self.position) != self.position:
+                        break
 
     def _roll_back(self) -> None:
         """After a loss spike: to the last checkpoint before it, and on with the data that comes now. All ranks."""
@@ -314,6 +316,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Logs the mean loss over the validation split, or over its first train.eval_batches global batches; nothing
         where a stop is asked for meanwhile."""
+        self.phases.enter("evaluate")
         sums, counts = dict.fromkeys(self.reported, 0.0), dict.fromkeys(self.reported, 0.0)
         steps = gather_steps(
             self.feeds.validation(),

@@ -1,4 +1,5 @@
-"""Runs a command whose files survive a kill at any moment, so that Ctrl-C and SIGTERM end it at once, whatever it does.
+"""Runs a command whose files survive a kill at any moment, so that Ctrl-C, SIGTERM and a batch system's signals end it
+at once, whatever it does.
 
 A handler within the command cannot promise that: Python runs it only between two bytecodes (a line of 200 MB is one
 call of json, training a tokenizer one call of C++), and an exception in the middle of a process pool's bookkeeping
@@ -16,7 +17,7 @@ from collections.abc import Callable
 
 from data_pipeline.common.errors import EXIT_REQUEUE
 
-_STOPS = (signal.SIGINT, signal.SIGTERM)
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _WAITED_FOR = (*_STOPS, signal.SIGCHLD, signal.SIGTSTP)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

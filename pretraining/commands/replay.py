@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,8 @@ from data_pipeline.common.command import run_command
 from data_pipeline.common.compose import compose_config, raise_problems
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import PathText, Positive, configclass
+from data_pipeline.common.schema import get, has
+from data_pipeline.common.yaml_files import read_yaml
 from pretraining.run.metrics import METRICS, Line, TrainingLine, Value, read_metrics, step_of
 from pretraining.run.tracking import NullTracker
 
@@ -102,7 +104,8 @@ def replay(overrides: list[str]) -> None:
     if world.is_main:
         print(f"step {config.step}, replayed from {f'the checkpoint of step {began}' if began else 'the beginning'}")
         print(describe(replayed))
-        print(judge(replayed.line, _logged(run_dir, config.step), _ranks(run_dir), world.size))
+        changes = course_changes(run_dir, run)
+        print(judge(replayed.line, _logged(run_dir, config.step), _ranks(run_dir), world.size, changes))
     stop_world()
 
 
@@ -184,8 +187,28 @@ def describe(replayed: Replayed) -> str:
     return "\n".join([*rows, *norms, ", ".join(f"{key} {line[key]}" for key in COMPARED)])
 
 
-def judge(line: TrainingLine, logged: Mapping[str, Value] | None, ranks: int | None, ranks_now: int) -> str:
-    """What the comparison with the logged line says. ranks: of the run; None where that is not known."""
+def course_changes(run_dir: Path, run: RunConfig) -> list[str]:
+    """What was changed along the way of what decides a run's numbers: its earlier configs are kept beside this one."""
+    from pretraining.config import course
+
+    now, changes = course(run), dict[str, None]()
+    for path in sorted(run_dir.glob("config.[0-9]*.yaml")):
+        before = read_yaml(path)
+        for key, value in now.items():
+            if has(before, key) and get(before, key) != value:
+                changes[f"{key} was {get(before, key)}, is {value}"] = None
+    return list(changes)
+
+
+def judge(
+    line: TrainingLine,
+    logged: Mapping[str, Value] | None,
+    ranks: int | None,
+    ranks_now: int,
+    changes: Sequence[str] = (),
+) -> str:
+    """What the comparison with the logged line says. ranks: of the run; None where that is not known. changes: of the
+    run's settings along its way."""
     if logged is None:
         return f"step {line.step} was not logged: replay it twice, and compare the two: other bits say hardware"
     now = line.as_json()
@@ -195,6 +218,11 @@ def judge(line: TrainingLine, logged: Mapping[str, Value] | None, ranks: int | N
     if now["batch_hash"] != logged.get("batch_hash"):
         return (
             f"another batch than logged: the data or this package has changed, or the host's memory: {'; '.join(other)}"
+        )
+    if changes:
+        return (
+            f"not as logged, which may come of settings that were changed since: {'; '.join(changes)}. The replay is "
+            f"by those of now, and says nothing of the hardware: {'; '.join(other)}"
         )
     if ranks == ranks_now:
         return f"other bits than logged: the hardware, unless versions, threads or device differ: {'; '.join(other)}"

@@ -85,7 +85,7 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
 
 
 def _require_meeting_point(environment: Mapping[str, str], size: int) -> None:
-    missing = [n for n in ("MASTER_ADDR", "MASTER_PORT") if n not in environment]
+    missing = [n for n in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(n)]
     if missing:
         raise InputError(
             f"{size} ranks, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: "

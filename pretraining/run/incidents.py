@@ -23,7 +23,7 @@ class Incidents:
     """What happened to a run's batches. Rank 0 records it.
 
     samples_from: (position, count) -> the samples of a batch. batch_size: sequences of a global batch. rolls_back:
-    whether a spike is answered by a roll-back; then spiked_step is set until that is done.
+    whether a spike is answered by a roll-back; then spiked_step is set until that is done. roll_backs: those so far.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Incidents:
         self.run_dir, self.ledger, self.spikes = run_dir, Ledger(run_dir), SpikeWatch()
         self.samples_from, self.batch_size, self.speaks, self.rolls_back = samples_from, batch_size, speaks, rolls_back
         self.spiked_step: int | None = None
+        self.roll_backs = self.ledger.read("rollback")
 
     @property
     def spiked(self) -> bool:
@@ -49,6 +50,7 @@ class Incidents:
 
     def resume(self, losses: Sequence[float]) -> None:
         self.spikes, self.spiked_step = SpikeWatch(losses), None
+        self.roll_backs = self.ledger.read("rollback")
 
     def see_loss(self, step: int, loss: float, position: Json) -> str | None:
         """position: before the step's batch. -> what is to be told; None where the loss is no spike."""

@@ -3,11 +3,11 @@ code, does not take another one."""
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
+
+from pretraining.run.beats import read_values, write_values
 
 END = "end.json"
 LISTEN_SECONDS = 15.0  # which the rank that speaks may take longer than the others; it may be gone as well
@@ -17,7 +17,7 @@ POLL_SECONDS = 0.2
 def tell_code(folder: Path, job: str, code: int) -> None:
     """job: of this start; what an earlier one said is not heard."""
     with suppress(OSError):  # on a full disk the ranks end with codes of their own
-        replace_json(folder / END, {"job": job, "code": code})
+        write_values(folder / END, {"job": job, "code": code})
 
 
 def heard_code(folder: Path, job: str, own: int) -> int:
@@ -25,17 +25,8 @@ def heard_code(folder: Path, job: str, own: int) -> int:
     deadline = time.monotonic() + LISTEN_SECONDS
     while time.monotonic() < deadline:
         with suppress(OSError, ValueError, TypeError, KeyError):
-            told = json.loads((folder / END).read_text())
+            told = read_values(folder / END)
             if told["job"] == job:
                 return int(told["code"])
         time.sleep(POLL_SECONDS)
     return own
-
-
-def replace_json(path: Path, values: dict[str, object], name: str = "") -> None:
-    """Atomically, but not flushed: nothing of it need outlive the machine. A new file: no link is followed."""
-    temporary = path.with_name(f".{path.name}{name}.tmp")
-    temporary.unlink(missing_ok=True)
-    with temporary.open("x") as file:
-        json.dump(values, file)
-    os.replace(temporary, path)

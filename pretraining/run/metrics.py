@@ -154,13 +154,12 @@ class MetricsFile:
             warn_once(METRICS, f"{METRICS} cannot be written to ({error.strerror or error}): training goes on")
 
     def _follow(self) -> None:
-        """A file that was removed, moved or put in another's place would take the lines with it: a new one is begun."""
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(self.file.fileno()), self.path.lstat()):
-                return
-        if os.path.lexists(self.path) and not stat.S_ISREG(self.path.lstat().st_mode):
-            raise OSError(errno.ELOOP, "it is not a plain file any more")
-        warn_once(f"{METRICS} is gone", f"warning: {METRICS} was removed or replaced: its next lines go into a new one")
+        """A file that was removed or moved would take the lines with it: a new one is begun. One that has other lines
+        may be another job's, and is left alone."""
+        found = self.path.lstat() if os.path.lexists(self.path) else None
+        if found is not None and (os.path.samestat(os.fstat(self.file.fileno()), found) or found.st_size):
+            return
+        warn_once(f"{METRICS} is gone", f"{METRICS} was removed: its next lines go into a new one")
         file = self._open()
         self.close()
         self.file = file

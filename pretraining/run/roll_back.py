@@ -4,6 +4,7 @@ section 5.1: the batches around a spike do no harm where they come at another ti
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ from pretraining.parallel.world import World
 from pretraining.run.checkpoint_format import Checkpoint, checkpoint_folders, open_checkpoint, step_of_folder
 from pretraining.run.checkpoint_reader import load_tensors
 from pretraining.run.incidents import Incidents
-from pretraining.run.ledger import Ledger
 from pretraining.run.retention import set_aside_newer
 from pretraining.run.tracking import Tracker
 
@@ -92,10 +92,10 @@ def _target(incidents: Incidents, before: int) -> Checkpoint | None:
     return None
 
 
-def passed_over(ledger: Ledger, step: int, position: Json) -> Json:
-    """Where the data goes on after a checkpoint of `step` whose state says `position`: beyond the batches that a
-    roll-back to it passed over."""
-    for entry in ledger.read("rollback"):
+def passed_over(roll_backs: Sequence[Json], step: int, position: Json) -> Json:
+    """Where the data goes on after `step` updates, at a position: beyond the batches that a roll-back to there passed
+    over. So a run that goes on from an older checkpoint takes the course of the first time."""
+    for entry in roll_backs:
         if entry.get("to_step") == step and entry.get("from") == position and isinstance(entry.get("to"), dict):
             return entry["to"]
     return position

@@ -91,6 +91,10 @@ def _write(run_dir: Path, code: int, reason: str) -> None:
     temporary = temporary_name(run_dir / VERDICT)
     with suppress(OSError):  # no folder can be made of that name: the error's message says so
         run_dir.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(create_new(temporary), "w") as file:
-            json.dump({"exit_code": code, "reason": reason}, file)
-        os.replace(temporary, run_dir / VERDICT)
+        try:
+            with os.fdopen(create_new(temporary), "w") as file:
+                json.dump({"exit_code": code, "reason": reason}, file)
+            os.replace(temporary, run_dir / VERDICT)
+        except OSError:  # a full disk: each start would leave one
+            os.unlink(temporary)
+            raise

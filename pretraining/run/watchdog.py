@@ -7,18 +7,16 @@ outlive any rank, rank 0 and the store that it holds included, and tell of a ran
 from __future__ import annotations
 
 import faulthandler
-import json
 import multiprocessing
 import os
 import secrets
-import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -26,11 +24,26 @@ from data_pipeline.common.errors import EXIT_FAILED, EXIT_REQUEUE, Failure, Inpu
 from pretraining.parallel.host import broadcast_text
 from pretraining.parallel.lost import lost_peer
 from pretraining.parallel.world import World
-from pretraining.run.last_word import heard_code, replace_json, tell_code
+from pretraining.run.beats import (
+    Beat,
+    host,
+    is_gone,
+    is_in_collective,
+    lost_fault,
+    lost_text,
+    place,
+    read_beat,
+    read_values,
+    silent_text,
+    stack_text,
+    write_values,
+)
+from pretraining.run.last_word import heard_code, tell_code
 from pretraining.run.ledger import Ledger
 from pretraining.run.ownership import LostOwnership
 from pretraining.run.phases import Phases
 from pretraining.run.signals import Stopped
+from pretraining.run.terminal import warn
 from pretraining.run.verdict import Verdict
 
 T = TypeVar("T")
@@ -40,34 +53,13 @@ SLOW_PHASES = {"start", "save"}  # compile, load, a disk that is slow: these may
 PATIENCE = 4
 SILENT_BEATS = 8  # a rank that has not beaten for so long gives no sign of life
 FRAMES = 12  # of a stack, the innermost
-
-
-@dataclass
-class Beat:
-    """What a rank says of itself. job: of this start; files of an earlier one say nothing.
-
-    number: of the beat, so that clocks of hosts are never compared. seconds: in this phase. ended: why, where it did by
-    itself; lost: it waited for another rank in vain.
-    """
-
-    job: str
-    rank: int
-    ranks: int
-    host: str
-    pid: int
-    number: int
-    step: int
-    phase: str
-    entered: int
-    seconds: float
-    stack: list[str]
-    ended: str | None = None
-    lost: bool = False
+SUSPENDED_SECONDS = 5.0  # a thread that waits so much too long was stopped, with its process
 
 
 class Watchdog:
     """To be used as `with Watchdog(...)`, by all ranks. notice_seconds: without progress until it is told where the
-    ranks are; timeout_seconds: until the run is ended, with exit code 75. release: called before it is."""
+    ranks are; timeout_seconds: until the run is ended, with exit code 75. release: called before it is. is_taken:
+    whether another job has the folder, as far as this rank knows."""
 
     def __init__(
         self,
@@ -76,10 +68,11 @@ class Watchdog:
         notice_seconds: float,
         timeout_seconds: float,
         release: Callable[[], None] = lambda: None,
+        is_taken: Callable[[], bool] = lambda: False,
     ) -> None:
         self.run_dir, self.world, self.phases = run_dir, world, Phases()
         self.notice_seconds, self.timeout_seconds = notice_seconds, timeout_seconds
-        self.release = release
+        self.release, self.is_taken = release, is_taken
         self.start_step = 0  # of the checkpoint that this start goes on from
         self.interval = max(1.0, world.size / 100)  # of beats: a file system serves so many ranks a second
         self.first_step: int | None = None
@@ -96,6 +89,9 @@ class Watchdog:
             raise InputError(f"{self.folder} is a link: nothing is written through one")
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):
+            if self.world.is_main:  # that of another start would look like another job's
+                self._path(0).unlink(missing_ok=True)
         self.job = broadcast_text(self.world, secrets.token_hex(8))
         self._beat()
         for thread in self.threads:
@@ -117,15 +113,32 @@ class Watchdog:
     # The threads
 
     def _keep_beating(self) -> None:
-        while not self.quit.wait(self.interval):
+        while not self._wait():
             self._beat()
             # a thread of C: it tells where this process is also where Python's threads do not run any more
             if sys.__stderr__ is not None:
                 with suppress(ValueError, OSError):  # it is closed, or no file
                     faulthandler.dump_traceback_later(max(self.notice_seconds, 10.0), file=sys.__stderr__)
 
+    def _wait(self) -> bool:
+        """Until the next turn of a thread -> whether it is the last. A process that was stopped meanwhile, by a
+        scheduler or Ctrl-Z, did not hang: that time does not count; but the run may have gone on without it."""
+        began = time.monotonic()
+        is_over = self.quit.wait(self.interval)
+        if time.monotonic() - began > self.interval + SUSPENDED_SECONDS:
+            self.phases.since = time.monotonic()
+            self._end_if_taken()
+        return is_over
+
+    def _end_if_taken(self) -> None:
+        """At once, and without a word in the folder, where it is another job's by now."""
+        first = read_beat(self._path(0))  # of whatever start: rank 0 alone knows of the owner
+        if self.is_taken() or (first is not None and first.job != self.job):
+            warn(f"rank {self.world.rank}: another job has gone on in {self.run_dir} meanwhile: this one ends")
+            os._exit(EXIT_FAILED)
+
     def _watch(self) -> None:
-        while not self.quit.wait(self.interval):
+        while not self._wait():
             waited = time.monotonic() - self.phases.since
             if waited > min(STALLED_SECONDS, self.notice_seconds):
                 self._look_for_the_dead()
@@ -147,7 +160,7 @@ class Watchdog:
             self.job,
             self.world.rank,
             self.world.size,
-            _host(),
+            host(),
             os.getpid(),
             self.number,
             phases.step,
@@ -159,37 +172,34 @@ class Watchdog:
             self.lost,
         )
         with self.writing, suppress(OSError):  # on a full disk it is not known that the rank lives, no more
-            replace_json(self._path(self.world.rank), asdict(beat))
+            write_values(self._path(self.world.rank), asdict(beat))
 
     def _path(self, rank: int) -> Path:
         return self.folder / f"rank_{rank:05d}.json"
 
     def _read(self, rank: int) -> Beat | None:
         """None where the rank has written none in this start."""
-        try:
-            beat = Beat(**json.loads(self._path(rank).read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
-        return beat if beat.job == self.job else None
+        beat = read_beat(self._path(rank))
+        return beat if beat is not None and beat.job == self.job else None
 
     def _look_for_the_dead(self) -> None:
         """Of the neighbors, and what others saw of theirs: no rank reads the files of all."""
         for rank in {(self.world.rank + 1) % self.world.size, (self.world.rank - 1) % self.world.size}:
             beat = self._read(rank) if rank != self.world.rank else None
-            if beat is not None and beat.ended is None and _is_gone(beat):
+            if beat is not None and beat.ended is None and is_gone(beat):
                 self._tell_lost(beat)
-        with suppress(OSError, ValueError):
-            told = json.loads((self.folder / "lost.json").read_text())
-            if told["job"] == self.job and time.monotonic() - self.phases.since > 2 * STALLED_SECONDS:
+        with suppress(OSError, ValueError, RecursionError):
+            told = read_values(self.folder / "lost.json")
+            if told.get("job") == self.job and time.monotonic() - self.phases.since > 2 * STALLED_SECONDS:
                 # the main thread, had it seen the loss, would have ended by now: it waits for a GPU, say
-                self.end(str(told["reason"]), str(told["fault"]))
+                self.end(str(told.get("reason")), str(told.get("fault")))
 
     def _tell_lost(self, beat: Beat) -> None:
         with suppress(OSError):
-            text = _lost_text([beat], self.phases.step)
-            replace_json(
+            text = lost_text([beat], self.phases.step)
+            write_values(
                 self.folder / "lost.json",
-                {"job": self.job, "reason": text, "fault": _lost_fault([beat])},
+                {"job": self.job, "reason": text, "fault": lost_fault([beat])},
                 str(self.world.rank),
             )
 
@@ -217,7 +227,7 @@ class Watchdog:
         before = self._read(rank)
         if before is not None and before.ended is not None and before.lost:
             return True  # it has told why
-        if before is None or before.ended is not None or _is_gone(before):
+        if before is None or before.ended is not None or is_gone(before):
             return False
         deadline = time.monotonic() + SILENT_BEATS * self.interval
         while time.monotonic() < deadline:
@@ -241,28 +251,29 @@ class Watchdog:
     def describe(self, beats: Sequence[tuple[Beat, bool]]) -> str:
         """Which ranks the others wait for, where they are, and their stacks."""
         if silent := [beat for beat, alive in beats if not alive and beat.ended is None]:
-            gone = [beat for beat in silent if _is_gone(beat)]
-            return _lost_text(gone, self.phases.step) if gone else "; ".join(_silent_text(beat) for beat in silent)
+            gone = [beat for beat in silent if is_gone(beat)]
+            return lost_text(gone, self.phases.step) if gone else "; ".join(silent_text(beat) for beat in silent)
         least = min(beat.entered for beat, _ in beats)
         behind = [beat for beat, _ in beats if beat.entered == least]
         # in the same phase some may wait in a collective for those that never come to it
-        behind = [beat for beat in behind if not _is_in_collective(beat)] or behind
+        behind = [beat for beat in behind if not is_in_collective(beat)] or behind
         if len(behind) == len(beats) > 1:
-            return f"all ranks are in {behind[0].phase} of step {behind[0].step}; {_stack_text(behind[0])}"
-        return "; ".join(f"{_place(beat)}; {_stack_text(beat)}" for beat in behind[:4])
+            return f"all ranks are in {behind[0].phase} of step {behind[0].step}; {stack_text(behind[0])}"
+        return "; ".join(f"{place(beat)}; {stack_text(beat)}" for beat in behind[:4])
 
     # Ends
 
     def _end_by_loss(self, error: BaseException) -> NoReturn:
         """Names the ranks that died, or that failed by themselves, which no restart mends; those that lost them do not
         count."""
+        self._end_if_taken()
         self.lost = True
         self._beat()
         self._end_by_found([beat for rank in range(self.world.size) if (beat := self._read(rank)) is not None])
         beats = self._living_beats()
         self._end_by_found([beat for beat, _ in beats])
         if gone := [beat for beat, alive in beats if beat.ended is None and not beat.lost and not alive]:
-            self.end("; ".join(_silent_text(beat) for beat in gone), "hang")
+            self.end("; ".join(silent_text(beat) for beat in gone), "hang")
         if told := [beat.ended for beat, _ in beats if beat.ended is not None and beat.lost]:
             self.end(told[0], "hang")  # its watchdog has ended it
         late = [(beat, alive) for beat, alive in beats if not beat.lost and beat.ended is None]
@@ -270,8 +281,8 @@ class Watchdog:
 
     def _end_by_found(self, beats: Sequence[Beat]) -> None:
         """Ends where the files alone tell who is at fault."""
-        if dead := [beat for beat in beats if beat.ended is None and _is_gone(beat)]:
-            self.end(_lost_text(dead, self.phases.step), _lost_fault(dead))
+        if dead := [beat for beat in beats if beat.ended is None and is_gone(beat)]:
+            self.end(lost_text(dead, self.phases.step), lost_fault(dead))
         if failed := [beat for beat in beats if beat.ended not in (None, "done") and not beat.lost]:
             text = (f"rank {b.rank} failed in {b.phase} of step {b.step}: {b.ended}" for b in failed)
             self.end("; ".join(text), "failed", EXIT_FAILED)
@@ -340,49 +351,3 @@ def _again(step: int, start_step: int, batch: str) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [repr(error)])[0]
-
-
-def _host() -> str:
-    """This host, as far as process ids mean the same."""
-    try:
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _is_gone(beat: Beat) -> bool:
-    """Whether the rank's process has ended; False also where it is on another host, of which nothing is known."""
-    if beat.host != _host():
-        return False
-    try:
-        state = Path(f"/proc/{beat.pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return Path("/proc/self/stat").exists()
-    return state in "ZX"
-
-
-def _place(beat: Beat, seen: str = "is") -> str:
-    return f"rank {beat.rank} ({beat.host.split()[0]}, pid {beat.pid}) {seen} in {beat.phase} of step {beat.step}"
-
-
-def _lost_text(beats: Sequence[Beat], step: int) -> str:
-    """step: of a rank that lives: a beat is up to a second old."""
-    ranks = " and ".join(f"rank {beat.rank} ({beat.host.split()[0]}, pid {beat.pid})" for beat in beats)
-    return f"{ranks} died without a word in step {step}: killed, or out of memory"
-
-
-def _lost_fault(beats: Sequence[Beat]) -> str:
-    """What makes it the same one: a batch that takes too much memory kills the rank that it falls to."""
-    return f"lost {' '.join(str(beat.rank) for beat in beats)}"
-
-
-def _silent_text(beat: Beat) -> str:
-    return f"{_place(beat, 'was last seen')} and gives no sign of life: it is stopped, or its host is gone"
-
-
-def _is_in_collective(beat: Beat) -> bool:
-    return any(frame.startswith("distributed_c10d.py") for frame in beat.stack)
-
-
-def _stack_text(beat: Beat) -> str:
-    return f"stack, innermost last: {' > '.join(beat.stack)}" if beat.stack else "its stack is not known"

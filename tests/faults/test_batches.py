@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -40,7 +41,9 @@ def test_divergence_ends_with_the_batch_and_the_same_again_is_said(corpus, tmp_p
 
 @pytest.fixture(scope="module")
 def rolled_back(corpus, tmp_path_factory):
-    job = Job(corpus, tmp_path_factory.mktemp("spike") / "run", ROLLS_BACK, fault=f"spike:0,1:{BAD}")
+    job = Job(
+        corpus, tmp_path_factory.mktemp("spike") / "run", ROLLS_BACK, "train.keep_last=9", fault=f"spike:0,1:{BAD}"
+    )
     assert job.ends() == [0, 0], job.output()
     return job
 
@@ -71,6 +74,17 @@ def test_a_run_killed_after_a_roll_back_obeys_the_ledger(corpus, tmp_path, rolle
     assert job.ends() == [0, 0], job.output()
     assert losses(job.run_dir) == losses(rolled_back.run_dir)
     assert len(Ledger(job.run_dir).read("rollback")) == 1
+
+
+def test_a_run_from_an_older_checkpoint_obeys_the_ledger_where_it_comes_by(corpus, tmp_path, rolled_back):
+    """The checkpoint that it was rolled back to is gone: the bad batch is passed over all the same."""
+    folder = shutil.copytree(rolled_back.run_dir, tmp_path / "run")
+    for path in (folder / "checkpoints").iterdir():
+        if path.name not in ("step_00000015", "step_00000010"):
+            shutil.rmtree(path)
+    job = Job(corpus, folder, ROLLS_BACK, fault=f"spike:0,1:{BAD}")
+    assert job.ends() == [0, 0], job.output()
+    assert losses(folder) == losses(rolled_back.run_dir) and len(Ledger(folder).read("rollback")) == 1
 
 
 def test_another_layout_rolls_back_to_the_same_batches(corpus, tmp_path, rolled_back):

@@ -122,3 +122,41 @@ def test_a_single_process_that_hangs_ends_too(corpus, tmp_path):
     job = Job(corpus, tmp_path / "run", *QUICK, size=1, fault="hang_data:0:5")
     assert job.ends() == [75], job.output()
     assert "is in data of step 5" in job.output() and "hanging" not in job.output()
+
+
+def test_a_run_that_was_suspended_as_a_whole_goes_on(corpus, tmp_path):
+    """By a scheduler, or Ctrl-Z and fg: nothing hung."""
+    job = Job(corpus, tmp_path / "run", "train.steps=200", "train.eval_every=0", *QUICK, size=1)
+    job.wait_for_step(5)
+    os.kill(job.ranks[0].pid, signal.SIGSTOP)
+    time.sleep(14)
+    os.kill(job.ranks[0].pid, signal.SIGCONT)
+    assert job.ends() == [0], job.output()
+    assert "no progress" not in job.output()
+
+
+@pytest.mark.parametrize("name", ["lost.json", "rank_00000.json", "end.json"])
+def test_a_pipe_among_the_ranks_files_does_not_hold_the_watchdog_up(corpus, tmp_path, name):
+    job = Job(corpus, tmp_path / "run", *QUICK, size=1, fault="hang_data:0:8")
+    job.wait_for_step(7)
+    path = job.run_dir / "ranks" / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    assert job.ends(60) == [75], job.output()
+
+
+def test_a_process_that_wakes_up_in_anothers_run_ends_without_a_word(corpus, tmp_path):
+    old = Job(corpus, tmp_path / "run", *QUICK)
+    old.wait_for_step(8)
+    os.kill(old.ranks[0].pid, signal.SIGSTOP)
+    assert old.end_of(1, 60) == 75, old.output()
+    for path in old.run_dir.glob("owner.*.json"):  # as if its heartbeat were old
+        os.utime(path, (0, 0))
+    new = Job(corpus, old.run_dir)
+    assert new.ends() == [0, 0], new.output()
+    names = ("verdict.json", "metrics.jsonl", "ledger.jsonl", "ranks/rank_00000.json")
+    before = {name: (new.run_dir / name).read_bytes() for name in names if (new.run_dir / name).exists()}
+    os.kill(old.ranks[0].pid, signal.SIGCONT)
+    assert old.end_of(0, 60) == 1, old.output()
+    assert {name: (new.run_dir / name).read_bytes() for name in before} == before
+    assert read_json(new.run_dir / "verdict.json")["exit_code"] == 0

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from pretraining.commands.replay import judge
+from pretraining.commands.replay import judge, replay
 from pretraining.run.metrics import TrainingLine
 from tests.faults.runs import Job
-from tests.helpers import command, metrics
+from tests.helpers import TINY, command, metrics, train_alone
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,15 @@ def line(loss=2.0, batch_hash=5):
 )
 def test_what_a_comparison_says(logged, ranks, said):
     assert said in judge(line(), json.loads(json.dumps(logged.as_json())), ranks, 2)
+
+
+def test_settings_that_were_changed_since_are_blamed_before_the_hardware(corpus, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    train_alone(*TINY, f"data.path={corpus}", f"run_dir={run_dir}", "train.steps=6")
+    train_alone(*TINY, f"data.path={corpus}", f"run_dir={run_dir}", "train.steps=9")
+    capsys.readouterr()
+    replay([f"run_dir={run_dir}", "step=5"])
+    assert "settings that were changed since: train.steps was 6, is 9" in capsys.readouterr().out
 
 
 def test_a_step_without_a_line(two_ranks):

@@ -113,3 +113,11 @@ def test_bad_steps_leave_every_bit(name: str, data: st.DataObject) -> None:
             assert [n for n in before if not torch.equal(before[n], after[n])] == []
     assert all(torch.equal(bits(expected)[n], t) for n, t in bits(found).items())
     assert all(p.value.isfinite().all() for p in found.shards)
+
+
+def test_the_loss_scale_of_fp16_has_a_floor() -> None:
+    """Below 1 it would take small gradients to zero for good, while the loss looks healthy."""
+    optimizer = optimizer_of(build_update_rule(AdamWConfig(name="adamw")), False, True)
+    for number in range(40):
+        step(optimizer, number, math.inf, 0)
+    assert float(optimizer.loss_scale) == 1.0

@@ -141,6 +141,12 @@ def test_nothing_is_written_or_removed_through_a_link(corpus, run_dir, tmp_path,
     before = sorted((tmp_path / "away").iterdir())
     assert pretrain(corpus, run_dir, "train.steps=12") == 2
     assert "checkpoints is a link" in capsys.readouterr().err and sorted((tmp_path / "away").iterdir()) == before
+    (run_dir / "checkpoints").unlink()
+    (tmp_path / "away").rename(run_dir / "checkpoints")
+    shutil.rmtree(run_dir / "ranks")
+    (run_dir / "ranks").symlink_to(stranger)
+    assert pretrain(corpus, run_dir, "train.steps=12") == 2 and len(list(stranger.iterdir())) == 2
+    assert "ranks is a link" in capsys.readouterr().err
 
 
 def test_no_whole_checkpoint_left_is_an_error(corpus, run_dir, capsys):

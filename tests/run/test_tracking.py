@@ -276,9 +276,9 @@ def test_metrics_are_valid_json_even_where_a_step_was_not_finite(corpus, tmp_pat
     assert "skipped" in shown and "e+308" not in shown and "Infinity" not in shown
 
 
-@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+@pytest.mark.parametrize("how", ["removed", "moved", "rotated", "another's"])
 def test_a_metrics_file_that_goes_away_is_begun_anew(tmp_path, capsys, monkeypatch, how):
-    """A descriptor would go on writing into a file without a name."""
+    """A descriptor would go on writing into a file without a name; what another job has put there is left alone."""
     monkeypatch.setattr(terminal, "_told", set())
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path)
@@ -287,12 +287,12 @@ def test_a_metrics_file_that_goes_away_is_begun_anew(tmp_path, capsys, monkeypat
         path.unlink()
     else:
         path.rename(tmp_path / "metrics.jsonl.1")
-    if how == "replaced":
-        path.write_text('{"step": 1}\n')
+    if how in ("rotated", "another's"):
+        path.write_text('{"step": 7}\n' if how == "another's" else "")
     file.append(SaveFailedLine(2, "x", 1))
     file.append(SaveFailedLine(3, "x", 1))
-    assert [line["step"] for line in read_metrics(path)] == ([1, 2, 3] if how == "replaced" else [2, 3])
-    assert capsys.readouterr().err.count("was removed or replaced") == 1
+    assert [line["step"] for line in read_metrics(path)] == ([7] if how == "another's" else [2, 3])
+    assert capsys.readouterr().err.count("was removed") == (0 if how == "another's" else 1)
     path.unlink()
     path.symlink_to(tmp_path / "victim")
     file.append(SaveFailedLine(4, "x", 1))
