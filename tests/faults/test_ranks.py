@@ -138,7 +138,7 @@ def test_a_run_that_was_suspended_as_a_whole_goes_on(corpus, tmp_path):
 @pytest.mark.parametrize("name", ["lost.json", "rank_00000.json", "end.json"])
 def test_a_pipe_among_the_ranks_files_does_not_hold_the_watchdog_up(corpus, tmp_path, name):
     job = Job(corpus, tmp_path / "run", *QUICK, size=1, fault="hang_data:0:8")
-    job.wait_for_step(7)
+    job.wait_for_step(6)
     path = job.run_dir / "ranks" / name
     path.unlink(missing_ok=True)
     os.mkfifo(path)
