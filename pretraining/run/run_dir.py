@@ -48,9 +48,14 @@ class Recorded:
     steps: int | None = None
 
 
+def new_run_dir(config: RunConfig) -> str:
+    """The name that a run which is given none has if it begins now."""
+    return f"{RUNS}/{datetime.now():%Y%m%d-%H%M%S}-{config.model.name}-{config.objective.name}"
+
+
 def make_run_dir(config: RunConfig) -> str:
     """Makes a folder that no other job has, also of those that start in the same second -> its name."""
-    name = f"{RUNS}/{datetime.now():%Y%m%d-%H%M%S}-{config.model.name}-{config.objective.name}"
+    name = new_run_dir(config)
     for number in itertools.count(2):
         try:
             Path(name).mkdir(parents=True)  # fails where it is there: whoever makes a folder owns it

@@ -1,0 +1,230 @@
+"""What can be known of a job before it waits in a queue: whether it would start, save and go on. No GPU is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.common.compose import compose_with_problems
+from data_pipeline.common.errors import InputError
+from data_pipeline.shards.manifest import Manifest, check_files, load_manifest
+from pretraining.build import check_target_length, make_stream
+from pretraining.cluster.estimates import Shapes, StepTime, Unknown, save_seconds, saved_bytes, step_time
+from pretraining.cluster.finding import Finding, found_by
+from pretraining.cluster.plan import Plan
+from pretraining.config import RunConfig, identity
+from pretraining.objectives.base import Objective
+from pretraining.objectives.registry import build_objective
+from pretraining.run.checkpoint_format import Checkpoint, checkpoint_folders
+from pretraining.run.ownership import live_owner
+from pretraining.run.prepared import Prepared
+from pretraining.run.run_dir import Identity, check_run_dir, find_checkpoint
+from pretraining.synonyms import SYNONYMS
+
+LONGEST_HEADER = 1 << 28  # bytes of the index of a safetensors file
+
+
+def preflight(plan: Plan, problems: Sequence[str]) -> list[Finding]:
+    """problems: those of the configuration; where there are some, the rest is looked at as far as it does not depend
+    on them."""
+    found = [Finding("configuration", "problem", text) for text in problems]
+    found += [Finding("configuration", "problem", text) for text in _member_problems(plan)]
+    found = found or [Finding("configuration", "ok", f"{len(plan.overrides)} overrides"), _batches(plan)]
+    if problems:
+        return [*found, found_by("data", lambda: _shards(plan)[1]), found_by("run folder", lambda: _place(plan))]
+    try:
+        data, text = _data(plan)
+    except InputError as error:
+        return [*found, Finding("data", "problem", str(error)), found_by("run folder", lambda: _place(plan))]
+    return [*found, Finding("data", "ok", text), *_run_findings(plan, data)]
+
+
+@dataclass(frozen=True)
+class Data:
+    manifest: Manifest
+    outputs: int
+    objective: Objective
+
+
+def _member_problems(plan: Plan) -> Iterator[str]:
+    """Of an array's members, each with overrides of its own."""
+    ranks = plan.cluster.ranks
+    for number, words in enumerate(plan.members):
+        arguments = [*(f"--config-dir={folder}" for folder in plan.config_dirs), *plan.overrides, *words]
+        attempt = compose_with_problems(
+            "pretrain", arguments, RunConfig, lambda config, members: config.problems(ranks, members), SYNONYMS
+        )
+        yield from (f"cluster.members: {' '.join(words)!r}, of task {number}: {text}" for text in attempt.problems)
+
+
+def _batches(plan: Plan) -> Finding:
+    train, cluster = plan.run.train, plan.cluster
+    data_ranks = plan.run.engine.data_parallel(cluster.ranks)
+    rounds = train.global_batch_size // (data_ranks * train.micro_batch_size)
+    text = (
+        f"{cluster.nodes} x {cluster.tasks} ranks; a global batch of {train.global_batch_size} is {data_ranks} "
+        f"data-parallel ranks x {rounds} micro-batches of {train.micro_batch_size}"
+    )
+    return Finding("batches", "ok", text)
+
+
+def _shards(plan: Plan) -> tuple[Manifest, str]:
+    """Raises InputError where a shard is missing, or has another size than the manifest says."""
+    if plan.run.data.path is None:
+        raise InputError("data.path is missing")
+    manifest = load_manifest(plan.run.data.path)
+    check_files(manifest)
+    size = sum(shard.bytes for shard in manifest.shards)
+    return manifest, f"{len(manifest.shards)} shards, {_bytes(size)}, all there in their size"
+
+
+def _data(plan: Plan) -> tuple[Data, str]:
+    manifest, text = _shards(plan)
+    prepared = Prepared(plan.run)
+    objective = build_objective(plan.run.objective, prepared.spec)
+    check_target_length(plan.run, objective.target_length())
+    for split in ("train", "valid") if plan.run.train.eval_every else ("train",):
+        stream = make_stream(plan.run, prepared, objective, split)
+        stream.advance(stream.start(), 0)  # there is a sequence
+    return Data(manifest, prepared.outputs, objective), text
+
+
+def _place(plan: Plan, run: Identity | None = None) -> Finding | str:
+    """Where the run's folder is, or will be made. run: None where it is not known."""
+    folder = _existing(plan.run_dir)
+    try:  # mode bits would not tell of a read-only mount
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"run_dir={plan.run_dir}: {folder} cannot be written to: {error.strerror or error}") from error
+    if run is not None and folder == plan.run_dir:
+        check_run_dir(plan.run, run)
+    owner = live_owner(plan.run_dir) if folder == plan.run_dir else None
+    if owner is not None:
+        return Finding("run folder", "warning", f"{plan.run_dir}: a job on {owner.host} is training there")
+    return f"{plan.run_dir}{'' if folder == plan.run_dir else ', to be made'}"
+
+
+def _run_findings(plan: Plan, data: Data) -> list[Finding]:
+    """What follows from the data: identity, checkpoint, disk, times."""
+    run = identity(plan.run, data.manifest.fingerprint)
+    place = found_by("run folder", lambda: _place(plan, run))
+    shapes = Shapes(plan, data.outputs, data.objective)
+    try:
+        checkpoint = find_checkpoint(plan.run, run)
+        text = _readable(checkpoint) if checkpoint is not None else "none yet: training starts at step 0"
+        resume = Finding("checkpoint", "ok", text)
+    except InputError as error:
+        return [place, Finding("checkpoint", "problem", str(error))]
+    size = saved_bytes(checkpoint.manifest) if checkpoint is not None else shapes.checkpoint_bytes()
+    try:
+        step = step_time(plan, data.manifest.fingerprint, shapes)
+    except InputError as error:
+        return [place, resume, _disk(plan, size), Finding("first checkpoint", "problem", str(error))]
+    done = 0 if checkpoint is None else checkpoint.state["step"]
+    return [place, resume, _disk(plan, size), _first_checkpoint(plan, done, step), _lead(plan, step, size)]
+
+
+def _readable(checkpoint: Checkpoint) -> str:
+    """Opens each file and compares its index with the manifest; tensors are not read. Raises InputError."""
+    wanted: dict[str, set[str]] = {name: set() for name in checkpoint.manifest["files"]}
+    for tensor in checkpoint.manifest["tensors"].values():
+        for box in tensor["boxes"]:
+            wanted[box["file"]].add(box["key"])
+    for name, keys in wanted.items():
+        missing = keys - _keys_of(checkpoint.folder / name)
+        if missing:
+            raise InputError(f"{checkpoint.folder / name}: {sorted(missing)[0]} is missing: the file is damaged")
+    return f"{checkpoint.folder.name}, {_bytes(saved_bytes(checkpoint.manifest))}, fits any layout"
+
+
+def _keys_of(path: Path) -> set[str]:
+    """The names in a safetensors file, by its index: 8 bytes of length, then JSON."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > LONGEST_HEADER:
+                raise ValueError("its index is too long")
+            return set(json.loads(file.read(length)))
+    except (OSError, ValueError, struct.error) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _disk(plan: Plan, size: int) -> Finding:
+    """size: of a checkpoint."""
+    train = plan.run.train
+    kept = train.keep_last + 1
+    if train.keep_every and train.checkpoint_every:
+        kept += train.steps // train.keep_every
+    here = sum(_size_of(folder) for folder in checkpoint_folders(plan.run_dir / "checkpoints"))
+    needed = max(0, kept * size - here)
+    free = shutil.disk_usage(_existing(plan.run_dir)).free
+    members = max(1, plan.cluster.last_task + 1)
+    copies = f"{members} x {kept}" if members > 1 else f"{kept}"
+    needed *= members
+    text = f"{copies} checkpoints of {_bytes(size)} need {_bytes(needed)} more, {_bytes(free)} are free (quotas aside)"
+    return Finding("disk", "ok" if needed <= free else "problem", text)
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def _first_checkpoint(plan: Plan, done: int, step: StepTime | Unknown) -> Finding:
+    """done: steps that the run has."""
+    check, train, limit = "first checkpoint", plan.run.train, plan.cluster.limit_seconds
+    if isinstance(step, Unknown):
+        return Finding(check, "not checked", f"how long a step takes is unknown: {step.reason}")
+    every = train.checkpoint_every or train.steps
+    steps = min(every - done % every, max(0, train.steps - done))
+    seconds = steps * step.seconds
+    text = f"{steps} steps of {step.seconds:.3g} s, {_time(seconds)}, of a time limit of {_time(limit)} ({step.source})"
+    if seconds <= limit - plan.cluster.lead_seconds:
+        return Finding(check, "ok", text)
+    text += ": a node that fails before then loses all of it; choose a smaller train.checkpoint_every"
+    return Finding(check, "problem" if step.measured else "warning", text)
+
+
+def _lead(plan: Plan, step: StepTime | Unknown, size: int) -> Finding:
+    check, lead = "lead time", plan.cluster.lead_seconds
+    save = save_seconds(plan, size)
+    unknown = [
+        f"{what} is unknown: {u.reason}" for what, u in (("a step", step), ("a save", save)) if isinstance(u, Unknown)
+    ]
+    known = (0.0 if isinstance(step, Unknown) else step.slow_seconds) + (0.0 if isinstance(save, Unknown) else save[0])
+    if known > lead:
+        guessed = isinstance(step, StepTime) and not step.measured
+        text = f"a step and a save take {_time(known)}, cluster.lead_seconds={lead} is less"
+        return Finding(check, "warning" if guessed else "problem", text)
+    if isinstance(step, Unknown) or isinstance(save, Unknown):
+        return Finding(check, "not checked", f"{lead} s; {'; '.join(unknown)}")
+    return Finding(
+        check, "ok", f"{lead} s, for a step of {step.slow_seconds:.3g} s and a save of {save[0]:.3g} s, {save[1]}"
+    )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    return folder
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours}:{minutes:02} h" if hours else f"{minutes} min"
