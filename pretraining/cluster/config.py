@@ -169,7 +169,7 @@ class ClusterConfig:
     cpus_per_task: Positive = 1
     memory: Word | None = None
     time_limit: Limit = "24:00:00"
-    environment_modules: list[Word] = Field(default_factory=list)
+    environment_modules: list[Line] = Field(default_factory=list)
     setup: Line | None = None
     container: Literal["none", "pyxis", "apptainer"] = "none"
     image: Annotated[Line | None, NOT_NONE] = None

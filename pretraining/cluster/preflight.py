@@ -98,6 +98,9 @@ def _data(plan: Plan) -> tuple[Data, str]:
 def _place(plan: Plan, run: Identity | None = None) -> Finding | str:
     """Where the run's folder is, or will be made. run: None where it is not known."""
     folder = _existing(plan.run_dir)
+    odd = next((text for text in ("'", "\\", "${", "\n") if text in str(plan.run_dir)), None)
+    if odd is not None:
+        raise InputError(f"run_dir={plan.run_dir} holds {odd!r}, which the job's script does not take")
     try:  # mode bits would not tell of a read-only mount
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:

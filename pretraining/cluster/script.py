@@ -13,7 +13,7 @@ from data_pipeline.common.errors import InputError
 from pretraining.cluster.plan import Plan
 from pretraining.cluster.snapshot import OWN_GROUPS
 
-_PLAIN = re.compile(r"[A-Za-z0-9_./+=:,@%^-]+")
+_PLAIN = re.compile(r"[A-Za-z0-9_./+=:@-]+")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 
@@ -79,7 +79,6 @@ def settings(plan: Plan, around: Surroundings) -> dict[str, str]:
     cluster = plan.cluster
     values: dict[str, str | int | Path | None] = {
         "PRETRAIN_CODE": around.code,
-        "PRETRAIN_RUN_DIR": plan.run_dir,
         "PRETRAIN_PYTHON": cluster.python or around.python,
         "PRETRAIN_SETUP": around.setup,
         "PRETRAIN_SITE": os.path.abspath(cluster.site_env) if cluster.site_env else None,
@@ -121,10 +120,8 @@ def job_arguments(plan: Plan, code: Path) -> list[str]:
 
 
 def hydra_quoted(text: str) -> str:
-    """A text as the value of an override."""
-    if _PLAIN.fullmatch(text) and "%" not in text and "," not in text:
-        return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """A text, without ' and backslashes, as the value of an override."""
+    return text if _PLAIN.fullmatch(text) else f"'{text}'"
 
 
 def bash_quoted(text: str) -> str:

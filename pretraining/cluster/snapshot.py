@@ -12,12 +12,13 @@ import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from data_pipeline.common.compose import conf_dir
 from data_pipeline.common.errors import InputError
 
 PACKAGES = ("pretraining", "data_pipeline")
-OWN_MODULES, OWN_GROUPS = "modules", "config_dirs"  # folders of a snapshot: the user's own
+OWN_GROUPS = "config_dirs"  # the folder of a snapshot that has the user's own groups
 LARGEST = 1 << 22  # bytes of a file beside a user's modules that is still taken for code
 
 
@@ -32,7 +33,7 @@ def take_snapshot(parent: Path, modules: Sequence[str], config_dirs: Sequence[st
 
     modules: the user's own, imported already. config_dirs: folders of the user's own groups. Raises InputError.
     """
-    files = {**_package_files(), **_module_files(modules), **_group_files(config_dirs)}
+    files = {**_module_files(modules), **_package_files(), **_group_files(config_dirs)}
     target = parent / f"code-{_hash(files)}"
     if target.is_dir():
         return target
@@ -81,9 +82,9 @@ def _module_files(modules: Sequence[str]) -> dict[str, Path]:
         if _is_installed(folder):
             continue
         if (folder / name / "__init__.py").is_file():
-            found |= _tree(folder / name, f"{OWN_MODULES}/{name}")
+            found |= _tree(folder / name, name)
         for path in _loaded(folder):
-            found[f"{OWN_MODULES}/{path.relative_to(folder).as_posix()}"] = path
+            found[path.relative_to(folder).as_posix()] = path
     return found
 
 
@@ -100,9 +101,9 @@ def _root(module: str) -> tuple[Path, str]:
 def _loaded(folder: Path) -> Iterator[Path]:
     """The files of all modules that were imported from below `folder`, installed ones and our own left out."""
     for name, module in list(sys.modules.items()):
-        origin = module.__spec__.origin if module.__spec__ is not None else None
-        if origin is None or name.partition(".")[0] in PACKAGES:
+        if not isinstance(module, ModuleType) or module.__spec__ is None or name.partition(".")[0] in PACKAGES:
             continue
+        origin = module.__spec__.origin or ""
         path = Path(origin).resolve()
         if path.suffix == ".py" and path.is_relative_to(folder) and not _is_installed(path):
             yield path

@@ -97,7 +97,7 @@ def test_keys_of_the_report_stand_in_lines_of_their_own(tmp_path: Path, monkeypa
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
     check([f"run_dir={tmp_path}", "seconds=1"])
     lines = (tmp_path / "slurm/check.json").read_text().splitlines()
-    assert [' "job": "77",', ' "start": "3",', ' "outliers": "",'] == lines[1:4]
+    assert lines[1:4] == [' "job": "77",', ' "start": "3",', ' "outliers": "",']
 
 
 def test_a_folder_that_cannot_be_written_is_an_input_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
