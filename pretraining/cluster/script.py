@@ -134,8 +134,12 @@ def bash_quoted(text: str) -> str:
 
 
 def _sbatch_quoted(value: str) -> str:
-    """As sbatch reads a line that begins with #SBATCH: a backslash before what would have a meaning."""
-    return re.sub(r"([^A-Za-z0-9_./+=:,@%^\[\]*-])", r"\\\1", value)
+    """As sbatch reads a line that begins with #SBATCH: # begins a comment, and quotes keep all but themselves and
+    backslashes as it is."""
+    if re.fullmatch(r"[A-Za-z0-9_./+=:,@%^\[\]*-]+", value):
+        return value
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _no_pattern(path: Path) -> str:

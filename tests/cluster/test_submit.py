@@ -51,7 +51,7 @@ def test_the_exact_submission(site: Site, asked: list[str], tmp_path: Path, caps
         f"--chdir={os.getcwd()}",
         f"--output={tmp_path}/run/slurm/batch-%j.log",
         "--requeue",
-        r"--constraint=a\ b",
+        '--constraint="a b"',
         "--exclusive",
     ]
     assert lines[0] == "#!/usr/bin/env bash" and lines[1].startswith("#SBATCH --job-name=run-")
