@@ -138,7 +138,7 @@ class ClusterConfig:
     container: what a rank runs in.
     image: of the container: a file, or a name that pyxis takes.
     mounts: folders that it sees besides run_dir and the working directory, as PATH or PATH:PATH_INSIDE.
-    python: the interpreter, in the container where there is one; null for the one that pretrain-submit runs in.
+    python: the interpreter; null for the one that pretrain-submit runs in, in a container for its own.
     launcher: srun starts a task per rank, torchrun one a node, which starts the ranks.
     signal: what ranks are sent before the time limit; some builds of NCCL use SIGUSR1 themselves.
     lead_seconds: how long before the time limit: more than a step and a save take.

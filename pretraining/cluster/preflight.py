@@ -8,23 +8,20 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.common.compose import compose_with_problems
 from data_pipeline.common.errors import InputError
-from data_pipeline.shards.manifest import Manifest, check_files, load_manifest
-from pretraining.build import check_target_length, make_stream
+from data_pipeline.shards.manifest import check_files, load_manifest
+from pretraining.build import Data, read_data, read_start
 from pretraining.cluster.estimates import Shapes, StepTime, Unknown, save_seconds, saved_bytes, step_time
 from pretraining.cluster.finding import Finding, found_by
 from pretraining.cluster.plan import Plan
 from pretraining.config import RunConfig, identity
-from pretraining.objectives.base import Objective
-from pretraining.objectives.registry import build_objective
 from pretraining.run.checkpoint_format import Checkpoint, checkpoint_folders
 from pretraining.run.ownership import live_owner
-from pretraining.run.prepared import Prepared
 from pretraining.run.run_dir import Identity, check_run_dir, find_checkpoint
+from pretraining.run.weights_and_biases import check_wandb
 from pretraining.synonyms import SYNONYMS
 
 LONGEST_HEADER = 1 << 28  # bytes of the index of a safetensors file
@@ -37,19 +34,12 @@ def preflight(plan: Plan, problems: Sequence[str]) -> list[Finding]:
     found += [Finding("configuration", "problem", text) for text in _member_problems(plan)]
     found = found or [Finding("configuration", "ok", f"{len(plan.overrides)} overrides"), _batches(plan)]
     if problems:
-        return [*found, found_by("data", lambda: _shards(plan)[1]), found_by("run folder", lambda: _place(plan))]
+        return [*found, found_by("data", lambda: _shards(plan)), found_by("run folder", lambda: _place(plan))]
     try:
-        data, text = _data(plan)
+        text, data = _shards(plan), read_data(plan.run)
     except InputError as error:
         return [*found, Finding("data", "problem", str(error)), found_by("run folder", lambda: _place(plan))]
     return [*found, Finding("data", "ok", text), *_run_findings(plan, data)]
-
-
-@dataclass(frozen=True)
-class Data:
-    manifest: Manifest
-    outputs: int
-    objective: Objective
 
 
 def _member_problems(plan: Plan) -> Iterator[str]:
@@ -71,28 +61,21 @@ def _batches(plan: Plan) -> Finding:
         f"{cluster.nodes} x {cluster.tasks} ranks; a global batch of {train.global_batch_size} is {data_ranks} "
         f"data-parallel ranks x {rounds} micro-batches of {train.micro_batch_size}"
     )
+    parts = plan.run.engine.tensor_parallel
+    if cluster.tasks % parts and cluster.nodes > 1:
+        text += f"; groups of engine.tensor_parallel={parts} reach over nodes of {cluster.tasks} ranks, which is slow"
+        return Finding("batches", "warning", text)
     return Finding("batches", "ok", text)
 
 
-def _shards(plan: Plan) -> tuple[Manifest, str]:
+def _shards(plan: Plan) -> str:
     """Raises InputError where a shard is missing, or has another size than the manifest says."""
     if plan.run.data.path is None:
         raise InputError("data.path is missing")
     manifest = load_manifest(plan.run.data.path)
     check_files(manifest)
     size = sum(shard.bytes for shard in manifest.shards)
-    return manifest, f"{len(manifest.shards)} shards, {_bytes(size)}, all there in their size"
-
-
-def _data(plan: Plan) -> tuple[Data, str]:
-    manifest, text = _shards(plan)
-    prepared = Prepared(plan.run)
-    objective = build_objective(plan.run.objective, prepared.spec)
-    check_target_length(plan.run, objective.target_length())
-    for split in ("train", "valid") if plan.run.train.eval_every else ("train",):
-        stream = make_stream(plan.run, prepared, objective, split)
-        stream.advance(stream.start(), 0)  # there is a sequence
-    return Data(manifest, prepared.outputs, objective), text
+    return f"{len(manifest.shards)} shards, {_bytes(size)}, all there in their size"
 
 
 def _place(plan: Plan, run: Identity | None = None) -> Finding | str:
@@ -115,22 +98,33 @@ def _place(plan: Plan, run: Identity | None = None) -> Finding | str:
 
 def _run_findings(plan: Plan, data: Data) -> list[Finding]:
     """What follows from the data: identity, checkpoint, disk, times."""
-    run = identity(plan.run, data.manifest.fingerprint)
-    place = found_by("run folder", lambda: _place(plan, run))
-    shapes = Shapes(plan, data.outputs, data.objective)
+    run = identity(plan.run, data.prepared.manifest.fingerprint)
+    found = [found_by("run folder", lambda: _place(plan, run)), found_by("tracking", lambda: _tracking(plan))]
     try:
         checkpoint = find_checkpoint(plan.run, run)
-        text = _readable(checkpoint) if checkpoint is not None else "none yet: training starts at step 0"
-        resume = Finding("checkpoint", "ok", text)
+        read_start(plan.run, data, checkpoint)
+        text = _readable(checkpoint) if checkpoint is not None else f"none yet: {_beginning(plan)}"
     except InputError as error:
-        return [place, Finding("checkpoint", "problem", str(error))]
-    size = saved_bytes(checkpoint.manifest) if checkpoint is not None else shapes.checkpoint_bytes()
+        return [*found, Finding("checkpoint", "problem", str(error))]
+    shapes = Shapes(plan, data.prepared.outputs, data.objective)
     try:
-        step = step_time(plan, data.manifest.fingerprint, shapes)
-    except InputError as error:
-        return [place, resume, _disk(plan, size), Finding("first checkpoint", "problem", str(error))]
+        size = saved_bytes(checkpoint.manifest) if checkpoint is not None else shapes.checkpoint_bytes()
+        step = step_time(plan, data.prepared.manifest.fingerprint, shapes)
+    except InputError as error:  # train.freeze, cluster.measured
+        return [*found, Finding("checkpoint", "ok", text), Finding("size and speed", "problem", str(error))]
     done = 0 if checkpoint is None else checkpoint.state["step"]
-    return [place, resume, _disk(plan, size), _first_checkpoint(plan, done, step), _lead(plan, step, size)]
+    rest = [_disk(plan, size), _first_checkpoint(plan, done, step), _lead(plan, step, size)]
+    return [*found, Finding("checkpoint", "ok", text), *rest]
+
+
+def _beginning(plan: Plan) -> str:
+    start = plan.run.model.init_from
+    return "training starts at step 0" + ("" if start is None else f", from {start}, which fits")
+
+
+def _tracking(plan: Plan) -> str:
+    check_wandb(plan.run.tracking, plan.run_dir)
+    return "nothing that W&B would refuse"
 
 
 def _readable(checkpoint: Checkpoint) -> str:

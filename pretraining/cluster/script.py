@@ -68,9 +68,7 @@ def sbatch_options(plan: Plan, folder: str) -> list[str]:
     }
     flags = ["requeue" if cluster.requeues else "no-requeue"]
     given = [f"--{name}={_sbatch_quoted(str(value))}" for name, value in values.items() if value is not None]
-    own = [
-        f"{name}{equals}{_sbatch_quoted(value)}" for name, equals, value in (o.partition("=") for o in cluster.options)
-    ]
+    own = [f"{name}={_sbatch_quoted(v)}" if eq else name for name, eq, v in (o.partition("=") for o in cluster.options)]
     return [*given, *(f"--{flag}" for flag in flags), *own]
 
 
@@ -79,7 +77,7 @@ def settings(plan: Plan, around: Surroundings) -> dict[str, str]:
     cluster = plan.cluster
     values: dict[str, str | int | Path | None] = {
         "PRETRAIN_CODE": around.code,
-        "PRETRAIN_PYTHON": cluster.python or around.python,
+        "PRETRAIN_PYTHON": cluster.python or (around.python if cluster.container == "none" else "python"),
         "PRETRAIN_SETUP": around.setup,
         "PRETRAIN_SITE": os.path.abspath(cluster.site_env) if cluster.site_env else None,
         "PRETRAIN_LAUNCHER": cluster.launcher,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.shards.manifest import load_manifest
+from pretraining.build import read_data
 from pretraining.cluster import preflight as checks
 from pretraining.cluster.config import ClusterConfig, limit_seconds
 from pretraining.cluster.estimates import Shapes, StepTime, Unknown, save_seconds, saved_bytes, step_time
@@ -37,8 +38,8 @@ def found(plan: Plan) -> dict[str, Finding]:
 
 
 def shapes(plan: Plan) -> Shapes:
-    data, _ = checks._data(plan)
-    return Shapes(plan, data.outputs, data.objective)
+    data = read_data(plan.run)
+    return Shapes(plan, data.prepared.outputs, data.objective)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_the_environment_of_the_job(site: Site, asked: list[str], tmp_path: Path
     found = dict(line.split("=", 1) for line in done.stdout.decode().split("\0") if line)
     assert found == {
         "PRETRAIN_CODE": str(code),
-        "PRETRAIN_PYTHON": sys.executable,
+        "PRETRAIN_PYTHON": "python",  # the container's
         "PRETRAIN_SETUP": str(folder / "setup.sh"),
         "PRETRAIN_LAUNCHER": "torchrun",
         "PRETRAIN_RANKS_PER_NODE": "2",
@@ -207,6 +207,10 @@ def test_all_problems_are_listed_at_once(
         ("cluster.container=pyxis", "cluster.container=pyxis needs cluster.image"),
         ("cluster.members=['train.seed=x y']", "cluster.members: 'train.seed=x y', of task 0"),
         ("inspect=2", "inspect prints samples"),
+        ("train.freeze=['*nothing*']", "train.freeze: no parameter is named *nothing*"),
+        ("model.init_from=/nowhere", "/nowhere"),
+        ("cluster.measured=/nowhere", "cluster.measured=/nowhere: it has no metrics.jsonl"),
+        ("train.resume=/nowhere", "train.resume=/nowhere: no such checkpoint"),
         ("data.path=null", "data.path is missing"),
         ("run_dir=/proc/nothing", "cannot be written to"),
     ],
@@ -237,6 +241,31 @@ def test_none_is_no_cluster(site: Site, asked: list[str], capsys: pytest.Capture
     assert "cluster=none takes no job: choose cluster=slurm" in capsys.readouterr().err
     assert command("pretraining.train", "cluster=slurm") == 2
     assert "cluster=... is for pretrain-submit" in capsys.readouterr().err
+
+
+def test_a_site_of_ones_own(site: Site, asked: list[str], tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    (mine / "cluster").mkdir(parents=True)
+    (mine / "experiment").mkdir()
+    (mine / "cluster/here.yaml").write_text("name: slurm\npartition: gpu\naccount: alpha\nnodes: 2\n")
+    assert run(f"--config-dir={mine}", *asked, "cluster=here") == 0
+    text = (tmp_path / "run/slurm/submissions/001/job.sbatch").read_text()
+    assert "#SBATCH --partition=gpu\n" in text and "#SBATCH --account=alpha\n" in text and "cluster" not in text
+    code = next((tmp_path / "run/slurm").glob("code-*"))
+    assert f"--config-dir={code}/config_dirs/0" in run_script(tmp_path / "run/slurm/submissions/001/job.sbatch")
+
+
+def test_a_recipe_that_sets_keys_of_the_cluster_is_refused(
+    site: Site, asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The job would compose it without them."""
+    mine = tmp_path / "mine"
+    (mine / "experiment").mkdir(parents=True)
+    (mine / "experiment/big.yaml").write_text("# @package _global_\ncluster: {nodes: 2}\n")
+    assert run(f"--config-dir={mine}", *asked, "experiment=big") == 2
+    assert "pretrain itself would say: cluster: there is no such key" in capsys.readouterr().err
+    (mine / "experiment/big.yaml").write_text("# @package _global_\ntrain: {seed: '${cluster.nodes}'}\n")
+    assert run(f"--config-dir={mine}", *asked, "experiment=big") == 2
 
 
 def test_a_chain_is_queued_at_once(site: Site, asked: list[str], tmp_path: Path) -> None:
