@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -32,10 +31,10 @@ _OURS = {
     "cpus-per-task": "cluster.cpus_per_task",
     "mem": "cluster.memory",
     "time": "cluster.time_limit",
-    "signal": "cluster.signal and cluster.lead_seconds",
+    "signal": "cluster.lead_seconds",
     "requeue": "cluster.requeue",
     "no-requeue": "cluster.requeue",
-    "array": "cluster.array",
+    "array": "--multirun",
     "dependency": "cluster.chain",
     "job-name": "cluster.job_name",
     "output": "run_dir, whose folder slurm/ has the logs",
@@ -83,24 +82,12 @@ def _word(text: str) -> str:
     return text
 
 
-def _members(text: str) -> str:
-    if not re.fullmatch(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%\d+)?", text):
-        raise ValueError("task numbers are meant, as in 0-7, 1,3,5 or 0-31%4")
-    return text
-
-
 def _option(text: str) -> str:
     name = text.removeprefix("--").partition("=")[0]
     if not re.fullmatch(r"--[a-z][a-z0-9-]*(=[^\n\r\0]+)?", text):
         raise ValueError("an option of sbatch is meant, as in --constraint=a100 or --exclusive")
     if name in _OURS:
         raise ValueError(f"--{name} is set by {_OURS[name]}")
-    return text
-
-
-def _words(text: str) -> str:
-    if not shlex.split(text):  # raises ValueError itself where a quote is not closed
-        raise ValueError("overrides are meant, as in 'optimizer.lr=1e-3 train.seed=2'")
     return text
 
 
@@ -112,9 +99,7 @@ def _one_line(text: str) -> str:
 
 Word = Annotated[str, pydantic.BeforeValidator(_as_text), pydantic.AfterValidator(_word)]
 Line = Annotated[PathText, pydantic.AfterValidator(_one_line)]
-Overrides = Annotated[str, pydantic.AfterValidator(_one_line), pydantic.AfterValidator(_words)]
 Limit = Annotated[str, pydantic.BeforeValidator(_as_text), pydantic.AfterValidator(_limit)]
-Members = Annotated[str, pydantic.BeforeValidator(_as_text), pydantic.AfterValidator(_members)]
 Option = Annotated[str, pydantic.AfterValidator(_option)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 NOT_NONE: Any = used_with("container", "pyxis", "apptainer")
@@ -140,13 +125,14 @@ class ClusterConfig:
     mounts: folders that it sees besides run_dir and the working directory, as PATH or PATH:PATH_INSIDE.
     python: the interpreter; null for the one that pretrain-submit runs in, in a container for its own.
     launcher: srun starts a task per rank, torchrun one a node, which starts the ranks.
+    srun_options: more options of srun, which starts the ranks, as in ['--cpu-bind=cores'].
+    host_suffix: what is added to the first node's name where other nodes reach it by a longer one, as in i on JUWELS.
     signal: what ranks are sent before the time limit; some builds of NCCL use SIGUSR1 themselves.
     lead_seconds: how long before the time limit: more than a step and a save take.
     site_env: a file of the site's environment variables, NCCL's above all, each as NAME=value; null for slurm/site.env.
     options: more options of sbatch, as in ['--constraint=a100'].
     job_name: null makes one of run_dir's name. Jobs of one name follow each other in a chain.
-    array: task numbers of a job array, as in 0-7 or 0-7%2; each member trains in run_dir/NUMBER.
-    members: further overrides of each member, the first's first, as in ['optimizer.lr=1e-3', 'optimizer.lr=2e-3'].
+    at_once: with --multirun, how many members of the job array may run at the same time; null for all.
     requeue: a job that was stopped requeues itself.
     chain: follow-ups, queued at once, for sites that do not let jobs requeue: each goes on where the one before
         stopped, and ends at once where nothing is left to do.
@@ -176,13 +162,14 @@ class ClusterConfig:
     mounts: Annotated[Paths, NOT_NONE] = Field(default_factory=list)
     python: Line | None = None
     launcher: Literal["srun", "torchrun"] = "srun"
+    srun_options: list[Line] = Field(default_factory=list)
+    host_suffix: Word | None = None
     signal: Literal["USR1", "USR2", "TERM"] = "USR1"
     lead_seconds: Positive = 300
     site_env: Line | None = None
     options: list[Option] = Field(default_factory=list)
     job_name: Word | None = None
-    array: Members | None = None
-    members: list[Overrides] = Field(default_factory=list)
+    at_once: Positive | None = None
     requeue: bool = True
     chain: NonNegative = 0
     max_restarts: NonNegative = 50
@@ -199,17 +186,6 @@ class ClusterConfig:
     @property
     def ranks(self) -> int:
         return self.nodes * self.tasks
-
-    @property
-    def tasks_of_array(self) -> str | None:
-        """As sbatch's --array takes them; None for a single job."""
-        return self.array or (f"0-{len(self.members) - 1}" if self.members else None)
-
-    @property
-    def last_task(self) -> int:
-        """The largest task number of the array; -1 for a single job."""
-        numbers = re.findall(r"\d+", re.sub(r":\d+|%\d+", "", self.tasks_of_array or ""))
-        return max(map(int, numbers), default=-1)
 
     @property
     def requeues(self) -> bool:
@@ -235,21 +211,9 @@ class ClusterConfig:
         if self.container != "none" and self.image is None:
             found.append(f"cluster.container={self.container} needs cluster.image")
         found += [f"cluster.mounts: {mount!r} holds a comma" for mount in self.mounts if "," in mount]
-        found += self._array_problems()
         if self.lead_seconds >= self.limit_seconds:
             found.append(
                 f"cluster.lead_seconds={self.lead_seconds} is not below cluster.time_limit={self.time_limit}, "
                 f"{self.limit_seconds} s"
-            )
-        return found
-
-    def _array_problems(self) -> list[str]:
-        found = []
-        if self.chain and self.tasks_of_array is not None:
-            found.append("cluster.chain and an array exclude each other: an array's members requeue themselves")
-        if self.members and self.last_task >= len(self.members):
-            found.append(
-                f"cluster.array={self.array} has a task {self.last_task}, but cluster.members has only "
-                f"{len(self.members)}, counted from 0"
             )
         return found

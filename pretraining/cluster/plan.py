@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,14 +17,25 @@ OWN_KEYS = ("cluster", "dry_run")  # of pretrain-submit, which `pretrain` does n
 
 
 @dataclass(frozen=True)
+class Member:
+    """One run of a sweep. overrides: its own. folder: its run_dir. is_done: there is nothing left to do."""
+
+    overrides: tuple[str, ...]
+    folder: str
+    is_done: bool = False
+
+
+@dataclass(frozen=True)
 class Plan:
-    """run: its run_dir is absolute. overrides: for `pretrain`, without run_dir and folders of own groups, which are
-    config_dirs."""
+    """run: its run_dir is absolute; of a sweep the first one, with the sweep's folder. overrides: for `pretrain`,
+    without run_dir and folders of own groups, which are config_dirs. sweep: the runs of an array, none for a single
+    run."""
 
     run: RunConfig
     cluster: ClusterConfig
     overrides: tuple[str, ...]
     config_dirs: tuple[str, ...] = ()
+    sweep: tuple[Member, ...] = ()
 
     @property
     def run_dir(self) -> Path:
@@ -33,9 +43,12 @@ class Plan:
         return Path(self.run.run_dir)
 
     @property
-    def members(self) -> list[list[str]]:
-        """The overrides of each member of an array."""
-        return [shlex.split(text) for text in self.cluster.members]
+    def array(self) -> str | None:
+        """The numbers of the sweep's runs that are not done, as sbatch takes them; None for a single run."""
+        if not self.sweep:
+            return None
+        numbers = ",".join(str(number) for number, member in enumerate(self.sweep) if not member.is_done)
+        return numbers if self.cluster.at_once is None else f"{numbers}%{self.cluster.at_once}"
 
     @property
     def folder(self) -> Path:
@@ -54,15 +67,18 @@ class Plan:
         return replace(self, run=replace(self.run, run_dir=os.path.abspath(run_dir)))
 
 
-def make_plan(config: RunConfig, cluster: ClusterConfig, arguments: Sequence[str], run_dir: str) -> Plan:
-    """config: the run's, with further keys where it is of a subclass. arguments: of pretrain-submit."""
+def make_plan(
+    config: RunConfig, cluster: ClusterConfig, arguments: Sequence[str], run_dir: str, sweep: tuple[Member, ...] = ()
+) -> Plan:
+    """config: the run's, with further keys where it is of a subclass. arguments: of pretrain-submit, without those that
+    differ within a sweep."""
     run = RunConfig(**{field.name: getattr(config, field.name) for field in fields(RunConfig)})
     folders, overrides = split_config_dirs(arguments)
     config_dirs = tuple(os.path.abspath(os.path.expanduser(folder)) for folder in folders)
-    return Plan(run, cluster, tuple(o for o in overrides if not _is_own(o)), config_dirs).at(run_dir)
+    return Plan(run, cluster, tuple(o for o in overrides if not is_own(o)), config_dirs, sweep).at(run_dir)
 
 
-def _is_own(argument: str) -> bool:
+def is_own(argument: str) -> bool:
     """Whether an override is not for `pretrain`, or says again what the plan says itself."""
     key = key_of(argument)
     return key.split(".")[0] in OWN_KEYS or key == "run_dir"

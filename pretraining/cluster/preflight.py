@@ -7,22 +7,20 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.common.compose import compose_with_problems
 from data_pipeline.common.errors import InputError
 from data_pipeline.shards.manifest import check_files, load_manifest
 from pretraining.build import Data, read_data, read_start
 from pretraining.cluster.estimates import Shapes, StepTime, Unknown, save_seconds, saved_bytes, step_time
 from pretraining.cluster.finding import Finding, found_by
 from pretraining.cluster.plan import Plan
-from pretraining.config import RunConfig, identity
+from pretraining.config import identity
 from pretraining.run.checkpoint_format import Checkpoint, checkpoint_folders
 from pretraining.run.ownership import live_owner
 from pretraining.run.run_dir import Identity, check_run_dir, find_checkpoint
 from pretraining.run.weights_and_biases import check_wandb
-from pretraining.synonyms import SYNONYMS
 
 LONGEST_HEADER = 1 << 28  # bytes of the index of a safetensors file
 
@@ -31,7 +29,6 @@ def preflight(plan: Plan, problems: Sequence[str]) -> list[Finding]:
     """problems: those of the configuration; where there are some, the rest is looked at as far as it does not depend
     on them."""
     found = [Finding("configuration", "problem", text) for text in problems]
-    found += [Finding("configuration", "problem", text) for text in _member_problems(plan)]
     found = found or [Finding("configuration", "ok", f"{len(plan.overrides)} overrides"), _batches(plan)]
     if problems:
         return [*found, found_by("data", lambda: _shards(plan)), found_by("run folder", lambda: _place(plan))]
@@ -40,17 +37,6 @@ def preflight(plan: Plan, problems: Sequence[str]) -> list[Finding]:
     except InputError as error:
         return [*found, Finding("data", "problem", str(error)), found_by("run folder", lambda: _place(plan))]
     return [*found, Finding("data", "ok", text), *_run_findings(plan, data)]
-
-
-def _member_problems(plan: Plan) -> Iterator[str]:
-    """Of an array's members, each with overrides of its own."""
-    ranks = plan.cluster.ranks
-    for number, words in enumerate(plan.members):
-        arguments = [*(f"--config-dir={folder}" for folder in plan.config_dirs), *plan.overrides, *words]
-        attempt = compose_with_problems(
-            "pretrain", arguments, RunConfig, lambda config, members: config.problems(ranks, members), SYNONYMS
-        )
-        yield from (f"cluster.members: {' '.join(words)!r}, of task {number}: {text}" for text in attempt.problems)
 
 
 def _batches(plan: Plan) -> Finding:
@@ -161,7 +147,7 @@ def _disk(plan: Plan, size: int) -> Finding:
     here = sum(_size_of(folder) for folder in checkpoint_folders(plan.run_dir / "checkpoints"))
     needed = max(0, kept * size - here)
     free = shutil.disk_usage(_existing(plan.run_dir)).free
-    members = max(1, plan.cluster.last_task + 1)
+    members = max(1, len(plan.sweep))
     copies = f"{members} x {kept}" if members > 1 else f"{kept}"
     needed *= members
     text = f"{copies} checkpoints of {_bytes(size)} need {_bytes(needed)} more, {_bytes(free)} are free (quotas aside)"

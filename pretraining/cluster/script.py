@@ -47,6 +47,7 @@ exec bash "$PRETRAIN_CODE/slurm/pretrain.sbatch" \\
 def sbatch_options(plan: Plan, folder: str) -> list[str]:
     """Each as it stands behind #SBATCH. folder: that the job runs in."""
     cluster = plan.cluster
+    tasks = 1 if cluster.launcher == "torchrun" else cluster.tasks
     gpus = f"{cluster.gpu_type}:{cluster.gpus_per_node}" if cluster.gpu_type else f"{cluster.gpus_per_node}"
     values: dict[str, str | int | None] = {
         "job-name": plan.job_name,
@@ -54,17 +55,17 @@ def sbatch_options(plan: Plan, folder: str) -> list[str]:
         "account": cluster.account,
         "qos": cluster.qos,
         "nodes": cluster.nodes,
-        "ntasks-per-node": cluster.tasks,
-        "cpus-per-task": cluster.cpus_per_task,
+        "ntasks-per-node": tasks,
+        "cpus-per-task": cluster.cpus_per_task * cluster.tasks // tasks,
         "gpus-per-node": gpus if cluster.gpus_per_node else None,
         "mem": cluster.memory,
         "time": cluster.time_limit,
-        "signal": f"B:{cluster.signal}@{cluster.lead_seconds}",
-        "array": cluster.tasks_of_array,
+        "signal": f"B:USR1@{cluster.lead_seconds}",
+        "array": plan.array,
         "dependency": "singleton" if cluster.chain else None,
         "open-mode": "append",
         "chdir": folder,
-        "output": f"{_no_pattern(plan.folder)}/batch-{'%A_%a' if cluster.tasks_of_array else '%j'}.log",
+        "output": f"{_no_pattern(plan.folder)}/batch-{'%A_%a' if plan.sweep else '%j'}.log",
     }
     flags = ["requeue" if cluster.requeues else "no-requeue"]
     given = [f"--{name}={_sbatch_quoted(str(value))}" for name, value in values.items() if value is not None]
@@ -82,6 +83,8 @@ def settings(plan: Plan, around: Surroundings) -> dict[str, str]:
         "PRETRAIN_SITE": os.path.abspath(cluster.site_env) if cluster.site_env else None,
         "PRETRAIN_LAUNCHER": cluster.launcher,
         "PRETRAIN_RANKS_PER_NODE": cluster.tasks,
+        "PRETRAIN_SRUN": shlex.join(cluster.srun_options) or None,
+        "PRETRAIN_HOST_SUFFIX": cluster.host_suffix,
         "PRETRAIN_CONTAINER": cluster.container,
         "PRETRAIN_IMAGE": cluster.image,
         "PRETRAIN_MOUNTS": ",".join(map(_mount, cluster.mounts)) or None,
@@ -107,8 +110,9 @@ def setup_text(plan: Plan) -> str:
 
 
 def sweep_text(plan: Plan) -> str:
-    """The overrides of each member of an array, a line each, quoted; "" where they have none of their own."""
-    return "".join(f"{shlex.join(words)}\n" for words in plan.members)
+    """The overrides of each run of a sweep, a line each, quoted; "" for a single run."""
+    lines = [[*member.overrides, f"run_dir={hydra_quoted(member.folder)}"] for member in plan.sweep]
+    return "".join(f"{shlex.join(words)}\n" for words in lines)
 
 
 def job_arguments(plan: Plan, code: Path) -> list[str]:

@@ -210,8 +210,8 @@ def _limits(plan: Plan) -> list[Finding]:
     values = dict(re.findall(r"^(\w+)\s*=\s*(\S+)", answer.text, re.MULTILINE))
     cluster, found = plan.cluster, []
     most = _number(values.get("MaxArraySize", ""))
-    if cluster.last_task >= most > 0:
-        text = f"task {cluster.last_task} of the array is beyond MaxArraySize={most}: {most - 1} is the last"
+    if len(plan.sweep) > most > 0:
+        text = f"a sweep of {len(plan.sweep)} runs is beyond MaxArraySize={most}"
         found.append(Finding(check, "problem", text))
     if values.get("JobRequeue") == "0" and cluster.requeues:
         text = "JobRequeue=0: where the site refuses `scontrol requeue`, use cluster.requeue=false cluster.chain=N"

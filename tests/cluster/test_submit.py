@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from pretraining.cluster.script import bash_quoted, hydra_quoted
 from pretraining.config import RunConfig, load_config
 from tests.cluster.conftest import Site, run_script
-from tests.helpers import ROOT, TINY, command, run_process
+from tests.helpers import ROOT, TINY, command, pretrain_process, run_process
 
 CLUSTER = ("cluster=slurm", "cluster.nodes=2", "cluster.tasks_per_node=2", "cluster.time_limit=2:00:00")
 
@@ -46,7 +47,7 @@ def test_the_exact_submission(site: Site, asked: list[str], tmp_path: Path, caps
         "--gpus-per-node=a100:2",
         "--mem=100G",
         "--time=2:00:00",
-        "--signal=B:TERM@300",
+        "--signal=B:USR1@300",
         "--open-mode=append",
         f"--chdir={os.getcwd()}",
         f"--output={tmp_path}/run/slurm/batch-%j.log",
@@ -75,6 +76,10 @@ def test_the_environment_of_the_job(site: Site, asked: list[str], tmp_path: Path
             "cluster.check=exclude",
             "cluster.requeue=false",
             "cluster.launcher=torchrun",
+            "cluster.cpus_per_task=3",
+            "cluster.signal=TERM",
+            "cluster.srun_options=['--cpu-bind=map_cpu:0,1','--label']",
+            "cluster.host_suffix=i",
         )
         == 0
     )
@@ -95,11 +100,15 @@ def test_the_environment_of_the_job(site: Site, asked: list[str], tmp_path: Path
         "PRETRAIN_CONTAINER": "apptainer",
         "PRETRAIN_IMAGE": "x y.sif",
         "PRETRAIN_MOUNTS": f"{tmp_path}:/data,/scratch:/scratch",
-        "PRETRAIN_SIGNAL": "USR1",
+        "PRETRAIN_SIGNAL": "TERM",
+        "PRETRAIN_SRUN": "--cpu-bind=map_cpu:0,1 --label",
+        "PRETRAIN_HOST_SUFFIX": "i",
         "PRETRAIN_REQUEUE": "none",
         "PRETRAIN_MAX_RESTARTS": "50",
         "PRETRAIN_CHECK": "exclude",
     }
+    text = (folder / "job.sbatch").read_text()  # a task of torchrun is a node
+    assert "#SBATCH --ntasks-per-node=1\n#SBATCH --cpus-per-task=6\n" in text
     assert (folder / "setup.sh").read_text() == "module load cuda/12.4\nexport FROM_SITE=1\n"
 
 
@@ -172,8 +181,6 @@ def test_all_problems_are_listed_at_once(
         "cluster.nodes=3",
         "cluster.time_limit=2-00:00:00",
         "cluster.account=gamma",
-        "cluster.chain=1",
-        "cluster.array=0-2000",
     )
     said = capsys.readouterr().err
     assert code == 2 and site.submitted == [] and not (tmp_path / "run").exists()
@@ -181,11 +188,9 @@ def test_all_problems_are_listed_at_once(
         "unknown key 'train.stepz' (did you mean 'train.steps'?)",
         "optimizer.lr: Input should be a valid number",
         "train.global_batch_size=8 is not divisible by train.micro_batch_size=2 x 3 data-parallel ranks",
-        "cluster.chain and an array exclude each other",
         "nowhere/manifest.json is missing",
         "Invalid qos specification",
         "cluster.time_limit=2-00:00:00 is beyond the partition's 1-00:00:00",
-        "task 2000 of the array is beyond MaxArraySize=1001",
         "cluster.account=gamma is none of",
     ):
         assert part in said, part
@@ -205,7 +210,6 @@ def test_all_problems_are_listed_at_once(
         ("cluster.time_limit=1:2:3:4", "minutes, hours:minutes:seconds"),
         ("cluster.lead_seconds=7200", "cluster.lead_seconds=7200 is not below cluster.time_limit"),
         ("cluster.container=pyxis", "cluster.container=pyxis needs cluster.image"),
-        ("cluster.members=['train.seed=x y']", "cluster.members: 'train.seed=x y', of task 0"),
         ("inspect=2", "inspect prints samples"),
         ("train.freeze=['*nothing*']", "train.freeze: no parameter is named *nothing*"),
         ("model.init_from=/nowhere", "/nowhere"),
@@ -221,6 +225,12 @@ def test_each_problem_is_told(
     tasks = ["cluster.tasks_per_node=null"] if "gpus" in override else []
     assert run(*asked, override, *tasks, "dry_run=true") == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_sweep_beyond_the_sites_arrays(site: Site, asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    site.answers(scontrol=(0, "MaxArraySize = 2"))
+    assert run(*asked, "--multirun", "train.seed=1,2,3", "dry_run=true") == 2
+    assert "a sweep of 3 runs is beyond MaxArraySize=2" in capsys.readouterr().err
 
 
 def test_what_does_not_answer_is_not_checked(site: Site, asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,13 +287,52 @@ def test_a_chain_is_queued_at_once(site: Site, asked: list[str], tmp_path: Path)
     assert (tmp_path / "run/slurm/submissions/001/jobs").read_text() == "101\n102\n103\n"
 
 
-def test_an_array_with_overrides_of_each_member(site: Site, asked: list[str], tmp_path: Path) -> None:
-    members = "cluster.members=['optimizer.lr=1e-3','optimizer.lr=2e-3 tracking.run_name=\"b c\"']"
-    assert run(*asked, members) == 0
+def test_a_sweep_is_an_array(site: Site, asked: list[str], tmp_path: Path) -> None:
+    sweep = ["--multirun", "optimizer.lr=1e-3,2e-3", "tracking.run_name='b c','it'", "cluster.at_once=2"]
+    assert run(*asked, *sweep) == 0
     folder = tmp_path / "run/slurm/submissions/001"
     text = (folder / "job.sbatch").read_text()
-    assert "#SBATCH --array=0-1\n" in text and "batch-%A_%a.log" in text and f"PRETRAIN_SWEEP={folder}/members" in text
-    assert (folder / "members").read_text() == "optimizer.lr=1e-3\noptimizer.lr=2e-3 'tracking.run_name=b c'\n"
+    assert "#SBATCH --array=0,1,2,3%2\n" in text and "batch-%A_%a.log" in text
+    assert f"PRETRAIN_SWEEP={folder}/sweep" in text and "optimizer.lr" not in text
+    lines = [shlex.split(line) for line in (folder / "sweep").read_text().splitlines()]
+    place = f"run_dir={tmp_path}/run"
+    assert lines[0] == ["optimizer.lr=0.001", "tracking.run_name='b c'", f"{place}/lr-0.001_run_name-b_c"]
+    assert [line[-1] for line in lines[1:]] == [
+        f"{place}/lr-{lr}_run_name-{name}" for lr, name in (("0.001", "it"), ("0.002", "b_c"), ("0.002", "it"))
+    ]
+    config = load_config([*run_script(folder / "job.sbatch"), *lines[0]], 4)
+    assert config.optimizer.lr == 1e-3 and config.tracking.run_name == "b c"
+
+
+def test_runs_of_a_sweep_that_are_done_are_left_out(
+    site: Site, asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = [a for a in asked if not a.startswith(("cluster", "run_dir"))]
+    for rate in ("0.001", "0.002"):
+        place = f"run_dir={tmp_path}/run/lr-{rate}"
+        assert pretrain_process(*ours, "train.steps=2", f"optimizer.lr={rate}", place).returncode == 0
+        assert run(*asked, "train.steps=2", "--multirun", "optimizer.lr=1e-3,2e-3,3e-3,4e-3") == 0
+    texts = [p.read_text() for p in sorted((tmp_path / "run/slurm/submissions").glob("*/job.sbatch"))]
+    assert "#SBATCH --array=1,2,3\n" in texts[0] and "#SBATCH --array=2,3\n" in texts[1]
+    assert run(*asked, "train.steps=2", "--multirun", "optimizer.lr=1e-3,2e-3") == 0
+    assert "nothing left to do: all 2 runs of" in capsys.readouterr().out and len(site.submitted) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["cluster.nodes=1,2"], "cluster.nodes is that of all runs of the sweep"),
+        (["optimizer.lr=1e-3,fast"], "optimizer.lr=fast: "),
+        (["train.seed=1,2", "cluster.chain=1"], "cluster.chain=1 is for a single run"),
+        (["train.seed=1,2", "run_dir=null"], "--multirun needs run_dir=FOLDER"),
+        (["train.global_batch_size=8,9"], "train.global_batch_size=9: train.global_batch_size=9 is not divisible"),
+    ],
+)
+def test_problems_of_a_sweep_are_told(
+    overrides: list[str], said: str, site: Site, asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*asked, "--multirun", *overrides) == 2
+    assert said in capsys.readouterr().err and site.submitted == []
 
 
 def test_sbatch_is_not_disturbed_by_the_environment(
