@@ -68,7 +68,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class _Data:
+class Data:
     """What of the inputs depends on the prepared data alone."""
 
     prepared: Prepared
@@ -82,18 +82,19 @@ def read_inputs(config: RunConfig, ranks: Ranks = ALONE, claim: Callable[[], Non
 
     claim: called on rank 0 once the run folder has proved to be of this run, before its checkpoints are looked at.
     """
-    data = run_on_all_ranks(ranks, partial(_read_data, config))
+    data = run_on_all_ranks(ranks, partial(read_data, config))
     run = identity(config, data.prepared.manifest.fingerprint)
     require_same(ranks, {"data.path's content": run["data.content"]})
     if not config.inspect:
         run_on_all_ranks(ranks, partial(check_run_dir, config, run))
         run_on_all_ranks(ranks, claim if ranks.is_main else lambda: None)
     checkpoint = agree_on_checkpoint(ranks, partial(find_checkpoint, config, run))
-    pretrained = run_on_all_ranks(ranks, partial(_read_start, config, data, checkpoint))
+    pretrained = run_on_all_ranks(ranks, partial(read_start, config, data, checkpoint))
     return Inputs(data.prepared, data.objective, data.training, data.validation, run, checkpoint, pretrained)
 
 
-def _read_data(config: RunConfig) -> _Data:
+def read_data(config: RunConfig) -> Data:
+    """Checks all but the shards' content. Raises InputError."""
     data = Prepared(config)
     objective = build_objective(config.objective, data.spec)
     check_target_length(config, objective.target_length())
@@ -101,10 +102,10 @@ def _read_data(config: RunConfig) -> _Data:
     validation = make_stream(config, data, objective.for_evaluation(), "valid")
     for stream in (training, validation) if config.train.eval_every else (training,):
         stream.advance(stream.start(), 0)  # there is a sequence
-    return _Data(data, objective, training, validation)
+    return Data(data, objective, training, validation)
 
 
-def _read_start(config: RunConfig, data: _Data, checkpoint: Checkpoint | None) -> HuggingFaceFolder | None:
+def read_start(config: RunConfig, data: Data, checkpoint: Checkpoint | None) -> HuggingFaceFolder | None:
     """Checks what the run starts from, which is not yet loaded -> the published model, if it is that."""
     if checkpoint is not None:
         try:
@@ -122,11 +123,11 @@ def _read_start(config: RunConfig, data: _Data, checkpoint: Checkpoint | None) -
 
 def inputs_at(config: RunConfig, checkpoint: Checkpoint | None) -> Inputs:
     """As read_inputs, at this checkpoint, or at the beginning; no run_dir is looked at. Raises InputError."""
-    data = _read_data(config)
+    data = read_data(config)
     run = identity(config, data.prepared.manifest.fingerprint)
     if checkpoint is not None:
         require_of_run(checkpoint, run)
-    pretrained = _read_start(config, data, checkpoint)
+    pretrained = read_start(config, data, checkpoint)
     return Inputs(data.prepared, data.objective, data.training, data.validation, run, checkpoint, pretrained)
 
 

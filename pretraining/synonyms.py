@@ -140,7 +140,10 @@ HYDRA = {
     "hydra.job.name": "tracking.run_name",
     "hydra.*": "hydra itself is not configured here: the run's folder is run_dir=PATH, own groups are --config-dir DIR",
 }
+_CLUSTER = "cluster=... is for pretrain-submit, which makes a job of the same command"
 OTHERS = {
+    "cluster": _CLUSTER,
+    "cluster.*": _CLUSTER,
     "lr": "optimizer.lr",
     "weight_decay": "optimizer.weight_decay",
     "warmup": "scheduler.warmup_steps",

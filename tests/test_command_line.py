@@ -15,8 +15,10 @@ from data_pipeline.common.compose import compose_config, composed, conf_dir
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import to_dict
 from data_pipeline.prepare import PrepareConfig
+from pretraining.commands.check import CheckConfig
 from pretraining.commands.replay import ReplayConfig
 from pretraining.commands.show import ShowConfig
+from pretraining.commands.submit import SubmitConfig
 from pretraining.config import RunConfig, load_config
 from pretraining.hub.export import ExportConfig
 from tests.helpers import ROOT, command, run_process
@@ -27,10 +29,13 @@ COMMANDS = {
     "pretraining.export": ("export", ExportConfig),
     "pretraining.commands.show": ("show", ShowConfig),
     "pretraining.commands.replay": ("replay", ReplayConfig),
+    "pretraining.commands.submit": ("submit", SubmitConfig),
+    "pretraining.commands.check": ("check", CheckConfig),
 }
+TRAINING = ("pretraining.train", "pretraining.commands.submit")  # which choose a model, an objective, ...
 
 
-@pytest.mark.parametrize("module", ["pretraining.train", "data_pipeline.prepare"])
+@pytest.mark.parametrize("module", [*TRAINING, "data_pipeline.prepare"])
 def test_help_comes_without_torch(module: str) -> None:
     done = run_process(sys.executable, "-X", "importtime", "-m", module, "--help")
     assert done.returncode == 0 and " torch" not in done.stderr
@@ -75,6 +80,7 @@ def test_no_key_is_without_an_explanation() -> None:
         ("pretrain", [m], RunConfig) for g in ("model", "objective", "optimizer", "scheduler") for m in _members(g)
     ]
     cases += [("prepare", [m], PrepareConfig) for m in _members("corpus")]
+    cases += [("submit", [m], SubmitConfig) for m in _members("cluster")]
     cases += [(name, [], schema) for name, schema in COMMANDS.values()]
     silent = {
         f"{key.owner.__name__}.{key.name}" for c in cases for key in composed(*c).keys.values() if not key.meaning
@@ -148,7 +154,7 @@ def own(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("module", [m for m in COMMANDS if m != "pretraining.train"])
+@pytest.mark.parametrize("module", [m for m in COMMANDS if m not in TRAINING])
 def test_commands_know_only_groups_of_their_own(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     for word in ("optimizer=adamw", "+optimizer=adamw"):
         assert command(module, word) == 2

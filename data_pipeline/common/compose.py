@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pydantic
 from pydantic_core import ErrorDetails
@@ -52,6 +52,28 @@ def compose_config(
     problems: asked for contradictions between keys, with the member chosen of each group. synonyms: see _Hints.
     Raises InputError with every problem found.
     """
+    attempt = compose_with_problems(config_name, arguments, schema, problems, synonyms)
+    raise_problems(attempt.problems)
+    assert attempt.config is not None
+    return attempt.config
+
+
+@dataclass(frozen=True)
+class Attempt(Generic[T]):
+    """config: without the values that are faulty; None where the others make none."""
+
+    config: T | None
+    problems: list[str]
+
+
+def compose_with_problems(
+    config_name: str,
+    arguments: Sequence[str],
+    schema: type[T],
+    problems: Callable[[T, Mapping[str, str]], list[str]] | None = None,
+    synonyms: Mapping[str, str] = NO_SYNONYMS,
+) -> Attempt[T]:
+    """As compose_config, for a command that goes on to look for more problems."""
     result = composed(config_name, arguments, schema, synonyms)
     config, wrong = validate(result.values, schema, result.hints.hint)
     if config is None:  # what could not be read is reported as such, not as missing
@@ -61,9 +83,7 @@ def compose_config(
         config, _ = validate(result.without([*wrong, *result.unread]), schema)
     if config is not None and problems is not None:
         found += problems(config, result.members)
-    raise_problems(found)
-    assert config is not None
-    return config
+    return Attempt(config, found)
 
 
 def raise_problems(found: Sequence[str]) -> None:

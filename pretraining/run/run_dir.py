@@ -48,9 +48,14 @@ class Recorded:
     steps: int | None = None
 
 
+def new_run_dir(config: RunConfig) -> str:
+    """The name that a run which is given none has if it begins now."""
+    return f"{RUNS}/{datetime.now():%Y%m%d-%H%M%S}-{config.model.name}-{config.objective.name}"
+
+
 def make_run_dir(config: RunConfig) -> str:
     """Makes a folder that no other job has, also of those that start in the same second -> its name."""
-    name = f"{RUNS}/{datetime.now():%Y%m%d-%H%M%S}-{config.model.name}-{config.objective.name}"
+    name = new_run_dir(config)
     for number in itertools.count(2):
         try:
             Path(name).mkdir(parents=True)  # fails where it is there: whoever makes a folder owns it
@@ -294,11 +299,14 @@ def _holds(path: Path, text: str) -> bool:
         return False
 
 
-def note_saved(run_dir: Path, step: int) -> None:
-    """run.json knows that the run has had a checkpoint: should it find none later, they are lost."""
+def note_saved(run_dir: Path, step: int, seconds: float) -> None:
+    """run.json knows that the run has had a checkpoint: should it find none later, they are lost. And how long the
+    slowest save has taken: so much time a job needs before its limit."""
     values = read_json_if_there(run_dir / "run.json")
-    if "saved" not in values:
-        write_atomically(run_dir / "run.json", json.dumps({**values, "saved": step}))
+    slowest = values.get("save_seconds")
+    if "saved" not in values or not isinstance(slowest, int | float) or seconds > slowest:
+        values = {**values, "saved": values.get("saved", step), "save_seconds": round(seconds, 3)}
+        write_atomically(run_dir / "run.json", json.dumps(values))
 
 
 def read_run_config(run_dir: Path, modules: Sequence[str] = ()) -> RunConfig:

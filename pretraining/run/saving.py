@@ -8,6 +8,7 @@ finite again.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -58,7 +59,7 @@ class CheckpointKeeper:
             self._settle(step)
         self._require_finite(step, tensors)
         folder = checkpoint_folder(self.run_dir, step)
-        self.saver.save(tensors, state, folder, partial(self._after_save, step, prune))
+        self.saver.save(tensors, state, folder, partial(self._after_save, step, prune, time.monotonic()))
         self.in_flight, self.due, self.saved_step = True, False, step
 
     def finish(self, step: int, save: Callable[[], None]) -> None:
@@ -106,8 +107,8 @@ class CheckpointKeeper:
                 f"({self.saver.reason}): the run stops while little is lost. It goes on from {self.newest()}"
             )
 
-    def _after_save(self, step: int, prune: bool) -> None:
-        note_saved(self.run_dir, step)
+    def _after_save(self, step: int, prune: bool, began: float) -> None:
+        note_saved(self.run_dir, step, time.monotonic() - began)
         if prune:
             prune_checkpoints(self.run_dir / "checkpoints", self.train.keep_last, self.train.keep_every)
 
