@@ -135,8 +135,8 @@ class Job:
         warn(f"rank {self.launch.rank}: {told}. The same command goes on from the newest checkpoint")
         if self.launch.rank > 0:
             time.sleep(VERDICT_SECONDS)
-            return self.verdict.write_if_none(EXIT_REQUEUE, told)
-        return self.verdict.write(EXIT_REQUEUE, told)
+            return self.verdict.write_if_none(EXIT_REQUEUE, told, fault=True)
+        return self.verdict.write(EXIT_REQUEUE, told, fault=True)
 
     def _end_early(self, code: int, reason: str) -> None:
         """Before the process ends without the main thread."""

@@ -1,0 +1,250 @@
+"""A real SLURM on one machine: slurmctld and several slurmds, each with a host name of its own. Needs root, no systemd.
+
+Everything lies in one scratch folder but the nodes' names: those stand in /etc/hosts while the cluster is up.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
+PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
+HOSTS = Path("/etc/hosts")
+MARK = "# tests.slurm"
+DOWN_SECONDS = 60.0  # until a node that was cut off is reported as down
+
+CONFIG = """
+ClusterName=test
+SlurmctldHost={host}
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdSpoolDir={folder}/spool/%n
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmdLogFile={folder}/slurmd.%n.log
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/filetxt
+JobCompLoc={folder}/jobs
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=bf_interval=1,sched_interval=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+ReturnToService=2
+MpiDefault=none
+SlurmdTimeout=10
+KillWait=5
+MaxArraySize=100
+{nodes}
+PartitionName=normal Nodes=ALL Default=YES PriorityTier=1 MaxTime=60 State=UP
+PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=60 State=UP
+"""
+
+
+def why_not() -> str | None:
+    """Why no cluster can be started here; None where one can."""
+    if os.geteuid() != 0:
+        return "the virtual nodes need root"
+    missing = [p for p in PROGRAMS if shutil.which(p, path=_path()) is None]
+    return f"{', '.join(missing)} not found (Debian: apt-get install {' '.join(PACKAGES)})" if missing else None
+
+
+def install() -> None:
+    """From Debian's packages, where apt is there; what is missing afterwards, why_not tells."""
+    if why_not() is None or os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *PACKAGES]):
+        subprocess.run(["apt-get", *command], env=environment, check=False, stdout=subprocess.DEVNULL)
+
+
+def _path() -> str:
+    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+class Cluster:
+    """To be used as `with Cluster(folder, nodes)`. cpus: of each node, which nothing binds."""
+
+    def __init__(self, folder: Path, nodes: int, cpus: int = 4) -> None:
+        self.folder, self.cpus = folder, cpus
+        self.nodes = [f"vnode{number}" for number in range(1, nodes + 1)]
+        self.environment = {**os.environ, "PATH": _path(), "SLURM_CONF": str(folder / "slurm.conf")}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Cluster:
+        for name in ("munge", "state", "spool"):
+            (self.folder / name).mkdir(parents=True, mode=0o700)
+        os.chmod(self.folder / "munge", 0o755)  # clients connect to the socket in it
+        self.hosts_before = HOSTS.read_bytes()
+        try:
+            self._name_nodes()
+            self._write_config()
+            self._start_munge()
+            self.processes["slurmctld"] = self._daemon("slurmctld", "-D", "-i")
+            for node in self.nodes:
+                self.start_node(node)
+            self._wait_until_idle()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError, subprocess.SubprocessError):
+            self.run("scancel", "--full", "--signal=KILL", "--state=RUNNING", check=False)
+            self.run("scancel", "--state=PENDING", check=False)
+        for node in self.nodes:
+            self.cut(node)
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            process.kill()
+            process.wait()
+        if HOSTS.read_bytes() != self.hosts_before:
+            HOSTS.write_bytes(self.hosts_before)
+
+    def _name_nodes(self) -> None:
+        """In place: where /etc/hosts is mounted by itself, as in a container, it cannot be replaced."""
+        lines = [f"127.0.1.{number} {node} {MARK}\n" for number, node in enumerate(self.nodes, 1)]
+        HOSTS.write_bytes(self.hosts_before.rstrip(b"\n") + b"\n" + "".join(lines).encode())
+
+    def _write_config(self) -> None:
+        first = _free_ports(len(self.nodes) + 1)
+        nodes = [
+            f"NodeName={node} NodeHostname={node} NodeAddr=127.0.1.{number} Port={first[number]} CPUs={self.cpus} "
+            "RealMemory=100000 State=UNKNOWN"
+            for number, node in enumerate(self.nodes, 1)
+        ]
+        text = CONFIG.format(
+            host=socket.gethostname(), port=first[0], folder=self.folder, nodes="\n".join(nodes)
+        )
+        (self.folder / "slurm.conf").write_text(text)
+
+    def _start_munge(self) -> None:
+        munge = self.folder / "munge"
+        (munge / "key").write_bytes(os.urandom(128))
+        os.chmod(munge / "key", 0o600)
+        files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        options = [f"--{option}={munge / name}" for option, name in files.items()]
+        self.processes["munged"] = self._daemon("munged", "--foreground", "--force", *options)
+        _wait(lambda: (munge / "socket").exists(), 10, "munged did not start")
+
+    def _daemon(self, *command: str) -> subprocess.Popen[bytes]:
+        log = open(self.folder / f"{Path(command[0]).name}.out", "ab")
+        return subprocess.Popen(
+            command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+
+    def start_node(self, node: str) -> None:
+        """Also one that was cut off."""
+        start = f"hostname {node}; exec slurmd -D -N {node}"
+        self.processes[node] = self._daemon("unshare", "--uts", "sh", "-c", start)
+
+    def cut(self, node: str) -> None:
+        """As if its power were gone: every process of the node is killed at once."""
+        process = self.processes.pop(node, None)
+        if process is None:
+            return
+        try:
+            names = os.readlink(f"/proc/{process.pid}/ns/uts")
+        except OSError:
+            names = ""
+        for _ in range(3):  # what is being forked meanwhile
+            for pid in _processes_of(names):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+    def _wait_until_idle(self) -> None:
+        def are_idle() -> bool:
+            return self.run("sinfo", "-h", "-N", "-p", "normal", "-o", "%t", check=False).split() == ["idle"] * len(
+                self.nodes
+            )
+
+        _wait(are_idle, 30, "the nodes did not come up")
+
+    def run(self, *command: str, check: bool = True, **environment: str) -> str:
+        """A client's command -> its output."""
+        result = subprocess.run(
+            command,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if check and result.returncode:
+            raise AssertionError(f"{' '.join(command)}: {result.stdout}{result.stderr}")
+        return result.stdout
+
+    def state(self, job: str) -> str:
+        """RUNNING, PENDING, COMPLETED, ...; of an array's member JOB_TASK too."""
+        found = self.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T", check=False).split()
+        return found[0] if found else "GONE"
+
+    def exit_code(self, job: str) -> int:
+        text = self.show(job, "ExitCode")
+        return int(text.partition(":")[0])
+
+    def show(self, job: str, key: str) -> str:
+        words = self.run("scontrol", "show", "job", job).split()
+        return next(word.partition("=")[2] for word in words if word.startswith(f"{key}="))
+
+    def wait(self, job: str, states: Sequence[str], seconds: float = 120) -> str:
+        _wait(lambda: self.state(job) in states, seconds, f"job {job} is not {' or '.join(states)}", self, job)
+        return self.state(job)
+
+    def end_of(self, job: str, seconds: float = 180) -> int:
+        """Waits until the job has ended for good -> its exit code."""
+        self.wait(job, ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "GONE"), seconds)
+        return self.exit_code(job)
+
+
+def _wait(condition: object, seconds: float, message: str, cluster: Cluster | None = None, job: str = "") -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            state = "" if cluster is None else f", but {cluster.state(job)}"
+            raise AssertionError(f"{message} within {seconds:g} s{state}")
+        time.sleep(0.2)
+
+
+def _processes_of(uts: str) -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError):
+                if uts and os.readlink(f"/proc/{name}/ns/uts") == uts:
+                    found.append(int(name))
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    """Held together until all are known, so that they differ."""
+    listeners = [socket.create_server(("", 0)) for _ in range(count)]
+    ports = [int(listener.getsockname()[1]) for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
