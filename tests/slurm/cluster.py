@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +19,6 @@ PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 HOSTS = Path("/etc/hosts")
 MARK = "# tests.slurm"
-DOWN_SECONDS = 60.0  # until a node that was cut off is reported as down
 
 CONFIG = """
 ClusterName=test
@@ -136,9 +135,7 @@ class Cluster:
             "RealMemory=100000 State=UNKNOWN"
             for number, node in enumerate(self.nodes, 1)
         ]
-        text = CONFIG.format(
-            host=socket.gethostname(), port=first[0], folder=self.folder, nodes="\n".join(nodes)
-        )
+        text = CONFIG.format(host=socket.gethostname(), port=first[0], folder=self.folder, nodes="\n".join(nodes))
         (self.folder / "slurm.conf").write_text(text)
 
     def _start_munge(self) -> None:
@@ -151,10 +148,10 @@ class Cluster:
         _wait(lambda: (munge / "socket").exists(), 10, "munged did not start")
 
     def _daemon(self, *command: str) -> subprocess.Popen[bytes]:
-        log = open(self.folder / f"{Path(command[0]).name}.out", "ab")
-        return subprocess.Popen(
-            command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
+        with open(self.folder / f"{Path(command[0]).name}.out", "ab") as log:
+            return subprocess.Popen(
+                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
 
     def start_node(self, node: str) -> None:
         """Also one that was cut off."""
@@ -184,10 +181,11 @@ class Cluster:
 
         _wait(are_idle, 30, "the nodes did not come up")
 
-    def run(self, *command: str, check: bool = True, **environment: str) -> str:
+    def run(self, *command: str, check: bool = True, cwd: Path | None = None, **environment: str) -> str:
         """A client's command -> its output."""
         result = subprocess.run(
             command,
+            cwd=cwd,
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
@@ -207,27 +205,20 @@ class Cluster:
         text = self.show(job, "ExitCode")
         return int(text.partition(":")[0])
 
+    def hosts(self, nodes: str) -> list[str]:
+        """vnode[1-2] -> vnode1, vnode2"""
+        return self.run("scontrol", "show", "hostnames", nodes).split()
+
     def show(self, job: str, key: str) -> str:
         words = self.run("scontrol", "show", "job", job).split()
         return next(word.partition("=")[2] for word in words if word.startswith(f"{key}="))
 
-    def wait(self, job: str, states: Sequence[str], seconds: float = 120) -> str:
-        _wait(lambda: self.state(job) in states, seconds, f"job {job} is not {' or '.join(states)}", self, job)
-        return self.state(job)
 
-    def end_of(self, job: str, seconds: float = 180) -> int:
-        """Waits until the job has ended for good -> its exit code."""
-        self.wait(job, ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "GONE"), seconds)
-        return self.exit_code(job)
-
-
-def _wait(condition: object, seconds: float, message: str, cluster: Cluster | None = None, job: str = "") -> None:
-    assert callable(condition)
+def _wait(condition: Callable[[], object], seconds: float, message: str) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            state = "" if cluster is None else f", but {cluster.state(job)}"
-            raise AssertionError(f"{message} within {seconds:g} s{state}")
+            raise AssertionError(f"{message} within {seconds:g} s")
         time.sleep(0.2)
 
 
@@ -248,3 +239,15 @@ def _free_ports(count: int) -> list[int]:
     for listener in listeners:
         listener.close()
     return ports
+
+
+def left_processes(folder: Path) -> list[str]:
+    """Those that still name the cluster's folder in their command or their environment, but this one's own."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            with suppress(OSError):
+                text = Path(f"/proc/{name}/cmdline").read_bytes() + Path(f"/proc/{name}/environ").read_bytes()
+                if str(folder).encode() in text:
+                    found.append(f"{name} {Path(f'/proc/{name}/comm').read_text().strip()}")
+    return found
