@@ -212,8 +212,9 @@ forward() { # to the ranks. They ignore it while they start: it is repeated unti
   [ -z "$forwarding" ] || return 0
   forwarding=yes
   while kill -0 "$srun_pid" 2>/dev/null; do
-    # the member's name: SLURM_JOB_ID of an array's last member is the whole array's. Without --batch: steps alone
-    scancel --signal="$PRETRAIN_SIGNAL" "$job" 2>/dev/null
+    # The member's name: SLURM_JOB_ID of an array's last member is the whole array's. Without --batch: steps alone. Where
+    # SLURM is about to requeue the job, scancel tries again until its signal meets the ranks of the next start.
+    timeout 2 scancel --signal="$PRETRAIN_SIGNAL" "$job" 2>/dev/null
     sleep 3
   done &
 }

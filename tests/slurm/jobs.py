@@ -87,6 +87,11 @@ class Job:
         self.until(lambda: self.cluster.state(self.id) in ENDED, "the end", seconds)
         return self.cluster.exit_code(self.id)
 
+    def was_saved_at_a_stop(self, start: int, step: int) -> bool:
+        """Not by train.checkpoint_every: whether rank 0 said so at the end of this start, counted from 0."""
+        log = self.run_dir / "slurm" / "logs" / f"{self.id}.{start}.rank0.log"
+        return step > 0 and f": step {step} is saved in " in log.read_text()
+
     def told(self) -> str:
         logs = sorted((self.run_dir / "slurm" / "logs").glob("*.rank0.log"))
         return "\n".join([self.log, *(f"--- {log.name}\n{log.read_text()[-1500:]}" for log in logs)])

@@ -33,7 +33,7 @@ def time_limit(runs: Runs) -> tuple[Job, str]:
     job.until(lambda: job.starts("end"), "a save at the limit", 90)
     runs.cluster.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=30")
     _, _, _, saved, cause = job.starts("end")[0]
-    require(cause == "signal" and int(saved) % 4, job, f"{cause} at step {saved}: not saved at the signal")
+    require(cause == "signal" and job.was_saved_at_a_stop(0, int(saved)), job, f"{cause} at step {saved}")
     job.until_start(2)
     require("signal: USR1" in job.log, job, "the batch shell was not signaled")
     return job, f"saved step {saved}, requeued itself"
@@ -58,9 +58,7 @@ def _interrupted(job: Job, interrupt: object) -> str:
     interrupt()
     job.until_start(starts + 1)
     saved = int(job.starts("begin")[-1][3])
-    require(
-        saved > 0 and saved % 4, job, f"step {saved} is that of a periodic checkpoint: nothing was saved at the signal"
-    )
+    require(job.was_saved_at_a_stop(starts - 1, saved), job, f"nothing was saved at the signal: step {saved}")
     return f"saved step {saved}, continued"
 
 
