@@ -136,7 +136,9 @@ find_settings() { # -> master, port, settings: NAME=value of each rank. The site
   # No other name will do: a job whose nodes each took themselves for the first would train as so many jobs of one node.
   hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
   [ -n "$hosts" ] || end 1 "scontrol names no hosts: no rendezvous"
-  master=${hosts%%$'\n'*}${PRETRAIN_HOST_SUFFIX:-} port=$((20000 + SLURM_JOB_ID % 10000))
+  master=${hosts%%$'\n'*}${PRETRAIN_HOST_SUFFIX:-}
+  # each restart has another one: what took that of the start before may still be there
+  port=$((20000 + (SLURM_JOB_ID + 1009 * start) % 10000))
   settings=("MASTER_ADDR=$master" "MASTER_PORT=$port" "OMP_NUM_THREADS=$cores")
   fast=$(ip -o -4 addr show up 2>/dev/null | fast_interface)
   fast=${NCCL_SOCKET_IFNAME:-$fast}

@@ -5,7 +5,9 @@ Everything lies in one scratch folder but the nodes' names: those stand in /etc/
 
 from __future__ import annotations
 
+import fcntl
 import os
+import random
 import shutil
 import signal
 import socket
@@ -53,6 +55,7 @@ MpiDefault=none
 SlurmdTimeout=10
 KillWait=5
 MaxArraySize=100
+FirstJobId={first_job}
 {nodes}
 PartitionName=normal Nodes=ALL Default=YES PriorityTier=1 MaxTime=60 State=UP
 PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=60 State=UP
@@ -93,7 +96,6 @@ class Cluster:
         for name in ("munge", "state", "spool"):
             (self.folder / name).mkdir(parents=True, mode=0o700)
         os.chmod(self.folder / "munge", 0o755)  # clients connect to the socket in it
-        self.hosts_before = HOSTS.read_bytes()
         try:
             self._name_nodes()
             self._write_config()
@@ -120,13 +122,11 @@ class Cluster:
                 process.wait(5)
             process.kill()
             process.wait()
-        if HOSTS.read_bytes() != self.hosts_before:
-            HOSTS.write_bytes(self.hosts_before)
+        _write_hosts(without=str(self.folder))
 
     def _name_nodes(self) -> None:
-        """In place: where /etc/hosts is mounted by itself, as in a container, it cannot be replaced."""
-        lines = [f"127.0.1.{number} {node} {MARK}\n" for number, node in enumerate(self.nodes, 1)]
-        HOSTS.write_bytes(self.hosts_before.rstrip(b"\n") + b"\n" + "".join(lines).encode())
+        for number, node in enumerate(self.nodes, 1):
+            _write_hosts(f"127.0.1.{number} {node} {MARK} {self.folder}\n")
 
     def _write_config(self) -> None:
         first = _free_ports(len(self.nodes) + 1)
@@ -135,7 +135,13 @@ class Cluster:
             "RealMemory=100000 State=UNKNOWN"
             for number, node in enumerate(self.nodes, 1)
         ]
-        text = CONFIG.format(host=socket.gethostname(), port=first[0], folder=self.folder, nodes="\n".join(nodes))
+        text = CONFIG.format(
+            first_job=random.randint(100, 60000),  # a port follows from it: not that of another cluster on this machine
+            host=socket.gethostname(),
+            port=first[0],
+            folder=self.folder,
+            nodes="\n".join(nodes),
+        )
         (self.folder / "slurm.conf").write_text(text)
 
     def _start_munge(self) -> None:
@@ -212,6 +218,21 @@ class Cluster:
     def show(self, job: str, key: str) -> str:
         words = self.run("scontrol", "show", "job", job).split()
         return next(word.partition("=")[2] for word in words if word.startswith(f"{key}="))
+
+
+def _write_hosts(line: str = "", without: str | None = None) -> None:
+    """Adds a line, or takes away those that end so: another cluster's stay. In place: where /etc/hosts is mounted by
+    itself, as in a container, it cannot be replaced."""
+    with HOSTS.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        lines = file.read().splitlines(keepends=True)
+        kept = [text for text in lines if without is None or not text.endswith(f"{MARK} {without}\n")]
+        text = "".join(kept)
+        if line and text and not text.endswith("\n"):
+            text = f"{text}\n"
+        file.seek(0)
+        file.write(text + line)
+        file.truncate()
 
 
 def _wait(condition: Callable[[], object], seconds: float, message: str) -> None:

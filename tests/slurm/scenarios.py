@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 from data_pipeline.common.yaml_files import read_yaml
@@ -199,3 +200,64 @@ def node_failed_twice(runs: Runs) -> str:
     begins = [begin[4] for begin in job.starts("begin")]
     require(begins[-1] == nodes[-1] and job.cluster.show(job.id, "ExcNodeList") != "(null)", job, f"it ran on {begins}")
     return f"ran on {', then '.join(begins)}"
+
+
+# Stands in for apptainer: SLURM's commands are hidden, and the image has variables of its own
+APPTAINER = """#!/bin/bash
+shift
+while [[ $1 == --* ]]; do case $1 in --pwd | --bind) shift 2 ;; *) shift ;; esac; done
+[ "$1" = image.sif ] || exit 3
+shift
+export OMP_NUM_THREADS=7 OF_THE_SITE=image OF_THE_IMAGE=image
+hide='for name in scontrol scancel srun sbatch squeue sinfo; do mount --bind /dev/null "$(command -v $name)"; done'
+exec unshare --mount bash -c "$hide; exec \\"\\$@\\"" _ "$@"
+"""
+# Stands in for the image's python: notes what a rank sees
+PYTHON = """#!/bin/bash
+{{ scontrol ping >/dev/null 2>&1; echo "scontrol $?"; env | grep -E '^(OF_|OMP_)'; }} >"$PACE/seen"
+exec {python} "$@"
+"""
+
+
+def container(runs: Runs) -> str:
+    """Nothing within it can requeue the job: the batch script does, outside."""
+    folder = runs.folder / "container"
+    folder.mkdir()
+    (folder / "slow").touch()
+    for name, text in (("apptainer", APPTAINER), ("python", PYTHON.format(python=sys.executable))):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    (folder / "site.env").write_text("OF_THE_SITE=site\nOMP_NUM_THREADS=1\n")
+    job = runs.submit(
+        "container",
+        PATH=f"{folder}:{runs.cluster.environment['PATH']}",
+        PRETRAIN_CONTAINER="apptainer",
+        PRETRAIN_IMAGE="image.sif",
+        PRETRAIN_SITE=str(folder / "site.env"),
+    )
+    job.until_step(2)
+    runs.cluster.run("scancel", "--batch", "--signal=USR1", job.id)
+    job.until_start(2)
+    (folder / "slow").unlink()
+    require(job.until_ended() == 0 and job.step() == 12, job, "it did not go on")
+    seen = set((folder / "seen").read_text().split("\n"))
+    require("scontrol 126" in seen, job, f"scontrol can be run in the container: {seen}")
+    require({"OF_THE_SITE=site", "OMP_NUM_THREADS=1", "OF_THE_IMAGE=image"} <= seen, job, f"a rank sees {seen}")
+    return "requeued from outside; the site's variables win over the image's"
+
+
+def torchrun(runs: Runs) -> str:
+    """A task is a node; the signal passes through torchrun, which waits for the checkpoint."""
+    folder = runs.folder / "torchrun"
+    folder.mkdir()
+    (folder / "slow").touch()
+    settings = {"PRETRAIN_LAUNCHER": "torchrun", "PRETRAIN_RANKS_PER_NODE": "1", "PRETRAIN_SIGNAL": "USR2"}
+    job = runs.submit("torchrun", options=("--nodes=2", "--ntasks-per-node=1"), **settings)
+    job.until_step(2)
+    runs.cluster.run("scancel", "--batch", "--signal=USR1", job.id)
+    job.until_start(2)
+    (folder / "slow").unlink()
+    require(job.until_ended() == 0 and job.step() == 12, job, "it did not go on")
+    saved = int(job.starts("begin")[1][3])
+    require(job.was_saved_at_a_stop(0, saved), job, "nothing was saved at the signal")
+    return f"USR2 through torchrun: saved step {saved}, requeued itself"
