@@ -251,21 +251,19 @@ faults_in_a_row() { # starts that made no progress by their own fault, since the
     $1 == "end" { if ($4 > step) n = 0; else if ($5 == "fault") n++ } END { print n + 0 }' "$state/starts"
 }
 
-requeue() { # CAUSE WHY
-  local now
+requeue() { # CAUSE WHY: ends this start, and asks for the next
   record end "$(newest_step)" "$1"
-  say "requeue: $1, $2"
+  say "this start ended by $1: $2"
   trap '' USR1 USR2 TERM # which scontrol requeue sends
   [ "$PRETRAIN_REQUEUE" = requeue ] || { say "not requeued: PRETRAIN_REQUEUE=$PRETRAIN_REQUEUE" && exit 75; }
-  # scontrol would bring a job back to life that its user has cancelled
-  now=$(job_field JobState)
   if [ "$(job_field Restarts)" -gt "$start" ]; then
-    say "SLURM has requeued it already"
-  elif [ "$now" != RUNNING ] && [ "$(date +%s)" -lt "$((time_limit - 5))" ]; then
-    say "the job was cancelled: it is not requeued" && exit 75
+    say "SLURM has requeued the job"
+  elif [ "$(job_field JobState)" != RUNNING ] && [ "$(date +%s)" -lt "$((time_limit - 5))" ]; then
+    say "not requeued: the job was cancelled" && exit 75 # scontrol would bring it back to life
   elif [ "$start" -ge "$PRETRAIN_MAX_RESTARTS" ]; then
     give_up "restarted $PRETRAIN_MAX_RESTARTS times (PRETRAIN_MAX_RESTARTS)"
   else
+    say "requeued"
     scontrol requeue "$job" || { say "SLURM does not requeue it: PRETRAIN_REQUEUE=chain, see slurm/README.md" && exit 75; }
   fi
   [ -z "$(bad_nodes)" ] || exclude "$(bad_nodes)"

@@ -20,7 +20,8 @@ LARGEST = 1 << 20  # bytes; a longer one was not written here
 
 def named_run_dir(overrides: Sequence[str]) -> Path | None:
     """The run_dir that these overrides name, before anything is known to be right."""
-    names = [o.removeprefix("run_dir=").strip("'\"") for o in overrides if o.startswith("run_dir=")]
+    keys = [o.lstrip("+") for o in overrides]  # +run_dir= and ++run_dir= are the same to Hydra
+    names = [o.removeprefix("run_dir=").strip("'\"") for o in keys if o.startswith("run_dir=")]
     if not names or names[-1] in ("", "null") or "${" in names[-1]:
         return None
     return Path(os.path.expanduser(names[-1]))
