@@ -251,20 +251,31 @@ faults_in_a_row() { # starts that made no progress by their own fault, since the
     $1 == "end" { if ($4 > step) n = 0; else if ($5 == "fault") n++ } END { print n + 0 }' "$state/starts"
 }
 
+was_cancelled() { # by its user: neither its time limit nor another job has ended it
+  case $(job_field JobState).$(job_field Reason).$(job_field PreemptTime) in
+    .* | RUNNING.* | *.TimeLimit.* | *.*.[0-9]*) return 1 ;;
+  esac
+}
+
 requeue() { # CAUSE WHY: ends this start, and asks for the next
   record end "$(newest_step)" "$1"
   say "this start ended by $1: $2"
   trap '' USR1 USR2 TERM # which scontrol requeue sends
   [ "$PRETRAIN_REQUEUE" = requeue ] || { say "not requeued: PRETRAIN_REQUEUE=$PRETRAIN_REQUEUE" && exit 75; }
-  if [ "$(job_field Restarts)" -gt "$start" ]; then
+  local restarts try
+  restarts=$(job_field Restarts)
+  if [ "${restarts:-0}" -gt "$start" ]; then
     say "SLURM has requeued the job"
-  elif [ "$(job_field JobState)" != RUNNING ] && [ "$(date +%s)" -lt "$((time_limit - 5))" ]; then
+  elif was_cancelled; then
     say "not requeued: the job was cancelled" && exit 75 # scontrol would bring it back to life
   elif [ "$start" -ge "$PRETRAIN_MAX_RESTARTS" ]; then
     give_up "restarted $PRETRAIN_MAX_RESTARTS times (PRETRAIN_MAX_RESTARTS)"
   else
-    say "requeued"
-    scontrol requeue "$job" || { say "SLURM does not requeue it: PRETRAIN_REQUEUE=chain, see slurm/README.md" && exit 75; }
+    for try in 1 2 3 4 5 last; do # slurmctld may be away for a moment
+      scontrol requeue "$job" && say "requeued" && break
+      [ "$try" != last ] || { say "SLURM does not requeue it: PRETRAIN_REQUEUE=chain, see slurm/README.md" && exit 75; }
+      sleep 10
+    done
   fi
   [ -z "$(bad_nodes)" ] || exclude "$(bad_nodes)"
   exit 0

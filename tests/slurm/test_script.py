@@ -19,7 +19,7 @@ def bash(text: str, folder: Path, *arguments: str, **environment: str) -> subpro
     head = f"""set -uo pipefail
     . {LIB}
     run_dir={folder}/run state={folder}/run/slurm id=7.0 code={ROOT} job=7 start=0
-    caught='' began=0 time_limit=9999999999
+    caught='' began=0
     mkdir -p "$state/logs"
     check_settings
     """
@@ -228,19 +228,31 @@ def test_slurm_refuses_to_requeue(tmp_path):
     assert found.returncode == 75 and "PRETRAIN_REQUEUE=chain" in found.stdout
 
 
+def test_a_controller_that_is_away_for_a_moment_loses_no_job(tmp_path):
+    away = 'scontrol() { echo x >>tries; [ "$(wc -l <tries)" -gt 6 ] && echo "CALLED $*"; }; result=75'
+    found = after(tmp_path, away)
+    assert found.returncode == 0 and "CALLED requeue 7" in found.stdout, found
+
+
 def test_a_job_that_its_user_cancelled_stays_so(tmp_path):
     """scontrol would bring it back to life. What SLURM has requeued already needs no more of it; a job whose time is
     over looks like one that was cancelled."""
-    state = (
-        'scontrol() {{ case "$*" in show*) echo "JobState=COMPLETING Restarts={}" ;; *) echo "CALLED $*" ;; esac; }}\n'
-    )
-    stopped = "result=75 caught=TERM"
-    found = after(tmp_path, state.format(0) + stopped)
+    text = 'scontrol() { case "$*" in show*) echo "$shown" ;; *) echo "CALLED $*" ;; esac; }\nresult=75 caught=TERM'
+
+    def ended(shown):
+        (tmp_path / "run" / "slurm" / "starts").unlink(missing_ok=True)
+        return after(tmp_path, text, shown=f"JobState=COMPLETING {shown}")
+
+    found = ended("Reason=None Restarts=0 PreemptTime=None")
     assert found.returncode == 75 and "was cancelled" in found.stdout and "CALLED" not in found.stdout
-    found = after(tmp_path, state.format(1) + stopped)
+    found = ended("Reason=None Restarts=1")
     assert found.returncode == 0 and "CALLED requeue" not in found.stdout
-    found = after(tmp_path, state.format(0) + stopped + " time_limit=1000")
-    assert found.returncode == 0 and "CALLED requeue 7" in found.stdout
+    for shown in (
+        "Reason=TimeLimit Restarts=0 PreemptTime=None",
+        "Reason=None Restarts=0 PreemptTime=2026-01-01T00:00:00",
+    ):
+        found = ended(shown)
+        assert found.returncode == 0 and "CALLED requeue 7" in found.stdout, shown
 
 
 @pytest.mark.parametrize(
