@@ -336,10 +336,11 @@ avoid_bad_nodes() { # SLURM itself requeues a job whose node dies, and may give 
   done
 }
 
-avoid_outliers() { # of the health check
+avoid_outliers() { # of the health check, three times at most: there may be no better nodes
   [ -s "$state/outliers" ] || return 0
   say "outliers of the health check: $(paste -sd' ' "$state/outliers")"
   [ "$PRETRAIN_CHECK" = exclude ] || return 0
+  [ "$(grep -c '^end .* check$' "$state/starts")" -lt 3 ] || { say "warning: they are trained on" && return 0; }
   cat "$state/outliers" "$state/outliers" >>"$state/failed_nodes"
-  requeue check "such a node is not trained on"
+  requeue check "such nodes are not trained on"
 }

@@ -329,6 +329,18 @@ def test_a_node_that_failed_twice_is_avoided(tmp_path):
     assert "goes on" not in found.stdout
 
 
+def test_outliers_are_excluded_three_times_at_most(tmp_path):
+    outliers = HEALTHY + 'printf "n2\\nn5\\n" >"$state/outliers"; record begin 0 a; avoid_outliers; echo goes on'
+    assert "goes on" in bash(outliers, tmp_path, PRETRAIN_CHECK="report").stdout
+    for _ in range(3):
+        found = bash(outliers, tmp_path, PRETRAIN_CHECK="exclude")
+        assert "CALLED requeue 7" in found.stdout and "ExcNodeList=n2,n5" in found.stdout, found
+    found = bash(outliers, tmp_path, PRETRAIN_CHECK="exclude")
+    assert "goes on" in found.stdout and "CALLED" not in found.stdout
+    none = HEALTHY + ': >"$state/outliers"; avoid_outliers; echo goes on'
+    assert bash(none, tmp_path, PRETRAIN_CHECK="exclude").stdout == "goes on\n"
+
+
 def test_nodes_that_died_with_the_job_script_are_found_out_later(tmp_path):
     state = tmp_path / "run" / "slurm"
     state.mkdir(parents=True)
