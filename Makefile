@@ -11,7 +11,7 @@ VOCABULARY := $(if $(filter gpt,$(FAMILY)),512,384)
 OUT ?= quickstart/$(FAMILY)
 TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
 
-.PHONY: quickstart test check golden parity any-checkpoint resume any-signal soak hostile gpu-check convergence convergence-optimizers setup \
+.PHONY: quickstart test check golden parity any-checkpoint resume any-signal soak test-slurm hostile gpu-check convergence convergence-optimizers setup \
 	bench bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-optimizers bench-tokenizer-memory \
 	bench-agreement
 
@@ -68,6 +68,10 @@ hostile: setup
 # A run of two ranks is killed and hung at 30 random moments, and rolled back under every layout; `make test` does some
 soak: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak
+
+# slurm/pretrain.sbatch on a real SLURM of virtual nodes; as root it installs Debian's packages, elsewhere it is skipped
+test-slurm: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.slurm
 
 gpu-check: setup
 	$(BIN)/python -m tests.distributed.gpu_check

@@ -17,7 +17,7 @@ from pretraining.parallel.host import broadcast_text, raise_on_all_ranks, run_on
 from pretraining.parallel.launch import Launch
 from pretraining.parallel.lost import LostPeer, lost_peer
 from pretraining.parallel.meeting import Meeting, meet
-from pretraining.parallel.world import World, find_device, start_world
+from pretraining.parallel.world import World, require_own_devices, start_world
 from pretraining.run.agreement import code_facts, config_facts, require_same
 from pretraining.run.metrics import METRICS, draw_losses, points, read_metrics
 from pretraining.run.ownership import LostOwnership, Ownership
@@ -88,7 +88,7 @@ class Job:
             return EXIT_DONE
         check = partial(check_wandb, config.tracking, Path(config.run_dir or "run"))
         run_on_all_ranks(self.meeting, check if self.meeting.is_main else _nothing)
-        run_on_all_ranks(self.meeting, partial(find_device, self.launch))
+        require_own_devices(self.launch, self.meeting)
         world = start_world(self.launch, config.engine.tensor_parallel, self.meeting)
         run_dir = self.verdict.run_dir = self._agree_on_run_dir(config)
         try:
@@ -139,8 +139,8 @@ class Job:
         warn(f"rank {self.launch.rank}: {told}. The same command goes on from the newest checkpoint")
         if self.launch.rank > 0:
             time.sleep(VERDICT_SECONDS)
-            return self.verdict.write_if_none(EXIT_REQUEUE, told)
-        return self.verdict.write(EXIT_REQUEUE, told)
+            return self.verdict.write_if_none(EXIT_REQUEUE, told, fault=True)
+        return self.verdict.write(EXIT_REQUEUE, told, fault=True)
 
     def _end_early(self, code: int, reason: str) -> None:
         """Before the process ends without the main thread."""

@@ -38,6 +38,14 @@ def test_a_tilde_is_the_home_folder(key, monkeypatch):
     assert named_run_dir(["run_dir='~/x'"]) == Path("/home/me/x")  # before the config is read
 
 
+def test_the_run_dir_is_known_before_the_config_is_read():
+    for given, expected in (("a b", "a b"), ("a$b%j", "a$b%j"), ("x=1", "x=1")):
+        for override in (f"run_dir='{given}'", f"run_dir={given}", f"++run_dir={given}", f'run_dir="{given}"'):
+            assert named_run_dir(["run_dir=first", override, "train.run_dir=no"]) == Path(expected)
+    for nothing in ("run_dir=null", "run_dir=", "run_dir=${oc.env:HOME}", "x.run_dir=a"):
+        assert named_run_dir([nothing]) is None
+
+
 def test_a_tilde_is_the_home_folder_for_every_command(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     made = compose_config("export", ["checkpoint=~/c", "output=~/o", "data_path=~/d"], ExportConfig)

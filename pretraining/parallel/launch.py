@@ -38,9 +38,8 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     Raises InputError where ranks are not whole numbers, are none of the job, or could not find each other.
     """
     names = TORCHRUN
-    # In a job script SLURM_NTASKS may be above 1 for a single process; only srun sets SLURM_PROCID.
     tasks = 1 if "RANK" in environment else _number(environment, "SLURM_NTASKS", 1)
-    if "SLURM_PROCID" in environment and tasks > 1:
+    if tasks > 1 and is_srun_task(environment):
         names = SLURM
     if "RANK" not in environment:
         _require_no_mpi(environment, by_srun=names == SLURM)
@@ -62,6 +61,15 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     if size > 1:
         _require_meeting_point(environment, size)
     return Launch(rank, size, local_rank, max(1, _number(environment, names[3], size)))
+
+
+def is_srun_task(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether srun started this process. The shells of sbatch and salloc have SLURM_PROCID=0 and SLURM_NTASKS as well:
+    what is run there, a preflight say, is no rank, and would wait for others."""
+    if "SLURM_PROCID" not in environment or "SLURM_JOB_ID" not in environment:
+        return "SLURM_PROCID" in environment
+    # slurm.h: the steps of such shells have numbers from 0xfffffffa on
+    return re.fullmatch("[0-9]{1,9}", environment.get("SLURM_STEP_ID", "")) is not None
 
 
 def _require_no_mpi(environment: Mapping[str, str], by_srun: bool) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -17,6 +19,8 @@ from pretraining.parallel.texts import gather_texts
 if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
+
+MOST_TOLD = 4  # ranks, and GPUs that they share
 
 
 @dataclass(frozen=True)
@@ -39,16 +43,41 @@ class World:
 
 
 def find_device(launch: Launch) -> torch.device:
-    """This rank's GPU, or the CPU. Raises InputError. Nothing runs on it yet."""
+    """This rank's GPU, or the CPU. Nothing runs on it yet.
+
+    Under srun --gpus-per-task=1 each rank sees its own GPU alone, as number 0, whatever its local rank.
+    """
     import torch
 
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    if launch.local_rank >= torch.cuda.device_count():
+    return torch.device("cuda", launch.local_rank % torch.cuda.device_count())
+
+
+def require_own_devices(launch: Launch, ranks: Meeting) -> None:
+    """Raises InputError on all ranks where several have the same GPU, or some have none. A collective, before any
+    process group."""
+    import torch
+
+    device = find_device(launch)
+    names = ranks.gather_texts(None if device.type == "cpu" else str(torch.cuda.get_device_properties(device).uuid))
+    lacking = [rank for rank, name in enumerate(names) if name is None]
+    if 0 < len(lacking) < len(names):
+        raise InputError(f"ranks {_listed(lacking)} see no GPU, the others do: is the driver of their host in order?")
+    owners: dict[str | None, list[int]] = {}
+    for rank, name in enumerate(names):
+        owners.setdefault(name, []).append(rank)
+    shared = [f"ranks {_listed(found)} have the same GPU" for name, found in owners.items() if name and found[1:]]
+    if shared:
         raise InputError(
-            f"local rank {launch.local_rank} has no GPU: {torch.cuda.device_count()} visible, one a rank is needed"
+            f"{'; '.join(shared[:MOST_TOLD])}: one a rank is needed. Start as many ranks on a host as it has GPUs, or "
+            "ask for more of them"
         )
-    return torch.device("cuda", launch.local_rank)
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    told = ", ".join(map(str, ranks[:MOST_TOLD]))
+    return f"{told} and {len(ranks) - MOST_TOLD} more" if len(ranks) > MOST_TOLD else told
 
 
 def start_world(launch: Launch, tensor_parallel: int = 1, meeting: Meeting | None = None) -> World:
@@ -138,4 +167,13 @@ def _limit_threads(launch: Launch) -> None:
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // launch.local_size))
+        torch.set_num_threads(threads_of(launch, os.environ))
+
+
+def threads_of(launch: Launch, environment: Mapping[str, str]) -> int:
+    """A rank's share of the cores that this process may run on, or those that srun has given to each task."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    given = environment.get("SLURM_CPUS_PER_TASK", "")
+    if "RANK" not in environment and given.isdecimal():  # under torchrun all ranks of a node are one task
+        return max(1, min(cores, int(given)))
+    return max(1, cores // launch.local_size)

@@ -20,8 +20,9 @@ LARGEST = 1 << 20  # bytes; a longer one was not written here
 
 def named_run_dir(overrides: Sequence[str]) -> Path | None:
     """The run_dir that these overrides name, before anything is known to be right."""
-    names = [o.removeprefix("run_dir=").strip("'\"") for o in overrides if o.startswith("run_dir=")]
-    if not names or names[-1] in ("", "null") or "$" in names[-1]:
+    keys = [o.lstrip("+") for o in overrides]  # +run_dir= and ++run_dir= are the same to Hydra
+    names = [o.removeprefix("run_dir=").strip("'\"") for o in keys if o.startswith("run_dir=")]
+    if not names or names[-1] in ("", "null") or "${" in names[-1]:
         return None
     return Path(os.path.expanduser(names[-1]))
 
@@ -57,17 +58,19 @@ class Verdict:
                 raise InputError(f"{path} cannot be replaced: {error.strerror or error}") from error
         self.begun = True
 
-    def write(self, code: int, reason: str) -> int:
+    def write(self, code: int, reason: str, fault: bool = False) -> int:
         """-> code. A command that fails before training begins changes nothing of a run that is done, nor of one that
-        another job is training."""
+        another job is training.
+
+        fault: 75 that no signal asked for: a job script restarts such a run only as long as it makes progress."""
         if self.rank == 0 and self.run_dir is not None and not self._is_anothers(self.run_dir):
-            _write(self.run_dir, code, reason)
+            _write(self.run_dir, code, reason, fault)
         return code
 
-    def write_if_none(self, code: int, reason: str) -> int:
+    def write_if_none(self, code: int, reason: str, fault: bool = False) -> int:
         """The same on any rank, where rank 0 is not there to do it -> code."""
         if self.begun and self.run_dir is not None and read_exit_code(self.run_dir) is None:
-            _write(self.run_dir, code, reason)
+            _write(self.run_dir, code, reason, fault)
         return code
 
     def _is_anothers(self, run_dir: Path) -> bool:
@@ -86,14 +89,15 @@ class Verdict:
         return False
 
 
-def _write(run_dir: Path, code: int, reason: str) -> None:
+def _write(run_dir: Path, code: int, reason: str, fault: bool) -> None:
     """Atomically, and through no link."""
+    values = {"exit_code": code, "reason": reason, **({"fault": True} if fault else {})}
     temporary = temporary_name(run_dir / VERDICT)
     with suppress(OSError):  # no folder can be made of that name: the error's message says so
         run_dir.mkdir(parents=True, exist_ok=True)
         try:
             with os.fdopen(create_new(temporary), "w") as file:
-                json.dump({"exit_code": code, "reason": reason}, file)
+                json.dump(values, file)
             os.replace(temporary, run_dir / VERDICT)
         except OSError:  # a full disk: each start would leave one
             os.unlink(temporary)

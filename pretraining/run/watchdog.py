@@ -310,7 +310,7 @@ class Watchdog:
             code, text = EXIT_FAILED, f"{reason}. {_again(self.phases.step, self.start_step, batch)}"
         else:
             text = f"{reason}. The same command goes on from the last checkpoint" if code == EXIT_REQUEUE else reason
-        Verdict(0, self.run_dir, begun=True).write(code, text)
+        Verdict(0, self.run_dir, begun=True).write(code, text, fault=code == EXIT_REQUEUE)
         tell_code(self.folder, self.job, code)
         print(f"error: {text}", file=sys.stderr, flush=True)
         return code

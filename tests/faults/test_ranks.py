@@ -31,6 +31,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on(corpus, tmp_path, undisturbe
     verdict = read_json(job.run_dir / "verdict.json")
     told = rf"rank {rank} \(\S+, pid {job.ranks[rank].pid}\) died without a word in step 8: killed, or out of memory"
     assert verdict["exit_code"] == 75 and re.match(told, verdict["reason"]), verdict
+    assert verdict["fault"] is True  # no signal asked for it
     again = Job(corpus, job.run_dir)
     assert again.ends() == [0, 0], again.output()
     assert losses(job.run_dir) == losses(undisturbed.run_dir)
