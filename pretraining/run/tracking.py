@@ -18,9 +18,11 @@ from pretraining.run.metrics import (
     MetricsFile,
     SaveFailedLine,
     TrainingLine,
+    as_written,
     cut_metrics,
     last_evaluation,
 )
+from pretraining.run.starts import ThisStart, note_end, note_start
 from pretraining.run.terminal import tell, warn, warn_once
 from pretraining.run.weights_and_biases import WandbRun
 
@@ -58,10 +60,12 @@ class RunTracker(Tracker):
         start_step: int | None,
         total_steps: int,
         settings: Mapping[str, object],
+        start: ThisStart,
     ) -> None:
         """start_step: of the checkpoint that the run goes on from; None: from the beginning. settings: what W&B shows
-        as the run's config."""
-        self.path = run_dir / METRICS
+        as the run's config. start: what is noted of this one."""
+        self.run_dir, self.path = run_dir, run_dir / METRICS
+        self.clock = note_start(run_dir, start, start_step or 0)
         cut_metrics(self.path, start_step)
         self.evaluated_step = last_evaluation(self.path)
         self.file = MetricsFile(self.path)
@@ -69,7 +73,7 @@ class RunTracker(Tracker):
         self.progress = StepProgress(start_step or 0, total_steps)
 
     def log(self, line: Line) -> None:
-        self.file.append(line)
+        self.file.append(as_written(line, self.clock.seconds()))
         self.wandb.log(line)
         self.progress.show(line)
         if isinstance(line, EvaluationLine):
@@ -87,6 +91,7 @@ class RunTracker(Tracker):
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         self.progress.close()
         self.file.close()
+        note_end(self.run_dir, self.clock)
         self.wandb.finish(exit_code=0 if failure is None else 1)
 
 
