@@ -30,12 +30,12 @@ class ReportConfig:
     run_dir: the run, or several as a list; of a folder that is none, the runs in it.
     output: the page; null writes report.html into the first folder of run_dir.
     metric: the key of metrics.jsonl by which runs are ranked, those of one objective among each other: accuracies,
-        throughput and utilization by their largest value, everything else by its smallest.
+        throughput and utilization by their largest value, everything else by its smallest; null takes valid_loss.
     """
 
     run_dir: Paths
     output: PathText | None = None
-    metric: str = "valid_loss"
+    metric: str | None = None
 
 
 def main() -> int:
@@ -49,21 +49,22 @@ def report(overrides: list[str]) -> None:
 
     began = time.monotonic()
     config = compose_config("report", overrides, ReportConfig)
-    runs = ranked(find_runs(config.run_dir), config.metric)
+    metric = config.metric or "valid_loss"
+    runs = ranked(find_runs(config.run_dir), metric)
     known = sorted({key for run in runs for key in run.columns})
-    if known and config.metric not in known:
-        raise InputError(f"metric={config.metric}: no run has it; there are {', '.join(known)}")
+    if config.metric is not None and config.metric not in known:
+        raise InputError(f"metric={metric}: no run has it; there are {', '.join(known) or 'no numbers yet'}")
     path = Path(config.output or Path(config.run_dir[0]) / "report.html")
-    page = write_page(runs, config.metric)
+    page = write_page(runs, metric)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, page)
     except OSError as error:
         raise InputError(f"output={path} cannot be written: {error.strerror or error}") from error
-    for run in best_runs(runs, config.metric):
-        best = run.best(config.metric)
+    for run in best_runs(runs, metric):
+        best = run.best(metric)
         assert best is not None, "the best has one"
-        print(f"best {run.objective} by {config.metric}: {run.name} ({best[0]:.4f} at step {best[1]})")
+        print(f"best {run.objective} by {metric}: {run.name} ({best[0]:.4f} at step {best[1]})")
     lines = sum(len(run.columns["step_seconds"].steps) for run in runs if "step_seconds" in run.columns)
     print(
         f"{len(runs)} run{'s' if len(runs) > 1 else ''}, {lines:,} training lines in {time.monotonic() - began:.1f} s: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,11 @@ def read_columns(path: Path) -> dict[str, Column]:
                 if type(step) is int:
                     for key, value in line.items():
                         # of booleans those that are true have a line; type(), since this runs for each of millions
-                        if type(value) in NUMBERS and value is not False and (key in found or len(found) < MOST_COLUMNS):
+                        if (
+                            type(value) in NUMBERS
+                            and value is not False
+                            and (key in found or len(found) < MOST_COLUMNS)
+                        ):
                             found[key].append(step, value)
     except FileNotFoundError:
         return {}
@@ -92,7 +97,7 @@ def extremes(column: Column, most: int = MOST_POINTS) -> Column:
     if bounds is None:
         return column
     kept: list[int] = []
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in itertools.pairwise(bounds.tolist()):
         stretch = column.values[begin:end]
         kept += sorted({begin + int(stretch.argmin()), begin + int(stretch.argmax())})
     places = np.array(kept)

@@ -2,7 +2,7 @@
 (() => {
   const report = JSON.parse(document.getElementById("data").textContent);
   const runs = report.runs.map((run, number) => ({ ...run, shown: true, color: number % 8, dashed: number >= 8 }));
-  const state = { axis: "step", logX: false, logY: false, smooth: 0.02, view: null };
+  const state = { axis: "step", logX: false, logY: false, smooth: 0, view: null };
   const drawn = new Map(); // chart -> its uPlot
   const AXES = { step: "steps", tokens: "tokens", images: "images", hours: "hours", flops: "FLOPs" };
 
@@ -14,16 +14,22 @@
   const floats = (text) => Array.from(new Float32Array(bytes(text)));
   const doubles = (text) => Array.from(new Float64Array(bytes(text)));
 
-  function short(value) {
+  function short(value, digits = 3) {
     if (value === null || value === undefined || !Number.isFinite(value)) return "–";
     const size = Math.abs(value);
     if (size === 0) return "0";
     for (const [unit, name] of [[1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "B"], [1e6, "M"], [1e4, "k"]]) {
-      if (size >= unit) return trim(value / (name === "k" ? 1e3 : unit)) + name;
+      if (size >= unit) return trim(value / (name === "k" ? 1e3 : unit), digits) + name;
     }
-    return size < 0.01 ? value.toExponential(1) : trim(value);
+    return size < 0.01 ? value.toExponential(digits - 2) : trim(value, Math.max(4, digits));
   }
-  const trim = (value) => String(+value.toPrecision(4));
+  // As many digits as tell neighbors apart.
+  function labels(ticks) {
+    const shown = ticks.filter((tick) => tick !== null);
+    const digits = [3, 4, 5, 6, 7].find((n) => new Set(shown.map((t) => short(t, n))).size === shown.length) ?? 7;
+    return ticks.map((tick) => (tick === null ? "" : short(tick, digits)));
+  }
+  const trim = (value, digits) => String(+value.toPrecision(digits));
   const precise = (value) => (Math.abs(value) >= 0.01 && Math.abs(value) < 1e4 ? value.toFixed(4) : short(value));
   const whole = (value) => value.toLocaleString("en-US");
   function clock(seconds) {
@@ -81,7 +87,7 @@
       make("span", cell, run.unit === "images" ? " img/s" : " tok/s", "small");
     }],
     ["TFLOP/s", (cell, run) => {
-      cell.append(short(run.tflops));
+      cell.append(run.tflops === null ? "–" : run.tflops.toPrecision(3));
       if (run.mfu !== null) make("span", cell, ` ${(100 * run.mfu).toFixed(0)}% MFU`, "small");
     }],
     ["seen", (cell, run) => {
@@ -96,6 +102,8 @@
       if (more.length) make("span", cell, ` ${more.map(([n, what]) => `${whole(n)} ${what}`).join(", ")}`, "small");
     }],
   ];
+
+  const ONLY_WIDE = new Set(["last", "TFLOP/s", "seen", "goodput"]); // a phone shows three cells in two rows
 
   function writeTable() {
     const table = document.getElementById("runs");
@@ -118,6 +126,7 @@
       if (run.is_best) make("span", label, "best", "best");
       for (const [title, fill] of COLUMNS) {
         const cell = make("td", row);
+        cell.className = ONLY_WIDE.has(title) ? "only-wide" : "";
         if (title !== "status") cell.dataset.label = title;
         fill(cell, run);
       }
@@ -149,17 +158,22 @@
     });
   }
 
-  // An exponential mean over steps, not lines, so that runs of another log_every are smoothed alike; free of bias at its
-  // beginning.
+  // A mean over both neighborhoods that fades exponentially: it does not lag behind as one of the past alone would. Over
+  // steps, not lines, so that runs of another log_every are smoothed alike.
   function smoothed({ x, y }) {
     const length = state.smooth * longest;
-    let sum = 0, weight = 0;
-    return y.map((value, i) => {
-      const keep = i ? Math.exp(-(x[i] - x[i - 1]) / length) : 0;
-      sum = keep * sum + (1 - keep) * value;
-      weight = keep * weight + (1 - keep);
-      return sum / weight;
-    });
+    const sums = y.slice(), weights = y.map(() => 1);
+    for (const direction of [1, -1]) {
+      let sum = 0, weight = 0;
+      for (let n = 1, i = direction > 0 ? 1 : y.length - 2; n < y.length; n++, i += direction) {
+        const keep = Math.exp(-Math.abs(x[i] - x[i - direction]) / length);
+        sum = keep * (sum + y[i - direction]);
+        weight = keep * (weight + 1);
+        sums[i] += sum;
+        weights[i] += weight;
+      }
+    }
+    return sums.map((sum, i) => sum / weights[i]);
   }
 
   function positive(xs, ys) {
@@ -235,7 +249,7 @@
     chart.values.replaceChildren();
     if (u.cursor.left === undefined || u.cursor.left < 0) return;
     const x = u.posToVal(u.cursor.left, "x");
-    make("span", chart.values, `${short(x)} ${AXES[state.axis]}`);
+    make("span", chart.values, `${state.axis === "step" ? whole(Math.round(x)) : short(x)} ${AXES[state.axis]}`);
     for (const { run, table: [xs, ys] } of parts.filter((part) => !part.faint)) {
       let low = 0, high = xs.length - 1;
       while (low < high) {
@@ -264,7 +278,7 @@
     return {
       width: chart.plot.clientWidth,
       height: chart.plot.clientHeight,
-      padding: [8, 8, 0, 0],
+      padding: [8, 18, 0, 0],
       cursor: { sync: { key: "all", setSeries: false }, points: { show: false }, y: false, drag: { x: true, y: false, setScale: false } },
       legend: { show: false },
       scales: {
@@ -272,8 +286,8 @@
         y: { distr: distr(state.logY), range: () => yRange(parts) },
       },
       axes: [
-        { ...axis, size: 26, space: 60, values: (_, ticks) => ticks.map((t) => (t === null ? "" : short(t))) },
-        { ...axis, size: 54, values: (_, ticks) => ticks.map((t) => (t === null ? "" : short(t))) },
+        { ...axis, size: 26, space: 60, values: (_, ticks) => labels(ticks) },
+        { ...axis, size: 54, values: (_, ticks) => labels(ticks) },
       ],
       series: [
         {},
@@ -316,15 +330,16 @@
   function pinch(u) {
     let begin = null;
     const place = (touch) => touch.clientX - u.over.getBoundingClientRect().left;
+    const tell = ({ clientX, clientY }) => u.over.dispatchEvent(new MouseEvent("mousemove", { clientX, clientY, bubbles: true }));
     u.over.addEventListener("touchstart", (event) => {
+      if (event.touches.length === 1) tell(event.touches[0]);
       if (event.touches.length !== 2) return;
       const [a, b] = [...event.touches].map(place).sort((p, q) => p - q);
       begin = [u.posToVal(a, "x"), u.posToVal(b, "x")];
     }, { passive: true });
     u.over.addEventListener("touchmove", (event) => {
       if (event.touches.length === 1) {
-        const { clientX, clientY } = event.touches[0];
-        u.over.dispatchEvent(new MouseEvent("mousemove", { clientX, clientY, bubbles: true }));
+        tell(event.touches[0]);
       } else if (event.touches.length === 2 && begin) {
         event.preventDefault();
         const [a, b] = [...event.touches].map(place).sort((p, q) => p - q);
@@ -348,8 +363,9 @@
     rest.hidden = !charts.some((chart) => chart.folded);
     for (const chart of charts) {
       chart.card = make("section", document.getElementById(chart.folded ? "folded" : "charts"), "", chart.full ? "chart full" : "chart");
-      make("h3", chart.card, chart.title);
-      chart.values = make("div", chart.card, "", "values");
+      const head = make("div", chart.card, "", "head");
+      make("h3", head, chart.title);
+      chart.values = make("div", head, "", "values");
       chart.plot = make("div", chart.card, "", "plot");
     }
     rest.addEventListener("toggle", redraw);
@@ -367,7 +383,9 @@
     on("axis", (element) => ([state.axis, state.view] = [element.value, null]));
     on("log-x", (element) => ([state.logX, state.view] = [element.checked, null]));
     on("log-y", (element) => (state.logY = element.checked));
-    on("smooth", (element) => (state.smooth = (element.value / 100) ** 2 / 5)); // a fifth of the longest run at most
+    const setSmooth = (element) => (state.smooth = (element.value / 100) ** 2 / 5); // a fifth of the longest run at most
+    on("smooth", setSmooth);
+    setSmooth(document.getElementById("smooth"));
     document.getElementById("reset").addEventListener("click", () => zoom(null));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
     let width = innerWidth;

@@ -147,4 +147,3 @@ def differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
     rows = [(key, [run.config.get(key) for run in runs]) for key in keys]
     own = ("run_dir", "tracking.run_name")  # each run has its own
     return [(key, row) for key, row in rows if key not in own and any(value != row[0] for value in row)]
-
