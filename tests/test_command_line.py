@@ -16,6 +16,7 @@ from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import to_dict
 from data_pipeline.prepare import PrepareConfig
 from pretraining.commands.replay import ReplayConfig
+from pretraining.commands.report import ReportConfig
 from pretraining.commands.show import ShowConfig
 from pretraining.config import RunConfig, load_config
 from pretraining.hub.export import ExportConfig
@@ -27,6 +28,7 @@ COMMANDS = {
     "pretraining.export": ("export", ExportConfig),
     "pretraining.commands.show": ("show", ShowConfig),
     "pretraining.commands.replay": ("replay", ReplayConfig),
+    "pretraining.commands.report": ("report", ReportConfig),
 }
 
 
