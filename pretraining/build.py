@@ -180,6 +180,7 @@ def build_recorded(
     from pretraining.models.registry import build_model
     from pretraining.optim.registry import build_update_rule
     from pretraining.parallel.world import limit_groups
+    from pretraining.run.showing import Showing
     from pretraining.trainer import Record, Trainer
 
     torch.use_deterministic_algorithms(config.train.deterministic)
@@ -203,8 +204,13 @@ def build_recorded(
     require_equal_replicas(world, engine, config.train.deterministic, "before the first step")
     # No file of a run changes before all inputs proved good.
     tracker = open_tracker(checkpoint)
-    record = Record(folder, inputs.identity, tracker, throughput, phases, owner)
-    trainer = Trainer(config, engine, objective, _feeds(config, inputs, world), record, stop, world)
+    feeds = _feeds(config, inputs, world)
+    showing = None
+    if world.is_main and config.tracking.samples:
+        samples = partial(feeds.first_validation, config.tracking.samples)
+        showing = Showing(engine, objective, samples, folder, tracker, config.train.seed)
+    record = Record(folder, inputs.identity, tracker, throughput, phases, owner, showing)
+    trainer = Trainer(config, engine, objective, feeds, record, stop, world)
     if checkpoint is not None:
         trainer.resume(checkpoint.state)
     return trainer

@@ -32,6 +32,7 @@ from pretraining.run.phases import Phases
 from pretraining.run.roll_back import passed_over, roll_back
 from pretraining.run.run_dir import Identity
 from pretraining.run.saving import CheckpointKeeper
+from pretraining.run.showing import Showing
 from pretraining.run.signals import Stopped, StopRequest
 from pretraining.run.slow_ranks import SlowRankWatch
 from pretraining.run.throughput import Throughput
@@ -43,7 +44,8 @@ CONTROL = ("grad_norm", "finite", "loss_scale")  # what the optimizer says of a 
 @dataclass(frozen=True)
 class Record:
     """Where a run is recorded, and how its speed is counted. identity: what of its config a checkpoint is bound to.
-    phases: what the watchdog sees. owner: of the folder, on rank 0 of a run that others could disturb."""
+    phases: what the watchdog sees. owner: of the folder, on rank 0 of a run that others could disturb. showing: shows
+    samples after an evaluation, on rank 0 of a run that has such."""
 
     folder: Path
     identity: Identity
@@ -51,6 +53,7 @@ class Record:
     throughput: Throughput
     phases: Phases
     owner: Ownership | None = None
+    showing: Showing | None = None
 
 
 @dataclass(frozen=True)
@@ -344,6 +347,8 @@ class Trainer:
             EvaluationLine(self.step, loss, parts, lacking, self.record.throughput.unit, units, bits)
         )
         self.evaluated_step = self.step
+        if self.record.showing is not None:
+            self.record.showing.show(self.step)
 
     def _tell_small_split(self, batches: int) -> None:
         asked = self.train.eval_batches

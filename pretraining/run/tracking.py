@@ -40,6 +40,10 @@ class Tracker(contextlib.AbstractContextManager["Tracker"], Protocol):
 
     def log(self, line: Line) -> None: ...
 
+    def show(self, step: int, folder: Path) -> None:
+        """Samples of this step that lie in a folder: a text, and pictures."""
+        ...
+
     def note(self, text: str) -> None:
         """Tells the user, and no file."""
         ...
@@ -79,6 +83,8 @@ class RunTracker(Tracker):
         if isinstance(line, EvaluationLine):
             self.evaluated_step = line.step
 
+    def show(self, step: int, folder: Path) -> None: ...
+
     def note(self, text: str) -> None:
         self.progress.note(text)
 
@@ -101,6 +107,8 @@ class NullTracker(Tracker):
     evaluated_step = -1
 
     def log(self, line: Line) -> None: ...
+
+    def show(self, step: int, folder: Path) -> None: ...
 
     def note(self, text: str) -> None: ...
 
