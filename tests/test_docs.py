@@ -12,7 +12,7 @@ def keys_of_lines() -> set[str]:
     """Every key that a line of metrics.jsonl can have, but those of an objective's own terms and metrics."""
     found: set[str] = set()
     for unit in ("tokens", "images"):
-        evaluation = EvaluationLine(1, 1.0, {}, lacking=["term"], unit=unit, units=1, bits_per_byte=1.0)
+        evaluation = EvaluationLine(1, 1.0, {}, lacking=["term"], unit=unit, units=1, bits_per_byte=1.0, flops=1.0)
         found |= set(as_written(evaluation, 1.0))
         line = TrainingLine(
             step=1,
@@ -32,6 +32,9 @@ def keys_of_lines() -> set[str]:
             loss_scale=1.0,
             spike=True,
             rank_seconds=(1.0, 2.0),
+            flops=1.0,
+            data_seconds=1.0,
+            training_seconds=1.0,
         )
         found |= set(as_written(line, 1.0))
     return found

@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline.common.errors import Failure
 from pretraining.run.faults import NonFiniteWatch
-from pretraining.trainer import dropout_seed
+from pretraining.randomness import dropout_seed
 from tests.helpers import TINY, metrics, train_alone, valid_losses
 
 

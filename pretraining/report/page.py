@@ -33,13 +33,26 @@ TITLES = {
     "tflops": "TFLOP/s of one rank",
     "step_seconds": "Seconds per step",
     "data_wait": "Share of time waiting for data",
+    "goodput": "Goodput",
     "memory_gb": "Memory, largest rank (GB)",
     "valid_accuracy": "Validation accuracy",
     "valid_bits_per_byte": "Validation bits per byte",
 }
 ALWAYS_OPEN = tuple(TITLES)[:9]
 EXACT = ("lr", "loss_scale")  # not smoothed
-NO_CHART = {*UNITS, "samples", "time", "flops", "batch_hash", "slowest_rank", "skipped", "spike", "failures"}
+NO_CHART = {
+    *UNITS,
+    "samples",
+    "time",
+    "flops",
+    "batch_hash",
+    "slowest_rank",
+    "skipped",
+    "spike",
+    "failures",
+    "valid_tokens",
+    "valid_images",
+}
 
 
 def write_page(runs: Sequence[Run], metric: str) -> str:

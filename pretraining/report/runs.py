@@ -66,7 +66,9 @@ class Run:
 
     def goodput(self) -> float | None:
         """The share of the run's clock that went into steps which count: what loading, saves, evaluations, and steps
-        that were lost and repeated took is the rest. The time of steps that have no line is that of an average one."""
+        that were lost and repeated took is the rest. Without its key in the lines, that of an average step."""
+        if "goodput" in self.columns:
+            return self.columns["goodput"].last
         steps, seconds = self.columns.get("step_seconds"), self.seconds
         if steps is None or not seconds:
             return None

@@ -10,7 +10,7 @@ import math
 import os
 import stat
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -35,7 +35,8 @@ class TrainingLine:
     unit: tokens or images, which names two keys. parts: the means of the terms and metrics, where there are several.
     lacking: terms of which the batch has no target; the loss, not finite where it has none at all, is without them.
     grad_norm: before clipping; not finite where the step was skipped. loss_scale: under fp16 only. rank_seconds: of
-    each rank's own work, see phases.py; empty for one rank.
+    each rank's own work, see phases.py; empty for one rank. flops: of the run so far. data_seconds: of this step, in
+    which rank 0 waited for data. training_seconds: of all steps of the run that count.
     """
 
     step: int
@@ -55,6 +56,9 @@ class TrainingLine:
     loss_scale: float | None
     spike: bool = False
     rank_seconds: tuple[float, ...] = ()
+    flops: float | None = None
+    data_seconds: float | None = None
+    training_seconds: float | None = None
 
     def as_json(self) -> Values:
         line: Values = {
@@ -70,6 +74,10 @@ class TrainingLine:
             **self.utilization,
             **{name: finite(value) for name, value in self.parts.items()},
         }
+        if self.flops is not None:
+            line["flops"] = self.flops
+        if self.data_seconds is not None:
+            line["data_wait"] = min(1.0, self.data_seconds / self.step_seconds)
         if self.lacking:
             line["lacking"] = self.lacking
         if self.skipped:
@@ -88,7 +96,7 @@ class EvaluationLine:
     """Means over the validation data after `step` updates. parts, lacking: as in a training line.
 
     units: tokens without padding, or images, of this evaluation. bits_per_byte: of the text in the targets; None where
-    they have none.
+    they have none. samples, seen, flops: of training, so far, as in a training line.
     """
 
     step: int
@@ -98,9 +106,14 @@ class EvaluationLine:
     unit: str
     units: int
     bits_per_byte: float | None
+    samples: int | None = None
+    seen: int | None = None
+    flops: float | None = None
 
     def as_json(self) -> Values:
         line: Values = {"step": self.step, "valid_loss": finite(self.loss), f"valid_{self.unit}": self.units}
+        so_far = {"samples": self.samples, self.unit: self.seen, "flops": self.flops}
+        line |= {key: value for key, value in so_far.items() if value is not None}
         if self.bits_per_byte is not None:
             line["valid_bits_per_byte"] = finite(self.bits_per_byte)
         line |= {f"valid_{name}": finite(value) for name, value in self.parts.items()}
@@ -124,7 +137,22 @@ Line = TrainingLine | EvaluationLine | SaveFailedLine
 
 def as_written(line: Line, seconds: float) -> Values:
     """What metrics.jsonl has of a line that is logged when the run's clock says `seconds`."""
-    return {**line.as_json(), "time": round(seconds, 3)}
+    values = {**line.as_json(), "time": round(seconds, 3)}
+    if isinstance(line, TrainingLine) and line.training_seconds is not None and seconds > 0:
+        values["goodput"] = round(min(1.0, line.training_seconds / seconds), 4)
+    return values
+
+
+def means(
+    sums: Mapping[str, float], counts: Mapping[str, float], terms: Mapping[str, float]
+) -> tuple[float, dict[str, float], list[str]]:
+    """sums, counts: of each term and metric. terms: with their weights. -> (the loss, NaN where nothing was counted;
+    each term and metric by its own count where there are several, NaN where it has none; the terms without a count,
+    which the loss lacks)."""
+    found = {name: sums[name] / counts[name] if counts[name] else math.nan for name in counts}
+    present = {term: weight for term, weight in terms.items() if counts[term]}
+    loss = sum(weight * found[term] for term, weight in present.items()) if present else math.nan
+    return loss, found if len(found) > 1 else {}, [term for term in terms if not counts[term]]
 
 
 def finite(value: float) -> float | None:
