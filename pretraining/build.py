@@ -18,6 +18,7 @@ from pretraining.objectives.base import Objective
 from pretraining.objectives.registry import build_objective
 from pretraining.parallel.host import Ranks, run_on_all_ranks
 from pretraining.parallel.meeting import Meeting
+from pretraining.parallel.mesh import Axis
 from pretraining.run.agreement import agree_on_checkpoint, code_facts, require_equal_replicas, require_same
 from pretraining.run.checkpoint_format import Checkpoint
 from pretraining.run.checkpoint_reader import check_fits, load_tensors
@@ -270,8 +271,14 @@ def _open_run_dir(
     start = None if checkpoint is None else checkpoint.state["step"]
     write_config(config, run_dir, inputs.identity, checkpoint)
     set_aside_newer(run_dir / "checkpoints", start)
-    settings = recorded_config(config) | {"derived": _derived(config, inputs, world)}
     this = ThisStart(began, world.size, tuple(dict.fromkeys(hosts)), code_facts(config.modules)["the code"])
+    settings = recorded_config(config) | {
+        "derived": _derived(config, inputs, world),
+        "layout": {str(axis): world.mesh.size(axis) for axis in Axis},
+        "cluster": {"hosts": list(this.hosts), "ranks": this.ranks, "device": world.device.type, "job": this.job},
+        "code": this.code,
+        "manifest": inputs.data.manifest.fingerprint,
+    }
     return RunTracker(config.tracking, run_dir, start, config.train.steps, settings, this)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.common.files import read_bytes
-from pretraining.run.showing import SAMPLES, TEXT
+from pretraining.run.showing import SAMPLES
+from pretraining.run.weights_and_biases import TEXT
 
 MOST_SHOWN = 6  # evaluations of a run, newest first
 LONGEST_TEXT = 20_000  # bytes

@@ -11,11 +11,12 @@ from data_pipeline.loader import Sample
 from pretraining.objectives.base import Demonstration, Objective
 from pretraining.run.terminal import warn_once
 from pretraining.run.tracking import Tracker
+from pretraining.run.weights_and_biases import TEXT
 
 if TYPE_CHECKING:
     from pretraining.models.base import Model
 
-SAMPLES, TEXT = "samples", "samples.txt"
+SAMPLES = "samples"
 LONGEST = 128  # tokens that a model writes by itself: other ranks wait meanwhile
 
 
@@ -62,7 +63,7 @@ class Showing:
             warn_once(SAMPLES, f"{self.folder} cannot be written to ({error.strerror or error}): training goes on")
         finally:
             model.train()
-        self.tracker.show(step, folder)
+        self.tracker.show(folder)
 
 
 def make_plain_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
+from data_pipeline.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE
 from data_pipeline.common.progress import terminal_bar
 from pretraining.config import TrackingConfig
 from pretraining.run.metrics import (
@@ -22,7 +23,8 @@ from pretraining.run.metrics import (
     cut_metrics,
     last_evaluation,
 )
-from pretraining.run.starts import ThisStart, note_end, note_start
+from pretraining.run.signals import Stopped
+from pretraining.run.starts import ThisStart, note_end, note_start, read_starts
 from pretraining.run.terminal import tell, warn, warn_once
 from pretraining.run.weights_and_biases import WandbRun
 
@@ -40,8 +42,8 @@ class Tracker(contextlib.AbstractContextManager["Tracker"], Protocol):
 
     def log(self, line: Line) -> None: ...
 
-    def show(self, step: int, folder: Path) -> None:
-        """Samples of this step that lie in a folder: a text, and pictures."""
+    def show(self, folder: Path) -> None:
+        """The samples of the evaluation that was logged last, which lie in a folder: a text, and pictures."""
         ...
 
     def note(self, text: str) -> None:
@@ -74,16 +76,20 @@ class RunTracker(Tracker):
         self.evaluated_step = last_evaluation(self.path)
         self.file = MetricsFile(self.path)
         self.wandb = WandbRun(config, run_dir, settings)
+        if len(read_starts(run_dir)) > 1:
+            self.wandb.alert(f"{run_dir.name} was restarted", f"from step {start_step or 0}", "WARN")
         self.progress = StepProgress(start_step or 0, total_steps)
 
     def log(self, line: Line) -> None:
-        self.file.append(as_written(line, self.clock.seconds()))
-        self.wandb.log(line)
+        seconds = self.clock.seconds()
+        self.file.append(as_written(line, seconds))
+        self.wandb.log(line, seconds)
         self.progress.show(line)
         if isinstance(line, EvaluationLine):
             self.evaluated_step = line.step
 
-    def show(self, step: int, folder: Path) -> None: ...
+    def show(self, folder: Path) -> None:
+        self.wandb.show(folder, self.clock.seconds())
 
     def note(self, text: str) -> None:
         self.progress.note(text)
@@ -94,11 +100,16 @@ class RunTracker(Tracker):
         self.evaluated_step = last_evaluation(self.path)
         self.file = MetricsFile(self.path)
 
-    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, failure: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         self.progress.close()
         self.file.close()
         note_end(self.run_dir, self.clock)
-        self.wandb.finish(exit_code=0 if failure is None else 1)
+        name = self.run_dir.name
+        if error is None:
+            self.wandb.alert(f"{name} is done", f"after step {self.progress.total}", "INFO")
+        elif not isinstance(error, Stopped):
+            self.wandb.alert(f"{name} failed", str(error) or repr(error), "ERROR")
+        self.wandb.finish(EXIT_DONE if error is None else EXIT_REQUEUE if isinstance(error, Stopped) else EXIT_FAILED)
 
 
 class NullTracker(Tracker):
@@ -108,7 +119,7 @@ class NullTracker(Tracker):
 
     def log(self, line: Line) -> None: ...
 
-    def show(self, step: int, folder: Path) -> None: ...
+    def show(self, folder: Path) -> None: ...
 
     def note(self, text: str) -> None: ...
 

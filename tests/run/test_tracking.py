@@ -15,6 +15,7 @@ from data_pipeline.common.errors import InputError
 from data_pipeline.common.json_files import read_json
 from pretraining.config import TrackingConfig
 from pretraining.run import terminal
+from pretraining.run.charts import AXES, charted
 from pretraining.run.metrics import (
     EvaluationLine,
     MetricsFile,
@@ -24,7 +25,7 @@ from pretraining.run.metrics import (
     read_metrics,
 )
 from pretraining.run.run_dir import read_run_config
-from pretraining.run.weights_and_biases import Choices, check_wandb, logged
+from pretraining.run.weights_and_biases import Choices, check_wandb
 from pretraining.train import main
 from tests.helpers import ROOT, TINY, finished_weights, metrics, pretrain_process, run_process, train_alone
 
@@ -82,11 +83,26 @@ def test_a_hash_survives_a_reader_whose_numbers_are_doubles(value):
 
 
 def test_charts_have_plain_names_and_numbers_alone():
-    charts = logged(training_line(batch_hash=7, lacking=["a"], parts={"a": float("nan"), "b": 1.0}))
-    assert {"train/step", "train/loss", "train/b"} <= charts.keys() and not {"train/a", "train/lacking"} & charts.keys()
+    line = training_line(batch_hash=7, lacking=["a"], parts={"a": float("nan"), "b": 1.0}, utilization={"mfu": 0.5})
+    charts = charted(line, 7200.0)
+    assert {"train/loss", "train/b", "speed/mfu"} <= charts.keys() and not {"train/a", "train/lacking"} & charts.keys()
     assert not any("batch_hash" in name for name in charts)
-    line = EvaluationLine(3, 2.0, {"accuracy": 0.5}, [], "images", 64, None)
-    assert logged(line) == {"valid/step": 3, "valid/loss": 2.0, "valid/images": 64, "valid/accuracy": 0.5}
+    line = EvaluationLine(3, 2.0, {"accuracy": 0.5}, [], "images", 64, None, samples=8, seen=80, flops=1e6)
+    places = {"step": 3, "images": 80, "samples": 8, "hours": 2.0, "flops": 1e6}
+    assert charted(line, 7200.0) == {**places, "valid/loss": 2.0, "valid/accuracy": 0.5}
+
+
+def test_every_line_has_the_same_axes():
+    training = charted(training_line(units=600, flops=1e6), 3600.0, parameters=300)
+    evaluation = EvaluationLine(1, 2.0, {}, [], "tokens", 64, None, samples=1, seen=600, flops=1e6)
+    found = [
+        {key: value for key, value in charts.items() if key in AXES}
+        for charts in (training, charted(evaluation, 3600.0, parameters=300))
+    ]
+    places = {"step": 1, "tokens": 600, "samples": 1, "hours": 1.0, "flops": 1e6, "tokens_per_parameter": 2.0}
+    assert found == [places, places]
+    assert training["speed/tokens_per_second_overall"] == 600 / 3600
+    assert charted(SaveFailedLine(3, "full", 1), 1.0) == {}
 
 
 @pytest.mark.parametrize(
