@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
+BAR = "{n_fmt}/{total_fmt} {bar:8} {remaining}  {desc}"  # of the progress on a terminal
+
+
 class Tracker(contextlib.AbstractContextManager["Tracker"], Protocol):
     """Where the lines of a run go. An exception that ends its `with` block is a run that failed.
 
@@ -133,7 +136,7 @@ class StepProgress:
 
     def __init__(self, start_step: int, total_steps: int) -> None:
         self.total = total_steps
-        self.bar = terminal_bar(total_steps, "step", initial=start_step)
+        self.bar = terminal_bar(total_steps, "step", initial=start_step, layout=BAR)
 
     def show(self, line: Line) -> None:
         begin = f"step {line.step}/{self.total}  "
@@ -146,7 +149,7 @@ class StepProgress:
             tell(begin + "  ".join([*_trained(line), f"{left} left"]))
         else:
             with self._bar_or_nothing() as bar:
-                bar.set_postfix_str("  ".join(_trained(line)), refresh=False)
+                bar.set_description_str("  ".join(_trained_briefly(line)), refresh=False)
                 bar.update(line.step - bar.n)
 
     def note(self, text: str) -> None:
@@ -188,6 +191,20 @@ def _evaluated(line: EvaluationLine) -> list[str]:
 def _trained(line: TrainingLine) -> list[str]:
     loss = _loss(line.loss, line.lacking) + (", skipped" if line.skipped else "")
     return [f"loss {loss}", f"lr {line.lr:.2e}", f"{line.units_per_second:,.0f} {line.unit}/s"]
+
+
+def _trained_briefly(line: TrainingLine) -> list[str]:
+    """In 46 columns, so that 80 hold it and a bar; what matters most first, since a narrower terminal cuts the end."""
+    loss = _loss(line.loss, line.lacking) + (", skipped" if line.skipped else "")
+    rate = f"{_briefly(line.units_per_second)} {'tok' if line.unit == 'tokens' else 'img'}/s"
+    norm = f"gn {line.grad_norm:.3g}" if math.isfinite(line.grad_norm) else "gn none"
+    return [f"loss {loss}", rate, f"lr {line.lr:.1e}", norm]
+
+
+def _briefly(value: float) -> str:
+    """12.3k, 456, 7.89M."""
+    size, unit = next(((s, u) for s, u in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= s), (1.0, ""))
+    return f"{value / size:.3g}{unit}" if value / size < 999.5 else f"{value / size:.0f}{unit}"
 
 
 def _loss(value: float, lacking: Sequence[str]) -> str:

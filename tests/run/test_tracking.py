@@ -2,6 +2,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -10,6 +11,7 @@ import termios
 import time
 
 import pytest
+from tqdm import tqdm
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.json_files import read_json
@@ -25,6 +27,7 @@ from pretraining.run.metrics import (
     read_metrics,
 )
 from pretraining.run.run_dir import read_run_config
+from pretraining.run.tracking import BAR, _briefly, _trained_briefly
 from pretraining.run.weights_and_biases import Choices, check_wandb
 from pretraining.train import main
 from tests.helpers import ROOT, TINY, finished_weights, metrics, pretrain_process, run_process, train_alone
@@ -252,7 +255,7 @@ def test_a_bar_on_a_terminal_plain_lines_elsewhere(corpus, tmp_path, terminal):
         assert "step 4/4" in done.stdout and "tokens/s" in done.stdout and "left" in done.stdout
         return
     leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 140, 0, 0))
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
     process = subprocess.Popen(command, cwd=ROOT, stdout=follower, stderr=follower, close_fds=True)
     os.close(follower)
     shown = b""
@@ -263,7 +266,33 @@ def test_a_bar_on_a_terminal_plain_lines_elsewhere(corpus, tmp_path, terminal):
             except OSError:  # the other end is closed
                 break
     text = shown.decode()
-    assert process.wait() == 0 and "4/4" in text and "loss" in text and "tokens/s" in text
+    assert process.wait() == 0 and "4/4" in text
+    drawn = [line for line in re.split(r"[\r\n]|\x1b\[A", text) if "loss" in line and "/4" in line]
+    assert drawn and all(re.search(r"loss \d\.\d{4}  [\d.]+k? tok/s  lr \S+  gn \S+ *$", line) for line in drawn), drawn
+
+
+def test_the_longest_progress_fits_80_columns():
+    line = training_line(
+        loss=10.1234, units_per_second=123_456.0, lr=6.25e-4, grad_norm=0.0123456, step=999_999, units=10**12
+    )
+    shown = tqdm.format_meter(
+        999_999,
+        1_000_000,
+        3600 * 99,
+        ncols=80,
+        bar_format=BAR,
+        prefix="  ".join(_trained_briefly(line)),
+        initial=900_000,
+    )
+    assert len(shown) <= 80 and shown.endswith("loss 10.1234  123k tok/s  lr 6.3e-04  gn 0.0123")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(7.0, "7"), (456.4, "456"), (999.9, "1000"), (12345, "12.3k"), (999_900, "1000k"), (2.5e9, "2.5G")],
+)
+def test_rates_are_short(value, shown):
+    assert _briefly(value) == shown
 
 
 def test_metrics_are_valid_json_even_where_a_step_was_not_finite(corpus, tmp_path, monkeypatch, capsys):
