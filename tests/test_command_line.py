@@ -15,6 +15,7 @@ from data_pipeline.common.compose import compose_config, composed, conf_dir
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import to_dict
 from data_pipeline.prepare import PrepareConfig
+from pretraining.commands.dashboard import DashboardConfig
 from pretraining.commands.replay import ReplayConfig
 from pretraining.commands.report import ReportConfig
 from pretraining.commands.show import ShowConfig
@@ -28,6 +29,7 @@ COMMANDS = {
     "pretraining.export": ("export", ExportConfig),
     "pretraining.commands.show": ("show", ShowConfig),
     "pretraining.commands.replay": ("replay", ReplayConfig),
+    "pretraining.commands.dashboard": ("dashboard", DashboardConfig),
     "pretraining.commands.report": ("report", ReportConfig),
 }
 

@@ -439,18 +439,26 @@
       const title = make("b", card);
       swatch(title, run);
       title.append(run.name);
+      const choices = make("div", card, "", "choices"), box = make("div", card);
       run.samples.forEach((sample, number) => {
-        const box = number ? make("details", card) : card;
-        make(number ? "summary" : "div", box, `step ${whole(sample.step)}`, number ? "" : "soft");
-        for (const [name, picture] of sample.pictures) {
-          const image = make("img", box);
-          image.alt = name;
-          image.loading = "lazy";
-          image.src = picture;
-        }
-        if (sample.text) make("pre", box, sample.text);
+        const choice = make("button", choices, number ? whole(sample.step) : `step ${whole(sample.step)}`);
+        choice.addEventListener("click", () => {
+          for (const other of choices.children) other.classList.toggle("chosen", other === choice);
+          showSample(box, sample);
+        });
       });
+      choices.firstChild.click(); // the newest
     }
+  }
+
+  function showSample(box, sample) {
+    box.replaceChildren();
+    for (const [name, picture] of sample.pictures) {
+      const image = make("img", box);
+      image.alt = name;
+      image.src = picture;
+    }
+    if (sample.text) make("pre", box, sample.text);
   }
 
   writeLead();

@@ -233,6 +233,7 @@ def define_axes(run: Any) -> None:
         run.define_metric(axis, hidden=True)
     for group in GROUPS:
         run.define_metric(f"{group}/*", step_metric="step")
+    run.define_metric("valid/loss", step_metric="step", summary="min,last")  # valid/loss.min is the best
 
 
 def sync_command(folder: str) -> str:

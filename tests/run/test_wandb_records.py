@@ -62,6 +62,7 @@ def test_a_stopped_run_is_told_as_one_that_goes_on(tmp_path: Path) -> None:
     assert all(defined[axis]["options"]["hidden"] for axis in AXES)
     groups = {metric["glob_name"]: metric["step_metric"] for metric in of(found, "metric") if "glob_name" in metric}
     assert groups == {f"{group}/*": "step" for group in GROUPS}
+    assert defined["valid/loss"]["step_metric"] == "step" and defined["valid/loss"]["summary"]["min"]
     config = of(found, "run")[0]["config"]["update"]
     assert {key: config[key] for key in SETTINGS} == SETTINGS
     training, shown = (entry["item"] for entry in of(found, "history"))
