@@ -354,20 +354,10 @@ class Trainer:
         bits = None
         if text_bytes and self.objective.text_term is not None:
             bits = totals[self.objective.text_term] / math.log(2) / text_bytes
-        self.record.tracker.log(
-            EvaluationLine(
-                step=self.step,
-                loss=loss,
-                parts=parts,
-                lacking=lacking,
-                unit=self.record.throughput.unit,
-                units=units,
-                bits_per_byte=bits,
-                samples=self.feeds.samples(self.position),
-                seen=self.units,
-                flops=self.record.throughput.flops(self.units),
-            )
-        )
+        throughput = self.record.throughput
+        reached = (self.feeds.samples(self.position), self.units, throughput.flops(self.units))
+        line = EvaluationLine(self.step, loss, parts, lacking, throughput.unit, units, bits, *reached)
+        self.record.tracker.log(line)
         self.evaluated_step = self.step
         if self.record.showing is not None:
             self.record.showing.show(self.step)

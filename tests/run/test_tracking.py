@@ -327,18 +327,18 @@ def test_a_metrics_file_that_goes_away_is_begun_anew(tmp_path, capsys, monkeypat
     monkeypatch.setattr(terminal, "_told", set())
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path)
-    file.append(SaveFailedLine(1, "x", 1))
+    file.append(SaveFailedLine(1, "x", 1).as_json())
     if how == "removed":
         path.unlink()
     else:
         path.rename(tmp_path / "metrics.jsonl.1")
     if how == "replaced":
         path.write_text('{"step": 1}\n')
-    file.append(SaveFailedLine(2, "x", 1))
-    file.append(SaveFailedLine(3, "x", 1))
+    file.append(SaveFailedLine(2, "x", 1).as_json())
+    file.append(SaveFailedLine(3, "x", 1).as_json())
     assert [line["step"] for line in read_metrics(path)] == ([1, 2, 3] if how == "replaced" else [2, 3])
     assert capsys.readouterr().err.count("was removed or replaced") == 1
     path.unlink()
     path.symlink_to(tmp_path / "victim")
-    file.append(SaveFailedLine(4, "x", 1))
+    file.append(SaveFailedLine(4, "x", 1).as_json())
     assert not (tmp_path / "victim").exists()
