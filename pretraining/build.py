@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -16,7 +18,8 @@ from pretraining.objectives.base import Objective
 from pretraining.objectives.registry import build_objective
 from pretraining.parallel.host import Ranks, run_on_all_ranks
 from pretraining.parallel.meeting import Meeting
-from pretraining.run.agreement import agree_on_checkpoint, require_equal_replicas, require_same
+from pretraining.parallel.mesh import Axis
+from pretraining.run.agreement import agree_on_checkpoint, code_facts, require_equal_replicas, require_same
 from pretraining.run.checkpoint_format import Checkpoint
 from pretraining.run.checkpoint_reader import NotFinite, check_fits, load_tensors
 from pretraining.run.ownership import Ownership
@@ -149,12 +152,13 @@ def build(
     stop: StopRequest,
     phases: Phases | None = None,
     owner: Ownership | None = None,
+    began: float | None = None,
 ) -> Trainer:
     """The trainer, at the checkpoint that the inputs name. phases: where it tells the watchdog what it does. owner: of
-    run_dir, on rank 0."""
+    run_dir, on rank 0. began: this start, in epoch seconds; None: now."""
 
     def open_tracker(checkpoint: Checkpoint | None) -> Tracker:
-        return _open_run_dir(config, inputs, checkpoint, world, run_dir)
+        return _open_run_dir(config, inputs, checkpoint, world, run_dir, began or time.time())
 
     return build_recorded(config, inputs, world, run_dir, stop, phases or Phases(), open_tracker, owner)
 
@@ -178,6 +182,7 @@ def build_recorded(
     from pretraining.models.registry import build_model
     from pretraining.optim.registry import build_update_rule
     from pretraining.parallel.world import limit_groups
+    from pretraining.run.showing import Showing
     from pretraining.trainer import Record, Trainer
 
     torch.use_deterministic_algorithms(config.train.deterministic)
@@ -201,8 +206,13 @@ def build_recorded(
     require_equal_replicas(world, engine, config.train.deterministic, "before the first step")
     # No file of a run changes before all inputs proved good.
     tracker = open_tracker(checkpoint)
-    record = Record(folder, inputs.identity, tracker, throughput, phases, owner)
-    trainer = Trainer(config, engine, objective, _feeds(config, inputs, world), record, stop, world)
+    feeds = _feeds(config, inputs, world)
+    showing = None
+    if world.is_main and config.tracking.samples:
+        samples = partial(feeds.first_validation, config.tracking.samples)
+        showing = Showing(engine, objective, samples, folder, tracker, config.train.seed)
+    record = Record(folder, inputs.identity, tracker, throughput, phases, owner, showing)
+    trainer = Trainer(config, engine, objective, feeds, record, stop, world)
     if checkpoint is not None:
         trainer.resume(checkpoint.state)
     return trainer
@@ -267,19 +277,28 @@ def _load(checkpoint: Checkpoint, engine: Engine, load_not_finite: bool, world: 
 
 
 def _open_run_dir(
-    config: RunConfig, inputs: Inputs, checkpoint: Checkpoint | None, world: World, run_dir: Path
+    config: RunConfig, inputs: Inputs, checkpoint: Checkpoint | None, world: World, run_dir: Path, began: float
 ) -> Tracker:
     """What an earlier run wrote beyond the checkpoint is cut off or set aside."""
+    from pretraining.run.starts import ThisStart
     from pretraining.run.tracking import NullTracker, RunTracker
 
     prove_shared(world, run_dir / "checkpoints")
+    hosts = [host for host in world.gather_texts(socket.gethostname()) if host is not None]
     if not world.is_main:
         return NullTracker()
     start = None if checkpoint is None else checkpoint.state["step"]
     write_config(config, run_dir, inputs.identity, checkpoint)
     set_aside_newer(run_dir / "checkpoints", start)
-    settings = recorded_config(config) | {"derived": _derived(config, inputs, world)}
-    return RunTracker(config.tracking, run_dir, start, config.train.steps, settings)
+    this = ThisStart(began, world.size, tuple(dict.fromkeys(hosts)), code_facts(config.modules)["the code"])
+    settings = recorded_config(config) | {
+        "derived": _derived(config, inputs, world),
+        "layout": {str(axis): world.mesh.size(axis) for axis in Axis},
+        "cluster": {"hosts": list(this.hosts), "ranks": this.ranks, "device": world.device.type, "job": this.job},
+        "code": this.code,
+        "manifest": inputs.data.manifest.fingerprint,
+    }
+    return RunTracker(config.tracking, run_dir, start, config.train.steps, settings, this)
 
 
 def _derived(config: RunConfig, inputs: Inputs, world: World) -> dict[str, int]:

@@ -110,12 +110,14 @@ class TrackingConfig:
     project: the project of the run; null takes WANDB_PROJECT, else pretraining.
     run_name: the run's name; null takes WANDB_NAME, else that of run_dir.
     tags: the run's tags; none takes those of WANDB_TAGS.
+    samples: validation samples on which each evaluation shows what the model does, in run_dir/samples; 0 for none.
     """
 
     wandb: Literal["online", "offline", "disabled"] | None = None
     project: str | None = None
     run_name: str | None = None
     tags: list[str] = Field(default_factory=list)
+    samples: NonNegative = 4
 
 
 @configclass

@@ -64,6 +64,16 @@ class Feeds:
         make = partial(load, num_workers=self.num_workers, pin_memory=self.pin_memory)
         return ((item, self.source.to_json(s)) for item, s in make(self.source, self.objective, self.share, state))
 
+    def first_validation(self, count: int) -> list[Sample]:
+        """The first samples of the validation data, unaugmented; fewer where it has fewer."""
+        source, objective = self.validation_source, self.objective.for_evaluation()
+        state, samples = source.start(), list[Sample]()
+        while len(samples) < count and source.passes(state) == 0:
+            rng = generator(source.seed, Purpose.CORRUPTION, source.number(state))
+            samples.append(objective.corrupt(source.sequence(state), rng))
+            state = source.advance(state, 1)
+        return samples
+
     def validation(self) -> Feed:
         """The same of the validation data: all of them once from their beginning, unaugmented."""
         source, objective = self.validation_source, self.objective.for_evaluation()

@@ -35,11 +35,12 @@ VERDICT_SECONDS = 3.0  # in which rank 0 has written its verdict, if it lives
 
 @dataclass
 class Job:
-    """launch, stop, verdict: who this process is, what may end it, and where that is told."""
+    """launch, stop, verdict: who this process is, what may end it, and where that is told. began: in epoch seconds."""
 
     launch: Launch
     stop: StopRequest
     verdict: Verdict
+    began: float = field(default_factory=time.time)
     meeting: Meeting = field(default_factory=Meeting)
     owner: Ownership | None = None
 
@@ -92,7 +93,7 @@ class Job:
         world = start_world(self.launch, config.engine.tensor_parallel, self.meeting)
         run_dir = self.verdict.run_dir = self._agree_on_run_dir(config)
         try:
-            run(config, inputs, world, run_dir, self.stop, self.verdict.begin, self.owner)
+            run(config, inputs, world, run_dir, self.stop, self.verdict.begin, self.owner, self.began)
         except Stopped as stopped:
             reason = self.stop.reason or "another rank was asked to stop"
             if world.is_main:
@@ -172,10 +173,12 @@ def run(
     stop: StopRequest,
     begin: Callable[[], None] = _nothing,
     owner: Ownership | None = None,
+    began: float | None = None,
 ) -> None:
     """Builds everything and trains. Raises InputError, Failure, or Stopped once a signal was obeyed.
 
-    begin: called once all inputs have proved good, before the first step. owner: of run_dir, on rank 0.
+    begin: called once all inputs have proved good, before the first step. owner: of run_dir, on rank 0. began: this
+    start, in epoch seconds.
     """
     warmup_steps = config.scheduler.warmup(config.train.steps)
     if world.is_main and warmup_steps >= config.train.steps:
@@ -187,7 +190,7 @@ def run(
     train, release = config.train, _nothing if owner is None else owner.release
     taken = partial(_is_taken, owner)
     with Watchdog(run_dir, world, train.watchdog_seconds, train.timeout_seconds, release, taken) as watchdog:
-        trainer = build(config, inputs, world, run_dir, stop, watchdog.phases, owner)
+        trainer = build(config, inputs, world, run_dir, stop, watchdog.phases, owner, began)
         watchdog.start_step = trainer.step
         begin()
         if world.is_main:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import traceback
 from contextlib import suppress
 from functools import partial
@@ -49,6 +50,7 @@ def main(stop: StopRequest | None = None) -> int:
 
 def pretrain(overrides: list[str], stop: StopRequest | None = None) -> int:
     """Trains as these Hydra overrides say -> exit code. stop: where the process handles signals already."""
+    began = time.time()  # importing takes seconds, which the run's clock counts
     from pretraining.job import Job
 
     launch = read_launch()
@@ -56,7 +58,7 @@ def pretrain(overrides: list[str], stop: StopRequest | None = None) -> int:
     stopping.announces = launch.rank == 0
     try:
         with Verdict(launch.rank, named_run_dir(overrides)) as verdict:
-            return Job(launch, stopping, verdict).run(overrides)
+            return Job(launch, stopping, verdict, began).run(overrides)
     finally:
         if stop is None:
             stopping.remove()

@@ -16,23 +16,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.common.errors import Failure, InputError
-from data_pipeline.common.randomness import Purpose, generator
 from pretraining.config import RunConfig, course
 from pretraining.engines.base import Engine
 from pretraining.feeds import Feeds, Json, StepData, StepTotals, gather_steps
 from pretraining.objectives.base import Objective
 from pretraining.parallel.host import broadcast_text, host_sum
 from pretraining.parallel.world import World
+from pretraining.randomness import dropout_seed
 from pretraining.run.agreement import require_equal_replicas, require_ownership
 from pretraining.run.checkpoint_format import checkpoint_folder
-from pretraining.run.faults import NonFiniteWatch, TargetWatch
+from pretraining.run.faults import NonFiniteWatch, SplitWatch, TargetWatch
 from pretraining.run.incidents import Incidents
-from pretraining.run.metrics import EvaluationLine, TrainingLine
+from pretraining.run.metrics import EvaluationLine, TrainingLine, means
 from pretraining.run.ownership import Ownership
 from pretraining.run.phases import Phases
 from pretraining.run.roll_back import passed_over, roll_back
 from pretraining.run.run_dir import Identity
 from pretraining.run.saving import CheckpointKeeper
+from pretraining.run.showing import Showing
 from pretraining.run.signals import Stopped, StopRequest
 from pretraining.run.slow_ranks import SlowRankWatch
 from pretraining.run.throughput import Throughput
@@ -44,7 +45,8 @@ CONTROL = ("grad_norm", "finite", "loss_scale")  # what the optimizer says of a 
 @dataclass(frozen=True)
 class Record:
     """Where a run is recorded, and how its speed is counted. identity: what of its config a checkpoint is bound to.
-    phases: what the watchdog sees. owner: of the folder, on rank 0 of a run that others could disturb."""
+    phases: what the watchdog sees. owner: of the folder, on rank 0 of a run that others could disturb. showing: shows
+    samples after an evaluation, on rank 0 of a run that has such."""
 
     folder: Path
     identity: Identity
@@ -52,6 +54,7 @@ class Record:
     throughput: Throughput
     phases: Phases
     owner: Ownership | None = None
+    showing: Showing | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Pending:
     """A step whose numbers are still on the device: they are read a step later, so that nothing waits for them.
 
     numbers: fp32, the sums of terms and metrics over all ranks, then those of CONTROL. start: the position before its
-    batch.
+    batch. seconds: of the step; data_seconds: of these, in which this rank waited for data; training_seconds: of all
+    steps so far.
     """
 
     step: int
@@ -69,6 +73,8 @@ class Pending:
     units: int  # so far
     totals: StepTotals
     seconds: float
+    data_seconds: float
+    training_seconds: float
     numbers: Tensor
 
 
@@ -88,8 +94,8 @@ class Trainer:
         self.config, self.train, self.engine, self.objective = config, config.train, engine, objective
         self.feeds, self.record, self.stop, self.world = feeds, record, stop, world
         self.reported = [*objective.terms, *objective.metrics]
-        self.step, self.units, self.position = 0, 0, feeds.start()
-        self.evaluated_step, self.is_split_told = -1, False
+        self.step, self.units, self.position, self.training_seconds = 0, 0, feeds.start(), 0.0
+        self.evaluated_step, self.split = -1, SplitWatch(config.train.eval_batches)
         self.pending: Pending | None = None
         self.watch, self.targets = NonFiniteWatch(), TargetWatch(objective.terms, config.train.global_batch_size)
         self.keeper = CheckpointKeeper(config.train, world, record.folder, record.tracker)
@@ -101,6 +107,7 @@ class Trainer:
     def resume(self, state: Json) -> None:
         """Goes on where `save` was called; the engine's tensors are loaded already."""
         self.step, self.units = state["step"], state["tokens"]
+        self.training_seconds = state.get("training_seconds", 0.0)
         self.position = state["position"]
         # A step is saved before it is evaluated: what metrics.jsonl has is not evaluated again.
         logged = int(broadcast_text(self.world, str(self.record.tracker.evaluated_step)))
@@ -246,7 +253,9 @@ class Trainer:
         self.report()  # of the step before
         now = time.perf_counter()
         samples = self.feeds.samples(self.position)
-        self.pending = Pending(step, start, lr, samples, self.units, data.totals, now - began, numbers)
+        self.training_seconds += now - began
+        times = (now - began, self.phases.take_data_seconds(), self.training_seconds)
+        self.pending = Pending(step, start, lr, samples, self.units, data.totals, *times, numbers)
         return now
 
     def _numbers(self, sums: dict[str, Tensor]) -> Tensor:
@@ -265,7 +274,7 @@ class Trainer:
         numbers = dict(zip([*self.reported, *CONTROL], pending.numbers.tolist(), strict=True))
         loss_scale = numbers["loss_scale"] if self.train.precision == "fp16" else None
         loss_is_finite = all(math.isfinite(numbers[term]) for term in self.objective.terms)
-        loss, parts, lacking = self._means(numbers, pending.totals.counts)
+        loss, parts, lacking = means(numbers, pending.totals.counts, self.objective.terms)
         note, diverged = self._judge(pending, loss, bool(numbers["finite"]), loss_is_finite, loss_scale)
         slow = self.slow_ranks.see(pending.totals.rank_seconds)
         for text in (note, slow, *self.targets.see(pending.step, pending.totals.counts)):
@@ -292,6 +301,9 @@ class Trainer:
             loss_scale=loss_scale,
             spike=bool(numbers["finite"]) and note is not None,
             rank_seconds=pending.totals.rank_seconds,
+            flops=throughput.flops(pending.units),
+            data_seconds=pending.data_seconds,
+            training_seconds=pending.training_seconds,
         )
         self.record.tracker.log(line)
         if diverged is not None:
@@ -338,34 +350,21 @@ class Trainer:
             for name, count in data.totals.counts.items():
                 counts[name] += count
             units, text_bytes = units + data.totals.units, text_bytes + data.totals.target_bytes
-        self._tell_small_split(batches)
+        small = self.split.see(batches)
+        if small is not None:
+            self.record.tracker.note(small)
         totals = dict(zip(sums, host_sum(self.world, list(sums.values())), strict=True))
-        loss, parts, lacking = self._means(totals, counts)
+        loss, parts, lacking = means(totals, counts, self.objective.terms)
         bits = None
         if text_bytes and self.objective.text_term is not None:
             bits = totals[self.objective.text_term] / math.log(2) / text_bytes
-        self.record.tracker.log(
-            EvaluationLine(self.step, loss, parts, lacking, self.record.throughput.unit, units, bits)
-        )
+        throughput = self.record.throughput
+        reached = (self.feeds.samples(self.position), self.units, throughput.flops(self.units))
+        line = EvaluationLine(self.step, loss, parts, lacking, throughput.unit, units, bits, *reached)
+        self.record.tracker.log(line)
         self.evaluated_step = self.step
-
-    def _tell_small_split(self, batches: int) -> None:
-        asked = self.train.eval_batches
-        if asked is not None and batches < asked and not self.is_split_told:
-            self.is_split_told = True
-            self.record.tracker.note(
-                f"the validation split has {batches} global batches, fewer than train.eval_batches={asked}: an "
-                "evaluation is over all of it, once"
-            )
-
-    def _means(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float], list[str]]:
-        """-> (the loss, NaN where nothing was counted; each term and metric by its own count where there are several,
-        NaN where it has none; the terms without a count, which the loss lacks)."""
-        means = {name: sums[name] / counts[name] if counts[name] else math.nan for name in self.reported}
-        lacking = [term for term in self.objective.terms if not counts[term]]
-        present = {term: weight for term, weight in self.objective.terms.items() if counts[term]}
-        loss = sum(weight * means[term] for term, weight in present.items()) if present else math.nan
-        return loss, means if len(means) > 1 else {}, lacking
+        if self.record.showing is not None:
+            self.record.showing.show(self.step)
 
     def save(self) -> None:
         """Begins to write a checkpoint of this step in the background. Raises Failure where its weights are not finite
@@ -385,6 +384,7 @@ class Trainer:
             "course": course(self.config),
             "skipped": self.watch.to_json(),
             "losses": self.incidents.state(),
+            "training_seconds": self.training_seconds,
         }
         self.keeper.begin(self.step, self.engine.tensors(), state, prune=self.watch.in_a_row == 0)
 
@@ -395,9 +395,3 @@ class Trainer:
     def _is_evaluation_due(self) -> bool:
         every = self.train.eval_every
         return every > 0 and self.step % every == 0 and self.evaluated_step != self.step
-
-
-def dropout_seed(seed: int, step: int, micro_batch: int, batch_rank: int) -> int:
-    """Masks depend on what they are for, not on what was drawn before: a resumed run draws the same. Ranks that read
-    the same micro-batch draw the same."""
-    return int(generator(seed, Purpose.DROPOUT, step, micro_batch, batch_rank).integers(2**63))

@@ -16,7 +16,9 @@ from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import to_dict
 from data_pipeline.prepare import PrepareConfig
 from pretraining.commands.check import CheckConfig
+from pretraining.commands.dashboard import DashboardConfig
 from pretraining.commands.replay import ReplayConfig
+from pretraining.commands.report import ReportConfig
 from pretraining.commands.show import ShowConfig
 from pretraining.commands.submit import SubmitConfig
 from pretraining.config import RunConfig, load_config
@@ -31,6 +33,8 @@ COMMANDS = {
     "pretraining.commands.replay": ("replay", ReplayConfig),
     "pretraining.commands.submit": ("submit", SubmitConfig),
     "pretraining.commands.check": ("check", CheckConfig),
+    "pretraining.commands.dashboard": ("dashboard", DashboardConfig),
+    "pretraining.commands.report": ("report", ReportConfig),
 }
 TRAINING = ("pretraining.train", "pretraining.commands.submit")  # which choose a model, an objective, ...
 

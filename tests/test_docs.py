@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pretraining.run.metrics import EvaluationLine, TrainingLine
+from pretraining.run.metrics import EvaluationLine, TrainingLine, as_written
 from tests.helpers import ROOT
 
 
@@ -12,7 +12,8 @@ def keys_of_lines() -> set[str]:
     """Every key that a line of metrics.jsonl can have, but those of an objective's own terms and metrics."""
     found: set[str] = set()
     for unit in ("tokens", "images"):
-        found |= set(EvaluationLine(1, 1.0, {}, lacking=["term"], unit=unit, units=1, bits_per_byte=1.0).as_json())
+        evaluation = EvaluationLine(1, 1.0, {}, lacking=["term"], unit=unit, units=1, bits_per_byte=1.0, flops=1.0)
+        found |= set(as_written(evaluation, 1.0))
         line = TrainingLine(
             step=1,
             loss=1.0,
@@ -31,8 +32,11 @@ def keys_of_lines() -> set[str]:
             loss_scale=1.0,
             spike=True,
             rank_seconds=(1.0, 2.0),
+            flops=1.0,
+            data_seconds=1.0,
+            training_seconds=1.0,
         )
-        found |= set(line.as_json())
+        found |= set(as_written(line, 1.0))
     return found
 
 

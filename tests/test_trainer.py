@@ -6,8 +6,8 @@ import re
 import pytest
 
 from data_pipeline.common.errors import Failure
+from pretraining.randomness import dropout_seed
 from pretraining.run.faults import NonFiniteWatch
-from pretraining.trainer import dropout_seed
 from tests.helpers import TINY, metrics, train_alone, valid_losses
 
 

@@ -9,10 +9,13 @@ from typing import Any
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-def terminal_bar(total: int | None, unit: str, title: str | None = None, initial: int = 0) -> Any:
+def terminal_bar(
+    total: int | None, unit: str, title: str | None = None, initial: int = 0, layout: str | None = None
+) -> Any:
     """A tqdm bar on standard error, or None where that is not a terminal: a log file wants lines.
 
-    Bytes (unit "B") are shown as kB or MB. A bar with a title is of a passing stage and vanishes at its end.
+    Bytes (unit "B") are shown as kB or MB. A bar with a title is of a passing stage and vanishes at its end. layout: as
+    tqdm's bar_format.
     """
     if not sys.stderr.isatty():
         return None
@@ -26,6 +29,7 @@ def terminal_bar(total: int | None, unit: str, title: str | None = None, initial
         unit_scale=unit == "B",
         leave=title is None,
         dynamic_ncols=True,
+        bar_format=layout,
     )
 
 

@@ -18,6 +18,7 @@ from pretraining.objectives.base import Objective
 from pretraining.optim.base import Optimizer, UpdateRule
 from pretraining.optim.groups import settings_by_name
 from pretraining.parallel.fragments import Fragment
+from pretraining.parallel.mesh import Axis
 from pretraining.parallel.replicas import unequal_replicas
 from pretraining.parallel.world import World
 
@@ -84,6 +85,10 @@ class Engine(Protocol):
         """Weights whose copies on several ranks are not the same, see pretraining.parallel.replicas. A collective."""
         ...
 
+    def whole_model(self) -> Model | None:
+        """The model, where this rank holds all of its weights; its forward then needs no other rank. None elsewhere."""
+        ...
+
 
 class EngineBase(ABC):
     """What all engines have in common; each says how a micro-batch runs, a step ends and tensors are laid out."""
@@ -138,6 +143,9 @@ class EngineBase(ABC):
 
     def unequal_replicas(self) -> Mapping[str, float]:
         return unequal_replicas({**self.parameters, **self.frozen}, self.world.mesh)
+
+    def whole_model(self) -> Model | None:
+        return self.module.model if self.world.mesh.size(Axis.TENSOR) == 1 else None
 
     def scaled(self, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
         """What backward starts from. Both DDP and DeepSpeed average over the data-parallel ranks: undone here."""

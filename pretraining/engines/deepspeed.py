@@ -21,6 +21,7 @@ from torch.distributed import ProcessGroup
 from pretraining.config import TrainConfig
 from pretraining.engines.base import Batch, EngineBase, LossModule
 from pretraining.engines.config import EngineConfig
+from pretraining.models.base import Model
 from pretraining.optim.base import Optimizer, ParameterShard, UpdateRule
 from pretraining.parallel.fragments import Fragment
 from pretraining.parallel.mesh import Axis, Mesh
@@ -85,6 +86,9 @@ class DeepSpeedEngine(EngineBase):
         self.engine.step()
         if self.stage and self.engine.optimizer.overflow:  # ZeRO skipped the step, our optimizer never saw it
             self.optimizer.skip()
+
+    def whole_model(self) -> Model | None:
+        return None if self.stage == 3 else super().whole_model()
 
     def weights(self) -> list[tuple[Fragment, Tensor]]:
         return [(s.fragment.renamed(f"weights.{s.fragment.name}"), s.value) for s in self.optimizer.shards]

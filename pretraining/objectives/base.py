@@ -56,11 +56,17 @@ class Demonstration:
     samples: unaugmented, of the validation split.
     run_dir: where pictures are written.
     seed: of whatever is drawn, e.g. generated text.
+    longest: tokens that the model writes by itself at most; None leaves it to the objective.
     """
 
     samples: Sequence[Sample]
     run_dir: Path
     seed: int
+    longest: int | None = None
+
+    def bounded(self, length: int) -> int:
+        """`length` tokens, or as many as are to be written at most."""
+        return length if self.longest is None else min(length, self.longest)
 
 
 class Objective(Protocol[SegmentT, ModelT]):

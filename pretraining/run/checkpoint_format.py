@@ -68,6 +68,7 @@ class TrainerState:
     course: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, _Count] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+    training_seconds: Annotated[float, pydantic.Field(strict=True, ge=0.0, allow_inf_nan=False)] = 0.0
 
 
 class NewerFormat(InputError):

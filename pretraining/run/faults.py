@@ -90,3 +90,20 @@ class TargetWatch:
             "trained of it. Are documents too short for the objective's keys? inspect=3 shows samples"
             for term in few
         ]
+
+
+class SplitWatch:
+    """Tells once of a validation split that has fewer global batches than `asked`, train.eval_batches."""
+
+    def __init__(self, asked: int | None) -> None:
+        self.asked, self.is_told = asked, False
+
+    def see(self, batches: int) -> str | None:
+        """batches: that an evaluation had."""
+        if self.asked is None or batches >= self.asked or self.is_told:
+            return None
+        self.is_told = True
+        return (
+            f"the validation split has {batches} global batches, fewer than train.eval_batches={self.asked}: an "
+            "evaluation is over all of it, once"
+        )

@@ -10,12 +10,13 @@ import math
 import os
 import stat
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.files import read_bytes, write_atomically
+from data_pipeline.common.files import open_file, read_bytes, write_atomically
 from data_pipeline.common.json_files import parse_json
 from pretraining.run.terminal import warn_once
 
@@ -23,6 +24,7 @@ Value = int | float | str | list[str] | None
 Values = dict[str, Value]  # one line of metrics.jsonl
 METRICS = "metrics.jsonl"
 LONGEST_LINE = 1 << 20  # characters; what is longer was not written here
+BLOCK_BYTES = 1 << 16  # read at once from the end of the file
 LARGEST_EXACT = 1 << 53  # a reader whose numbers are doubles, as JavaScript's or jq's, rounds integers beyond it
 
 
@@ -33,7 +35,8 @@ class TrainingLine:
     unit: tokens or images, which names two keys. parts: the means of the terms and metrics, where there are several.
     lacking: terms of which the batch has no target; the loss, not finite where it has none at all, is without them.
     grad_norm: before clipping; not finite where the step was skipped. loss_scale: under fp16 only. rank_seconds: of
-    each rank's own work, see phases.py; empty for one rank.
+    each rank's own work, see phases.py; empty for one rank. flops: of the run so far. data_seconds: of this step, in
+    which rank 0 waited for data. training_seconds: of all steps of the run that count.
     """
 
     step: int
@@ -53,6 +56,9 @@ class TrainingLine:
     loss_scale: float | None
     spike: bool = False
     rank_seconds: tuple[float, ...] = ()
+    flops: float | None = None
+    data_seconds: float | None = None
+    training_seconds: float | None = None
 
     def as_json(self) -> Values:
         line: Values = {
@@ -68,6 +74,10 @@ class TrainingLine:
             **self.utilization,
             **{name: finite(value) for name, value in self.parts.items()},
         }
+        if self.flops is not None:
+            line["flops"] = self.flops
+        if self.data_seconds is not None:
+            line["data_wait"] = min(1.0, self.data_seconds / self.step_seconds)
         if self.lacking:
             line["lacking"] = self.lacking
         if self.skipped:
@@ -86,7 +96,7 @@ class EvaluationLine:
     """Means over the validation data after `step` updates. parts, lacking: as in a training line.
 
     units: tokens without padding, or images, of this evaluation. bits_per_byte: of the text in the targets; None where
-    they have none.
+    they have none. samples, seen, flops: of training, so far, as in a training line.
     """
 
     step: int
@@ -96,9 +106,14 @@ class EvaluationLine:
     unit: str
     units: int
     bits_per_byte: float | None
+    samples: int | None = None
+    seen: int | None = None
+    flops: float | None = None
 
     def as_json(self) -> Values:
         line: Values = {"step": self.step, "valid_loss": finite(self.loss), f"valid_{self.unit}": self.units}
+        so_far = {"samples": self.samples, self.unit: self.seen, "flops": self.flops}
+        line |= {key: value for key, value in so_far.items() if value is not None}
         if self.bits_per_byte is not None:
             line["valid_bits_per_byte"] = finite(self.bits_per_byte)
         line |= {f"valid_{name}": finite(value) for name, value in self.parts.items()}
@@ -120,6 +135,26 @@ class SaveFailedLine:
 Line = TrainingLine | EvaluationLine | SaveFailedLine
 
 
+def as_written(line: Line, seconds: float) -> Values:
+    """What metrics.jsonl has of a line that is logged when the run's clock says `seconds`."""
+    values = {**line.as_json(), "time": round(seconds, 3)}
+    if isinstance(line, TrainingLine) and line.training_seconds is not None and seconds > 0:
+        values["goodput"] = round(min(1.0, line.training_seconds / seconds), 4)
+    return values
+
+
+def means(
+    sums: Mapping[str, float], counts: Mapping[str, float], terms: Mapping[str, float]
+) -> tuple[float, dict[str, float], list[str]]:
+    """sums, counts: of each term and metric. terms: with their weights. -> (the loss, NaN where nothing was counted;
+    each term and metric by its own count where there are several, NaN where it has none; the terms without a count,
+    which the loss lacks)."""
+    found = {name: sums[name] / counts[name] if counts[name] else math.nan for name in counts}
+    present = {term: weight for term, weight in terms.items() if counts[term]}
+    loss = sum(weight * found[term] for term, weight in present.items()) if present else math.nan
+    return loss, found if len(found) > 1 else {}, [term for term in terms if not counts[term]]
+
+
 def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -131,7 +166,7 @@ class MetricsFile:
         """Raises InputError where it is no plain file: nothing is written through a link, and a pipe would hang."""
         self.path, self.waiting = path, b""
         try:
-            require_plain_metrics(path)
+            require_plain(path)
             self.file = self._open()
         except OSError as error:
             raise InputError(f"{path} cannot be written to: {error.strerror or error}") from error
@@ -140,8 +175,8 @@ class MetricsFile:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         return open(os.open(self.path, flags, 0o666), "ab", buffering=0)
 
-    def append(self, line: Line) -> None:
-        self.waiting += json.dumps(line.as_json(), allow_nan=False).encode() + b"\n"
+    def append(self, values: Values) -> None:
+        self.waiting += json.dumps(values, allow_nan=False).encode() + b"\n"
         try:
             self._follow()
             end = os.fstat(self.file.fileno()).st_size
@@ -169,24 +204,81 @@ class MetricsFile:
             self.file.close()
 
 
-def require_plain_metrics(path: Path) -> None:
-    """Raises InputError where metrics.jsonl is there and no plain file."""
+def require_plain(path: Path) -> None:
+    """Raises InputError where a file of the run's folder is there and no plain one."""
     if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
         raise InputError(f"{path} is not a plain file: it is neither read nor written through a link, pipe or folder")
 
 
+def last_line(path: Path) -> Values | None:
+    """The last whole line of metrics.jsonl; None where there is none. Reads its end alone."""
+    return next((line for _, _, line in _from_end(path)), None)
+
+
 def last_evaluation(path: Path) -> int:
-    """The step of the last one that metrics.jsonl holds; -1 where there is none."""
-    lines = read_metrics(path) if path.exists() else []
-    return max((step_of(line) for line in lines if "valid_loss" in line), default=-1)
+    """The step of the last one that metrics.jsonl holds; -1 where there is none. Reads back to it."""
+    return next((step_of(line) for _, _, line in _from_end(path, b'"valid_loss"') if "valid_loss" in line), -1)
 
 
 def cut_metrics(path: Path, step: int | None) -> None:
-    """Drops torn lines and those beyond `step`, the checkpoint that the run continues from (None: all)."""
-    require_plain_metrics(path)
-    if path.exists():
-        kept = [line for line in read_metrics(path) if step is not None and step_of(line) <= step]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+    """Drops what lies behind the last whole line of `step`, or before it: the checkpoint that the run continues from
+    (None: all). Steps never fall from one line to the next, so that only these lines are read."""
+    require_plain(path)
+    if not path.exists():
+        return
+    lines: Iterable[tuple[int, int, Values]] = () if step is None else _from_end(path)
+    start, length = next(((at, size) for at, size, line in lines if step_of(line) <= (step or 0)), (0, 0))
+    try:
+        with open(path, "r+b") as file:
+            if file.seek(0, os.SEEK_END) != start + length:
+                file.truncate(start + length)
+            if length:
+                file.seek(start + length - 1)
+                if file.read(1) != b"\n":  # whole, but for its end
+                    file.write(b"\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written to: {error.strerror or error}") from error
+
+
+def _from_end(path: Path, holding: bytes = b"{") -> Iterator[tuple[int, int, Values]]:
+    """(start, length, values) of the whole lines from the last one back, read block by block. holding: bytes that a
+    line has, or it is passed over unparsed. Raises InputError where there is no file that can be read."""
+    if not path.exists():
+        return
+    try:
+        with open_file(path, links=False) as file:
+            for start, text in _texts_from_end(file):
+                values = _parse(text) if holding in text else None
+                if values is not None:
+                    yield start, len(text), values
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _texts_from_end(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """(start, line with its end) from the last line back. What is longer than any line is handed out in parts."""
+    start, rest = file.seek(0, os.SEEK_END), b""
+    while start > 0:
+        size = min(start, BLOCK_BYTES)
+        start -= size
+        file.seek(start)
+        lines = (file.read(size) + rest).splitlines(keepends=True)
+        # the first may begin in the block before
+        first = 1 if start > 0 and len(lines[0]) <= LONGEST_LINE else 0
+        rest = lines[0] if first else b""
+        end = start + sum(map(len, lines))
+        for line in reversed(lines[first:]):
+            end -= len(line)
+            yield end, line
+
+
+def _parse(text: bytes) -> Values | None:
+    """A line; None for one that is torn, as the process was killed while writing it."""
+    try:
+        line = parse_json(text) if len(text) <= LONGEST_LINE else None
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
 
 
 def read_metrics(path: Path) -> list[Values]:
@@ -195,15 +287,7 @@ def read_metrics(path: Path) -> list[Values]:
         texts = read_bytes(path).splitlines()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    lines = []
-    for text in texts:
-        try:
-            line = parse_json(text) if len(text) <= LONGEST_LINE else None
-        except ValueError:  # torn: the process was killed while writing it
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
-    return lines
+    return [line for line in map(_parse, texts) if line is not None]
 
 
 def step_of(line: Values) -> int:

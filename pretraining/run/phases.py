@@ -25,18 +25,26 @@ class Phases:
         self.phase, self.step, self.entered = "start", 0, 0
         self.since = time.monotonic()
         self.own_seconds = 0.0  # of OWN_WORK since it was last taken
+        self.data_seconds = 0.0  # of waiting for data since it was last taken
         self.describe_batch: Callable[[], str] = lambda: ""  # the one that is being trained on
 
     def enter(self, phase: str) -> None:
         now = time.monotonic()
         if self.phase in OWN_WORK:
             self.own_seconds += now - self.since
+        if self.phase == "data":
+            self.data_seconds += now - self.since
         self.phase, self.since = phase, now
         self.entered += 1
 
     def take_own_seconds(self) -> float:
         """Seconds of own work since this was last called."""
         seconds, self.own_seconds = self.own_seconds, 0.0
+        return seconds
+
+    def take_data_seconds(self) -> float:
+        """Seconds of waiting for data since this was last called."""
+        seconds, self.data_seconds = self.data_seconds, 0.0
         return seconds
 
     def follow(self, module: nn.Module) -> None:

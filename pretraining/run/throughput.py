@@ -38,6 +38,10 @@ class Throughput:
     ranks: int
     peak: float | None
 
+    def flops(self, units: int) -> float:
+        """Forward and backward of so many units."""
+        return self.flops_per_unit * units
+
     def utilization(self, units: int, seconds: float) -> dict[str, float]:
         """units: of one step over all ranks."""
         return utilization(self.flops_per_unit * units, seconds, self.ranks, self.peak)

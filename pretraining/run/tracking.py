@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
+from data_pipeline.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE
 from data_pipeline.common.progress import terminal_bar
 from pretraining.config import TrackingConfig
 from pretraining.run.metrics import (
@@ -18,14 +19,20 @@ from pretraining.run.metrics import (
     MetricsFile,
     SaveFailedLine,
     TrainingLine,
+    as_written,
     cut_metrics,
     last_evaluation,
 )
+from pretraining.run.signals import Stopped
+from pretraining.run.starts import ThisStart, note_end, note_start, read_starts
 from pretraining.run.terminal import tell, warn, warn_once
 from pretraining.run.weights_and_biases import WandbRun
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+
+BAR = "{n_fmt}/{total_fmt} {bar:8} {remaining}  {desc}"  # of the progress on a terminal
 
 
 class Tracker(contextlib.AbstractContextManager["Tracker"], Protocol):
@@ -37,6 +44,10 @@ class Tracker(contextlib.AbstractContextManager["Tracker"], Protocol):
     evaluated_step: int
 
     def log(self, line: Line) -> None: ...
+
+    def show(self, folder: Path) -> None:
+        """The samples of the evaluation that was logged last, which lie in a folder: a text, and pictures."""
+        ...
 
     def note(self, text: str) -> None:
         """Tells the user, and no file."""
@@ -58,22 +69,30 @@ class RunTracker(Tracker):
         start_step: int | None,
         total_steps: int,
         settings: Mapping[str, object],
+        start: ThisStart,
     ) -> None:
         """start_step: of the checkpoint that the run goes on from; None: from the beginning. settings: what W&B shows
-        as the run's config."""
-        self.path = run_dir / METRICS
+        as the run's config. start: what is noted of this one."""
+        self.run_dir, self.path = run_dir, run_dir / METRICS
+        self.clock = note_start(run_dir, start, start_step or 0)
         cut_metrics(self.path, start_step)
         self.evaluated_step = last_evaluation(self.path)
         self.file = MetricsFile(self.path)
         self.wandb = WandbRun(config, run_dir, settings)
+        if len(read_starts(run_dir)) > 1:
+            self.wandb.alert(f"{run_dir.name} was restarted", f"from step {start_step or 0}", "WARN")
         self.progress = StepProgress(start_step or 0, total_steps)
 
     def log(self, line: Line) -> None:
-        self.file.append(line)
-        self.wandb.log(line)
+        seconds = self.clock.seconds()
+        self.file.append(as_written(line, seconds))
+        self.wandb.log(line, seconds)
         self.progress.show(line)
         if isinstance(line, EvaluationLine):
             self.evaluated_step = line.step
+
+    def show(self, folder: Path) -> None:
+        self.wandb.show(folder, self.clock.seconds())
 
     def note(self, text: str) -> None:
         self.progress.note(text)
@@ -84,10 +103,16 @@ class RunTracker(Tracker):
         self.evaluated_step = last_evaluation(self.path)
         self.file = MetricsFile(self.path)
 
-    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, failure: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         self.progress.close()
         self.file.close()
-        self.wandb.finish(exit_code=0 if failure is None else 1)
+        note_end(self.run_dir, self.clock)
+        name = self.run_dir.name
+        if error is None:
+            self.wandb.alert(f"{name} is done", f"after step {self.progress.total}", "INFO")
+        elif not isinstance(error, Stopped):
+            self.wandb.alert(f"{name} failed", str(error) or repr(error), "ERROR")
+        self.wandb.finish(EXIT_DONE if error is None else EXIT_REQUEUE if isinstance(error, Stopped) else EXIT_FAILED)
 
 
 class NullTracker(Tracker):
@@ -96,6 +121,8 @@ class NullTracker(Tracker):
     evaluated_step = -1
 
     def log(self, line: Line) -> None: ...
+
+    def show(self, folder: Path) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -109,7 +136,7 @@ class StepProgress:
 
     def __init__(self, start_step: int, total_steps: int) -> None:
         self.total = total_steps
-        self.bar = terminal_bar(total_steps, "step", initial=start_step)
+        self.bar = terminal_bar(total_steps, "step", initial=start_step, layout=BAR)
 
     def show(self, line: Line) -> None:
         begin = f"step {line.step}/{self.total}  "
@@ -122,7 +149,7 @@ class StepProgress:
             tell(begin + "  ".join([*_trained(line), f"{left} left"]))
         else:
             with self._bar_or_nothing() as bar:
-                bar.set_postfix_str("  ".join(_trained(line)), refresh=False)
+                bar.set_description_str("  ".join(_trained_briefly(line)), refresh=False)
                 bar.update(line.step - bar.n)
 
     def note(self, text: str) -> None:
@@ -164,6 +191,20 @@ def _evaluated(line: EvaluationLine) -> list[str]:
 def _trained(line: TrainingLine) -> list[str]:
     loss = _loss(line.loss, line.lacking) + (", skipped" if line.skipped else "")
     return [f"loss {loss}", f"lr {line.lr:.2e}", f"{line.units_per_second:,.0f} {line.unit}/s"]
+
+
+def _trained_briefly(line: TrainingLine) -> list[str]:
+    """In 46 columns, so that 80 hold it and a bar; what matters most first, since a narrower terminal cuts the end."""
+    loss = _loss(line.loss, line.lacking) + (", skipped" if line.skipped else "")
+    rate = f"{_briefly(line.units_per_second)} {'tok' if line.unit == 'tokens' else 'img'}/s"
+    norm = f"gn {line.grad_norm:.3g}" if math.isfinite(line.grad_norm) else "gn none"
+    return [f"loss {loss}", rate, f"lr {line.lr:.1e}", norm]
+
+
+def _briefly(value: float) -> str:
+    """12.3k, 456, 7.89M."""
+    size, unit = next(((s, u) for s, u in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= s), (1.0, ""))
+    return f"{value / size:.3g}{unit}" if value / size < 999.5 else f"{value / size:.0f}{unit}"
 
 
 def _loss(value: float, lacking: Sequence[str]) -> str:

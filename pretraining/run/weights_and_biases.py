@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
 import secrets
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.common.compose import raise_problems
-from data_pipeline.common.errors import InputError
+from data_pipeline.common.errors import EXIT_REQUEUE, InputError
 from data_pipeline.common.files import write_atomically
 from data_pipeline.common.json_files import read_json_if_there
 from pretraining.config import TrackingConfig
-from pretraining.run.metrics import EvaluationLine, Line, SaveFailedLine
+from pretraining.run.charts import AXES, GROUPS, Charted, charted
+from pretraining.run.metrics import Line
 from pretraining.run.terminal import tell, warn, warn_once
 
 Mode = Literal["online", "offline", "disabled"]
@@ -34,6 +36,8 @@ MODES: dict[str, Mode] = {  # what WANDB_MODE may say
 }
 # How long it may hold training up: with what it takes by itself, less than 30 s in all
 INIT_SECONDS, FINISH_SECONDS = 10.0, 15.0
+LONGEST_ALERT = 1000  # characters
+TEXT = "samples.txt"  # of the files of an evaluation's samples
 NOT_READ = {  # ours follow from run_dir, so that a resume continues the same run
     "WANDB_DIR": "run_dir",
     "WANDB_RUN_ID": "run_dir/run.json",
@@ -142,37 +146,50 @@ def _collected(wrong: list[str], what: str) -> Iterator[None]:
         wrong.append(f"{what}: W&B refuses it ({error})")
 
 
-def logged(line: Line) -> dict[str, int | float]:
-    """The numbers of a line by the names of their charts: train/loss, valid/loss, ...; none of a save that failed."""
-    if isinstance(line, SaveFailedLine):
-        return {}
-    kind = "valid" if isinstance(line, EvaluationLine) else "train"
-    return {
-        f"{kind}/{key.removeprefix('valid_')}": value
-        for key, value in line.as_json().items()
-        # Of what is not a finite number W&B draws its largest one; a hash makes no chart.
-        if isinstance(value, int | float) and key != "batch_hash"
-    }
-
-
 class WandbRun:
     """A W&B run, or nothing where it is disabled. Its own failures are told once and end it, never training."""
 
     def __init__(self, config: TrackingConfig, run_dir: Path, settings: Mapping[str, object]) -> None:
         self.run: Any = None
+        self.parameters = parameters_of(settings)
+        self.axes: Charted = {}
+        self.counter = 0
         with self._told("start"):
             self.run = start_wandb(config, run_dir, settings)
 
-    def log(self, line: Line) -> None:
-        if self.run is not None and (values := logged(line)):
-            with self._told("log"):
-                self.run.log(values)
+    def log(self, line: Line, seconds: float = 0.0) -> None:
+        """seconds: by the run's clock."""
+        values = charted(line, seconds, self.parameters)
+        self.axes = {key: value for key, value in values.items() if key in AXES} or self.axes
+        self._log(values, seconds)
+
+    def show(self, folder: Path, seconds: float) -> None:
+        """A text and pictures, beside what was logged last."""
+        if self.run is not None:
+            with self._told("show samples"):
+                self._log({**self.axes, **media(folder)}, seconds)
+
+    def alert(self, title: str, text: str, level: Literal["INFO", "WARN", "ERROR"]) -> None:
+        if self.run is not None:
+            with self._told("alert"):
+                self.run.alert(title=title, text=text[:LONGEST_ALERT], level=level)
+
+    def _log(self, values: Mapping[str, object], seconds: float) -> None:
+        if self.run is None or not values:
+            return
+        # W&B's own counter: by the clock, so that the halves of a run that was restarted offline have none in common
+        self.counter = max(self.counter + 1, int(1000 * seconds))
+        with self._told("log"):
+            self.run.log(dict(values), step=self.counter, commit=True)
 
     def finish(self, exit_code: int) -> None:
+        """exit_code: 75 is a run that will go on, not one that failed."""
         if self.run is None:
             return
         with self._told("finish"):
             began = time.monotonic()
+            if exit_code == EXIT_REQUEUE:
+                self.run.mark_preempting()
             self.run.finish(exit_code=exit_code)
             if self.run.settings.mode == "offline":
                 tell(f"upload to W&B: {sync_command(self.run.dir)}")
@@ -188,6 +205,35 @@ class WandbRun:
             warn_once(
                 "W&B", f"W&B could not {what} ({error}): training goes on without it; metrics.jsonl has all lines"
             )
+
+
+def parameters_of(settings: Mapping[str, object]) -> int | None:
+    """How many the model has, as the settings of a run say."""
+    derived = settings.get("derived")
+    found = derived.get("parameters") if isinstance(derived, dict) else None
+    return found if isinstance(found, int) else None
+
+
+def media(folder: Path) -> dict[str, object]:
+    """The samples of an evaluation as W&B shows them: text as HTML, which makes no artifact, and whole pictures."""
+    wandb = _import_wandb()
+    found: dict[str, object] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".png":
+            found[f"samples/{path.stem}"] = wandb.Image(str(path))
+        elif path.name == TEXT:
+            text = html.escape(path.read_text(encoding="utf-8", errors="replace"))
+            found["samples/text"] = wandb.Html(f'<pre style="white-space: pre-wrap">{text}</pre>', inject=False)
+    return found
+
+
+def define_axes(run: Any) -> None:
+    """Curves are drawn over our own steps. W&B makes a chart of each axis, too, unless it is hidden."""
+    for axis in AXES:
+        run.define_metric(axis, hidden=True)
+    for group in GROUPS:
+        run.define_metric(f"{group}/*", step_metric="step")
+    run.define_metric("valid/loss", step_metric="step", summary="min,last")  # valid/loss.min is the best
 
 
 def sync_command(folder: str) -> str:
@@ -215,10 +261,7 @@ def start_wandb(config: TrackingConfig, run_dir: Path, settings: Mapping[str, ob
         "config": settings,
     }
     run = _init_wandb(choices.mode, options)
-    run.define_metric("train/step")
-    run.define_metric("valid/step")
-    run.define_metric("train/*", step_metric="train/step")
-    run.define_metric("valid/*", step_metric="valid/step")
+    define_axes(run)
     return run
 
 

@@ -64,6 +64,7 @@ def test_more_batches_than_there_are_is_the_whole_split(corpus: Path, tmp_path: 
     for name, batches in (("all", "null"), ("many", "100000"), ("one", "1")):
         train_alone(*overrides(corpus, tmp_path / name, "optimizer.lr=1e-30", f"train.eval_batches={batches}"))
     whole, many, one = (evaluation(tmp_path / name) for name in ("all", "many", "one"))
+    del whole["time"], many["time"]
     assert whole == many and one["valid_tokens"] < whole["valid_tokens"]
 
 

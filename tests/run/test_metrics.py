@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import random
+import time
+from pathlib import Path
 
-from pretraining.run.metrics import EvaluationLine, TrainingLine
+import pytest
+
+from pretraining.run import metrics
+from pretraining.run.metrics import (
+    EvaluationLine,
+    TrainingLine,
+    cut_metrics,
+    last_evaluation,
+    last_line,
+    step_of,
+)
 
 
 def training_line(unit: str = "tokens", **changes: object) -> TrainingLine:
@@ -40,3 +53,46 @@ def test_what_is_not_finite_is_null() -> None:
 def test_the_unit_names_two_keys() -> None:
     line = training_line("images").as_json()
     assert (line["images"], line["images_per_second"]) == (700, 480.0) and "tokens" not in line
+
+
+@pytest.fixture(params=[7, 64, 1 << 16])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "BLOCK_BYTES", request.param)
+
+
+@pytest.mark.parametrize("end", ["\n", "", '\n{"step": 31, "lo', "\n\n"])
+def test_cutting_from_the_end_keeps_what_reading_all_would(tmp_path: Path, blocks: None, end: str) -> None:
+    draw = random.Random(1)
+    steps = sorted(draw.choices(range(31), k=40))
+    lines = [{"step": step, "x" * draw.randrange(1, 50): draw.random()} for step in steps]
+    for to in (None, -1, 0, 3, 17, 30, 99):
+        path = tmp_path / f"{to}.jsonl"
+        path.write_text("\n".join(map(json.dumps, lines)) + end)
+        cut_metrics(path, to)
+        kept = [] if to is None else [line for line in lines if step_of(line) <= to]
+        assert path.read_text() == "".join(json.dumps(line) + "\n" for line in kept)
+        assert last_line(path) == (kept[-1] if kept else None)
+
+
+def test_the_last_evaluation_is_found_from_the_end(tmp_path: Path, blocks: None) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert (last_evaluation(path), last_line(path)) == (-1, None)
+    path.write_text(
+        '{"step": 4, "valid_loss": 1.0}\n{"step": 4, "note": "\\"valid_loss\\""}\n{"step": 5, "loss": 1.0}\n'
+    )
+    assert last_evaluation(path) == 4
+    path.write_text('{"step": 5, "loss": 1.0}\n')
+    assert last_evaluation(path) == -1
+
+
+def test_a_million_lines_are_not_read_at_a_start(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    filler = "x" * 200
+    with path.open("w") as file:
+        file.writelines(f'{{"step": {step}, "loss": 1.0, "filler": "{filler}"}}\n' for step in range(1_000_000))
+    began = time.process_time()
+    cut_metrics(path, 999_000)
+    assert last_line(path) == {"step": 999_000, "loss": 1.0, "filler": filler}
+    assert last_evaluation(path) == -1  # none: the whole file is searched, and no line parsed
+    assert time.process_time() - began < 1.5
+    assert sum(1 for _ in path.open()) == 999_001

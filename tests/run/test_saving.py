@@ -456,7 +456,7 @@ def test_lines_that_a_full_disk_refuses_are_written_later(corpus, tmp_path, monk
 
 def test_wandb_that_fails_does_not_end_training(corpus, tmp_path, monkeypatch, capsys):
     class Broken:
-        def log(self, values):
+        def log(self, values, step, commit):
             raise RuntimeError("its process is gone")
 
     monkeypatch.setattr("pretraining.run.weights_and_biases.start_wandb", lambda *_: Broken())

@@ -2,6 +2,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -10,11 +11,13 @@ import termios
 import time
 
 import pytest
+from tqdm import tqdm
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.json_files import read_json
 from pretraining.config import TrackingConfig
 from pretraining.run import terminal
+from pretraining.run.charts import AXES, charted
 from pretraining.run.metrics import (
     EvaluationLine,
     MetricsFile,
@@ -24,7 +27,8 @@ from pretraining.run.metrics import (
     read_metrics,
 )
 from pretraining.run.run_dir import read_run_config
-from pretraining.run.weights_and_biases import Choices, check_wandb, logged
+from pretraining.run.tracking import BAR, _briefly, _trained_briefly
+from pretraining.run.weights_and_biases import Choices, check_wandb
 from pretraining.train import main
 from tests.helpers import ROOT, TINY, finished_weights, metrics, pretrain_process, run_process, train_alone
 
@@ -82,11 +86,26 @@ def test_a_hash_survives_a_reader_whose_numbers_are_doubles(value):
 
 
 def test_charts_have_plain_names_and_numbers_alone():
-    charts = logged(training_line(batch_hash=7, lacking=["a"], parts={"a": float("nan"), "b": 1.0}))
-    assert {"train/step", "train/loss", "train/b"} <= charts.keys() and not {"train/a", "train/lacking"} & charts.keys()
+    line = training_line(batch_hash=7, lacking=["a"], parts={"a": float("nan"), "b": 1.0}, utilization={"mfu": 0.5})
+    charts = charted(line, 7200.0)
+    assert {"train/loss", "train/b", "speed/mfu"} <= charts.keys() and not {"train/a", "train/lacking"} & charts.keys()
     assert not any("batch_hash" in name for name in charts)
-    line = EvaluationLine(3, 2.0, {"accuracy": 0.5}, [], "images", 64, None)
-    assert logged(line) == {"valid/step": 3, "valid/loss": 2.0, "valid/images": 64, "valid/accuracy": 0.5}
+    line = EvaluationLine(3, 2.0, {"accuracy": 0.5}, [], "images", 64, None, samples=8, seen=80, flops=1e6)
+    places = {"step": 3, "images": 80, "samples": 8, "hours": 2.0, "flops": 1e6}
+    assert charted(line, 7200.0) == {**places, "valid/loss": 2.0, "valid/accuracy": 0.5}
+
+
+def test_every_line_has_the_same_axes():
+    training = charted(training_line(units=600, flops=1e6), 3600.0, parameters=300)
+    evaluation = EvaluationLine(1, 2.0, {}, [], "tokens", 64, None, samples=1, seen=600, flops=1e6)
+    found = [
+        {key: value for key, value in charts.items() if key in AXES}
+        for charts in (training, charted(evaluation, 3600.0, parameters=300))
+    ]
+    places = {"step": 1, "tokens": 600, "samples": 1, "hours": 1.0, "flops": 1e6, "tokens_per_parameter": 2.0}
+    assert found == [places, places]
+    assert training["speed/tokens_per_second_overall"] == 600 / 3600
+    assert charted(SaveFailedLine(3, "full", 1), 1.0) == {}
 
 
 @pytest.mark.parametrize(
@@ -236,7 +255,7 @@ def test_a_bar_on_a_terminal_plain_lines_elsewhere(corpus, tmp_path, terminal):
         assert "step 4/4" in done.stdout and "tokens/s" in done.stdout and "left" in done.stdout
         return
     leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 140, 0, 0))
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
     process = subprocess.Popen(command, cwd=ROOT, stdout=follower, stderr=follower, close_fds=True)
     os.close(follower)
     shown = b""
@@ -247,7 +266,33 @@ def test_a_bar_on_a_terminal_plain_lines_elsewhere(corpus, tmp_path, terminal):
             except OSError:  # the other end is closed
                 break
     text = shown.decode()
-    assert process.wait() == 0 and "4/4" in text and "loss" in text and "tokens/s" in text
+    assert process.wait() == 0 and "4/4" in text
+    drawn = [line for line in re.split(r"[\r\n]|\x1b\[A", text) if "loss" in line and "/4" in line]
+    assert drawn and all(re.search(r"loss \d\.\d{4}  [\d.]+k? tok/s  lr \S+  gn \S+ *$", line) for line in drawn), drawn
+
+
+def test_the_longest_progress_fits_80_columns():
+    line = training_line(
+        loss=10.1234, units_per_second=123_456.0, lr=6.25e-4, grad_norm=0.0123456, step=999_999, units=10**12
+    )
+    shown = tqdm.format_meter(
+        999_999,
+        1_000_000,
+        3600 * 99,
+        ncols=80,
+        bar_format=BAR,
+        prefix="  ".join(_trained_briefly(line)),
+        initial=900_000,
+    )
+    assert len(shown) <= 80 and shown.endswith("loss 10.1234  123k tok/s  lr 6.3e-04  gn 0.0123")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(7.0, "7"), (456.4, "456"), (999.9, "1000"), (12345, "12.3k"), (999_900, "1000k"), (2.5e9, "2.5G")],
+)
+def test_rates_are_short(value, shown):
+    assert _briefly(value) == shown
 
 
 def test_metrics_are_valid_json_even_where_a_step_was_not_finite(corpus, tmp_path, monkeypatch, capsys):
@@ -282,18 +327,18 @@ def test_a_metrics_file_that_goes_away_is_begun_anew(tmp_path, capsys, monkeypat
     monkeypatch.setattr(terminal, "_told", set())
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path)
-    file.append(SaveFailedLine(1, "x", 1))
+    file.append(SaveFailedLine(1, "x", 1).as_json())
     if how == "removed":
         path.unlink()
     else:
         path.rename(tmp_path / "metrics.jsonl.1")
     if how in ("rotated", "another's"):
         path.write_text('{"step": 7}\n' if how == "another's" else "")
-    file.append(SaveFailedLine(2, "x", 1))
-    file.append(SaveFailedLine(3, "x", 1))
+    file.append(SaveFailedLine(2, "x", 1).as_json())
+    file.append(SaveFailedLine(3, "x", 1).as_json())
     assert [line["step"] for line in read_metrics(path)] == ([7] if how == "another's" else [2, 3])
     assert capsys.readouterr().err.count("was removed") == (0 if how == "another's" else 1)
     path.unlink()
     path.symlink_to(tmp_path / "victim")
-    file.append(SaveFailedLine(4, "x", 1))
+    file.append(SaveFailedLine(4, "x", 1).as_json())
     assert not (tmp_path / "victim").exists()

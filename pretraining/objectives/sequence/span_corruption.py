@@ -202,7 +202,8 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
     def demonstrate(self, model: EncoderDecoderWithHead, demonstration: Demonstration) -> str:
         """Validation text with spans taken out, what stood there, and what the model writes for them."""
         samples = demonstration.samples
-        shown = [self._filled(model, sample) for sample in samples[:SHOWN_SAMPLES]]
+        length = demonstration.bounded(self.targets_length)
+        shown = [self._filled(model, sample, length) for sample in samples[:SHOWN_SAMPLES]]
         right = self._right(model, samples)
         score = (
             f"of {len(right)} tokens in the spans of {len(samples)} samples, the likeliest one after "
@@ -210,13 +211,13 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
         )
         return "\n\n".join([*shown, score])
 
-    def _filled(self, model: EncoderDecoderWithHead, sample: Sample) -> str:
-        """The first document of a sample."""
+    def _filled(self, model: EncoderDecoderWithHead, sample: Sample, length: int) -> str:
+        """The first document of a sample, and up to `length` tokens that the model writes for it."""
         inputs, labels = (
             sample[name][sample[documents] == 0].tolist()
             for name, documents in (("inputs", "input_documents"), ("labels", "target_documents"))
         )
-        written = greedy(model, inputs, self.pad, self.eos, self.targets_length, set(self.all_sentinels))
+        written = greedy(model, inputs, self.pad, self.eos, length, set(self.all_sentinels))
         truth, guess = self._spans(labels), self._spans(written)
         lines = [f"  {name}: {text!r}, written {guess.get(name, '')!r}" for name, text in truth.items()]
         return "\n".join([f"inputs: {self._text(inputs)}", *lines])

@@ -144,7 +144,8 @@ class CausalLM(Objective[np.ndarray, DecoderWithHead]):
 
     def demonstrate(self, model: DecoderWithHead, demonstration: Demonstration) -> str:
         """Text that the model writes by itself."""
-        return self.tokenizer.decode(generate(model, [self.bos], self.length, self.eos, demonstration.seed))
+        length = demonstration.bounded(self.length)
+        return self.tokenizer.decode(generate(model, [self.bos], length, self.eos, demonstration.seed))
 
     def _rearranged(self, segment: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A document's bos and eos keep their places."""
@@ -201,11 +202,12 @@ def generate(
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    tokens = list(prompt)
+    tokens, device = list(prompt), next(model.parameters()).device
     model.eval()
     with torch.no_grad():
         while len(tokens) < length:
-            logits = model.head.logits(model(torch.tensor([tokens]))[0, -1]).float() / temperature
+            hidden = model(torch.tensor([tokens], device=device))
+            logits = model.head.logits(hidden[0, -1]).float().cpu() / temperature
             values, indices = logits.topk(min(top_k, logits.numel()))
             choice = int(indices[torch.multinomial(values.softmax(-1), 1, generator=generator)])
             if choice == stop:
