@@ -8,8 +8,8 @@ the parts that it needs by arithmetic, and reads no others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pydantic
@@ -79,16 +79,13 @@ class Pieces:
         return follows and (other.length == self.length or is_last)
 
 
-def joined(mine: Iterable[Json], theirs: Iterable[Json], parts: int) -> list[Json]:
+def joined(mine: list[Json], theirs: list[Json], parts: int) -> list[Json]:
     """The pieces of a tensor as two groups of ranks hold them; the first ones are of `parts` parts."""
-    found = [Pieces(**pieces) for pieces in mine]
-    for pieces in (Pieces(**values) for values in theirs):
-        pieces.part += parts
-        if found and found[-1].takes(pieces):
-            found[-1].count += pieces.count
-        else:
-            found.append(pieces)
-    return [asdict(pieces) for pieces in found]
+    later = [{**pieces, "part": pieces["part"] + parts} for pieces in theirs]
+    if mine and later and Pieces(**mine[-1]).takes(Pieces(**later[0])):
+        first = later.pop(0)
+        mine = [*mine[:-1], {**mine[-1], "count": mine[-1]["count"] + first["count"]}]
+    return mine + later
 
 
 def fault_of(shape: list[int], pieces: list[Pieces], parts: int) -> str | None:

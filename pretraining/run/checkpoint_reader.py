@@ -51,6 +51,19 @@ def load_tensors(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Tensor]])
         raise InputError(f"{checkpoint.folder}: {broken[0]} holds values that are not finite: the run had diverged")
 
 
+def parts_needed(checkpoint: Checkpoint, fragments: Iterable[Fragment]) -> list[int]:
+    """The parts of the manifest that load_tensors reads for these."""
+    return sorted(
+        {
+            part
+            for fragment in fragments
+            for box, _ in fragment.boxes()
+            for pieces in checkpoint.pieces.get(fragment.name, ())
+            for part in pieces.parts_of(box)
+        }
+    )
+
+
 def not_finite(tensors: Iterable[tuple[Fragment, Tensor]]) -> list[str]:
     """The names of those that hold a NaN or an infinity; of the optimizer's averages infinities are none: a squared
     gradient may exceed fp32, and its weight then stands still. Reads each tensor once, and waits for the device."""
