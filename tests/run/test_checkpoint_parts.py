@@ -112,7 +112,7 @@ def save_badly(world, folder, fragments):
     return [saver.wait(), saver.reason, folder.exists() and world.is_main]  # which removes it after it told the others
 
 
-def test_what_is_written_twice_or_by_nobody_fails_the_save(tmp_path, capfd):
+def test_what_is_written_twice_or_by_nobody_fails_the_save(tmp_path):
     whole, other = Fragment.whole("a", (4,)), Fragment.whole("b", (4, 2))
     cases = {
         "a: its boxes overlap": ([whole], [whole]),
@@ -123,7 +123,6 @@ def test_what_is_written_twice_or_by_nobody_fails_the_save(tmp_path, capfd):
     for told, fragments in cases.items():
         for found in run_world(2, save_badly, tmp_path / "c", fragments):
             assert not found[0] and re.search(told, found[1]) and not found[2]
-    assert capfd.readouterr().err.count("could not be saved") == len(cases)
 
 
 # What the manifest says of the parts
