@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from unittest import mock
 
 import torch
@@ -62,7 +62,7 @@ def measure(shapes: dict[str, Shape], ranks: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         described = [_describe(shapes, ranks, rank, Path(folder), rank in real) for rank in range(ranks)]
         blocking = _save(shapes, ranks, middle, described[middle][1])
-        _merge(described, Path(folder))
+        _merge([text for text, _ in described], Path(folder))
         _load(shapes, ranks, middle, open_checkpoint(Path(folder)))
     return blocking
 
@@ -102,14 +102,14 @@ def _mesh(ranks: int, rank: int) -> Mesh:
 
 def _describe(
     shapes: dict[str, Shape], ranks: int, rank: int, folder: Path, real: bool
-) -> tuple[dict[str, Any], float]:
-    """What a rank writes, and how long that takes it in the background."""
+) -> tuple[str, float]:
+    """What a rank tells of what it writes, and how long that takes it in the background."""
     held = checkpoint.dealt(tensors_of(shapes, ranks, rank, real), _mesh(ranks, rank))
     share = [Held(fragment, values.reshape(-1)) for fragment, values in held]
     write = partial(checkpoint._write_share, share, folder, f"rank_{rank:05d}")
     if real:
         took, written = seconds(write)
-        return written, took
+        return json.dumps({"value": written}), took
     with (
         mock.patch("safetensors.torch.save_file", lambda _, path: path.touch()),
         mock.patch.object(checkpoint, "_by_key", lambda _: defaultdict(int)),
@@ -117,7 +117,7 @@ def _describe(
         mock.patch.object(checkpoint, "sync", lambda _: None),
         mock.patch.object(checkpoint, "write_atomically", Path.write_bytes),
     ):
-        return write(), 0.0
+        return json.dumps({"value": write()}), 0.0
 
 
 def _save(shapes: dict[str, Shape], ranks: int, rank: int, background: float) -> float:
@@ -153,10 +153,9 @@ def _checks(shapes: dict[str, Shape], ranks: int, rank: int) -> float:
     return took
 
 
-def _merge(described: list[tuple[dict[str, Any], float]], folder: Path) -> None:
+def _merge(texts: list[str], folder: Path) -> None:
     """As merge_texts has it for ranks of one machine: rank 0 merges at every level of the tree."""
-    world = World(0, len(described), torch.device("cpu"))
-    texts, first = [json.dumps({"value": written}) for written, _ in described], 0.0
+    world, first = World(0, len(texts), torch.device("cpu")), 0.0
     while len(texts) > 1:
         pairs = [texts[number : number + 2] for number in range(0, len(texts), 2)]
         took, merged = seconds(lambda pairs=pairs: checkpoint._merge_texts(world, *pairs[0]))  # type: ignore[misc]
