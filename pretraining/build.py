@@ -190,11 +190,8 @@ def build_recorded(
     layers = make_layers(config.engine, world.mesh)
     model = attach_heads(build_model(config.model, inputs.data.outputs, layers), objective, layers)
     throughput = _throughput(objective, model, world)  # before ZeRO 3 empties the parameters
-    model.initialize(config.train.seed)
-    if inputs.pretrained is not None:
-        inputs.pretrained.load_into(model, config.train.load_not_finite)
-        for note in inputs.pretrained.notes() if world.is_main else ():
-            print(note, file=sys.stderr)
+    if inputs.checkpoint is None:  # else it overwrites all of them
+        _start(model, config.train, inputs.pretrained, world)
     freeze(model, config.train.freeze)
     module = LossModule(model, objective, config.train.precision)
     phases.follow(module)
@@ -216,6 +213,15 @@ def build_recorded(
     if checkpoint is not None:
         trainer.resume(checkpoint.state)
     return trainer
+
+
+def _start(model: Model, train: TrainConfig, pretrained: HuggingFaceFolder | None, world: World) -> None:
+    """Fills the parameters for the first step."""
+    model.initialize(train.seed)
+    if pretrained is not None:
+        pretrained.load_into(model, train.load_not_finite)
+        for note in pretrained.notes() if world.is_main else ():
+            print(note, file=sys.stderr)
 
 
 def _throughput(objective: Objective, model: Model, world: World) -> Throughput:

@@ -74,7 +74,8 @@ class Engine(Protocol):
         ...
 
     def tensors(self) -> list[tuple[Fragment, Tensor]]:
-        """Every logical tensor of weights and optimizer state that this rank holds a fragment of."""
+        """Every logical tensor of weights and optimizer state that this rank holds a fragment of. Fragments that other
+        ranks hold as well say so: a save fails where a tensor would be written twice, or not at all."""
         ...
 
     def after_load(self) -> None:

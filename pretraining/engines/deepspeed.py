@@ -102,7 +102,8 @@ class DeepSpeedEngine(EngineBase):
             part = cast(PartitionedParameter, parameter).ds_tensor.data.view(-1)  # a flat range, padded at the end
             start = min(self.world.mesh.shard_rank * part.numel(), whole.stop)
             stop = min(start + part.numel(), whole.stop)
-            found.append((replace(whole, start=start, stop=stop), part[: stop - start]))
+            fragment = replace(whole, start=start, stop=stop, copied_over=whole.copied_over - {Axis.DATA})
+            found.append((fragment, part[: stop - start]))
         return found
 
     @torch.no_grad()
@@ -124,7 +125,8 @@ class DeepSpeedEngine(EngineBase):
         numbers = {name: i for i, name in enumerate(self.layout.names)}
         for where in self._flat_ranges():
             whole = self.layout.whole(where.name)
-            fragment = Fragment(where.name, whole.shape, whole.box, where.start, where.stop)
+            copied_over = whole.copied_over - ({Axis.DATA} if self.stage else set())
+            fragment = replace(whole, start=where.start, stop=where.stop, copied_over=copied_over)
             value = self._view(self._flat(), fragment, where)
             yield ParameterShard(fragment, value, self.settings[where.name], numbers[where.name])
 

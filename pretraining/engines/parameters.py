@@ -53,6 +53,7 @@ class ParameterLayout:
         )
 
     def whole(self, name: str) -> Fragment:
-        """All that this rank has of the tensor."""
+        """All that this rank has of the tensor, before an engine deals it over the data-parallel ranks."""
         shape, box = self._found[name]
-        return Fragment(name, shape, box, 0, box.numel)
+        copied_over = frozenset({Axis.DATA}) if self._is_split(name) else frozenset(Axis)
+        return Fragment(name, shape, box, 0, box.numel, copied_over)

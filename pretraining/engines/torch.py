@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from pretraining.config import TrainConfig
 from pretraining.engines.base import Batch, EngineBase, LossModule
 from pretraining.engines.config import EngineConfig
 from pretraining.optim.base import ParameterShard, UpdateRule
+from pretraining.parallel.fragments import Fragment
 from pretraining.parallel.marks import is_sequence_parallel
 from pretraining.parallel.mesh import Axis
 from pretraining.parallel.world import World
@@ -73,10 +75,15 @@ class TorchEngine(EngineBase):
 
     def _shards(self) -> list[ParameterShard]:
         return [
-            ParameterShard(self.layout.whole(name), self.parameters[name].data, self.settings[name], number)
+            ParameterShard(self._updated(name), self.parameters[name].data, self.settings[name], number)
             for number, name in enumerate(self.layout.names)
             if self.owners is None or self.owners[name] == self.world.mesh.shard_rank
         ]
+
+    def _updated(self, name: str) -> Fragment:
+        """What this rank updates of the tensor, and has optimizer state of: an owner is the only one that has."""
+        whole = self.layout.whole(name)
+        return whole if self.owners is None else replace(whole, copied_over=whole.copied_over - {Axis.DATA})
 
     def _owners(self) -> dict[str, int]:
         """The data-parallel rank that updates each tensor: the largest first, each to the rank with the least."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -12,27 +13,39 @@ from pretraining.models.heads import TokenHead
 from pretraining.parallel.fragments import Box
 from pretraining.parallel.layers import Layers, box_of
 
+Rule = Callable[[str, Tensor, torch.Generator], None]
 
-def initialize(
-    model: nn.Module, layers: Layers, seed: int, rule: Callable[[str, Tensor, torch.Generator], None]
-) -> None:
+
+def initialize(model: nn.Module, layers: Layers, seed: int, rule: Rule) -> None:
     """Fills every parameter by `rule(name, tensor, generator)`, which is given the whole tensor, even where a rank
     keeps a part of it. Rows of ids that a head leaves out are 0, as those of the padded vocabulary are: no gradient
     reaches them, and they stay so.
 
     Each parameter has a generator of its own, keyed by seed and name: weights depend neither on the order in which
-    modules were built nor on how they are sharded.
+    modules were built nor on how they are sharded, nor on how many threads draw. What a rank holds at a time is its own
+    part and the tensors that are being drawn.
     """
     heads = [module for module in model.modules() if isinstance(module, TokenHead)]
     unused = {rows for head in heads for rows in head.unused}
     tables = {"token_embedding.weight", *(n for n, p in model.named_parameters() if any(p is h.weight for h in heads))}
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") % 2**63)
-            shape, box = box_of(parameter, layers.size, layers.rank)
-            whole = torch.empty(shape)
-            rule(name, whole, generator)
+
+    def fill(name: str, parameter: nn.Parameter) -> None:
+        shape, box = box_of(parameter, layers.size, layers.rank)
+        # drawn in place where it is all of the tensor: a copy would cost as much as half of the drawing
+        in_place = box.size == shape and parameter.device.type == "cpu" and parameter.is_contiguous()
+        with torch.no_grad():  # of each thread
+            whole = parameter.data if in_place else torch.empty(shape)
+            rule(name, whole, _generator(seed, name))
             for start, stop in unused if name in tables else ():
                 whole[start:stop] = 0.0
-            parameter.copy_(whole[box.slices_of(Box((0,) * len(shape), shape))])
+            if not in_place:
+                parameter.copy_(whole[box.slices_of(Box((0,) * len(shape), shape))])
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for _ in threads.map(lambda entry: fill(*entry), model.named_parameters()):
+            pass
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") % 2**63)

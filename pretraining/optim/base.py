@@ -8,7 +8,7 @@ steps apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pretraining.parallel.fragments import Fragment
 from pretraining.parallel.layout import Layout
+from pretraining.parallel.mesh import Axis
 
 
 class Settings(NamedTuple):
@@ -156,7 +157,11 @@ class Optimizer(torch.optim.Optimizer):
     def state_tensors(self) -> list[tuple[Fragment, Tensor]]:
         """Everything that a resumed run needs, as live tensors."""
         scalars = {"updates": self.updates, "loss_scale": self.dynamic_scale, "good_steps": self.good_steps}
-        found = [(Fragment.whole(f"optimizer.{name}", ()), tensor) for name, tensor in scalars.items()]
+        everywhere = frozenset(Axis)
+        found = [
+            (replace(Fragment.whole(f"optimizer.{name}", ()), copied_over=everywhere), tensor)
+            for name, tensor in scalars.items()
+        ]
         for shard in self.shards:
             for name, tensor in shard.state.items():
                 whole = name in self.rule.whole_state
@@ -184,7 +189,10 @@ class Optimizer(torch.optim.Optimizer):
 def state_fragment(shard: ParameterShard, name: str, whole_shape: tuple[int, ...] | None) -> Fragment:
     """Where a state tensor belongs: where its shard does or, with a shape of its own, it is whole."""
     full = f"optimizer.{name}.{shard.fragment.name}"
-    return shard.fragment.renamed(full) if whole_shape is None else Fragment.whole(full, whole_shape)
+    if whole_shape is None:
+        return shard.fragment.renamed(full)
+    whole = Fragment.whole(full, whole_shape)
+    return replace(whole, copied_over=shard.fragment.copied_over, part=shard.fragment)
 
 
 def by_settings(shards: list[ParameterShard]) -> Mapping[Settings, list[ParameterShard]]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+
+from pretraining.parallel.mesh import Axis
 
 Shape = tuple[int, ...]
 
@@ -38,13 +40,20 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements [start, stop) of `box`, laid flat in row-major order, of the tensor `name` with the global `shape`."""
+    """Elements [start, stop) of `box`, laid flat in row-major order, of the tensor `name` with the global `shape`.
+
+    copied_over: the ranks along these axes hold the very same; those along the others do not. part: where this is a
+    statistic of a whole tensor, the part of that tensor for whose sake this rank has it, as all do that hold a part.
+    Both say which rank writes it into a checkpoint (pretraining.parallel.copies), and nothing about its place.
+    """
 
     name: str
     shape: Shape
     box: Box
     start: int
     stop: int
+    copied_over: frozenset[Axis] = field(default=frozenset(), compare=False)
+    part: Fragment | None = field(default=None, compare=False)
 
     @classmethod
     def whole(cls, name: str, shape: Shape) -> Fragment:
@@ -55,8 +64,12 @@ class Fragment:
     def is_box(self) -> bool:
         return self.start == 0 and self.stop == self.box.numel
 
+    @property
+    def numel(self) -> int:
+        return self.stop - self.start
+
     def renamed(self, name: str) -> Fragment:
-        return Fragment(name, self.shape, self.box, self.start, self.stop)
+        return replace(self, name=name)
 
     def boxes(self) -> Iterator[tuple[Box, int]]:
         """The boxes that this range consists of, each with where it begins within the fragment."""

@@ -40,11 +40,28 @@ class Mesh:
     def rank(self, axis: Axis) -> int:
         return self.ranks.get(axis, 0)
 
+    def place(self, *axes: Axis) -> int:
+        """This rank's number among those along these axes, of `size(*axes)`."""
+        place = 0
+        for axis in Axis:
+            if axis in axes:
+                place = place * self.size(axis) + self.rank(axis)
+        return place
+
     def group(self, *axes: Axis) -> ProcessGroup | None:
         """The ranks that differ from this one along these axes alone. None where there is none but this one; with
         tensor parallelism there may be a group of one."""
         used = frozenset(axis for axis in axes if self.size(axis) > 1)
         return self.groups.get(used or frozenset(axes))
+
+    def along_data(self) -> list[int]:
+        """All ranks, those that share their place on the other axes side by side: parts of a tensor that are dealt over
+        the data-parallel ranks follow each other here."""
+        return [
+            data * self.size(Axis.TENSOR) + tensor  # as world._make_mesh numbers them
+            for tensor in range(self.size(Axis.TENSOR))
+            for data in range(self.size(Axis.DATA))
+        ]
 
     # What the axes are used for. A new axis is added to these, and their users go on.
 

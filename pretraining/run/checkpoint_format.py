@@ -1,33 +1,43 @@
 """The form of a checkpoint: named logical tensors as boxes in safetensors files, and a manifest written last.
 
     checkpoints/step_00000200/rank_00000.safetensors   the boxes that rank 0 wrote
-    checkpoints/step_00000200/manifest.json            every tensor's global shape and its boxes, the run's state
+    checkpoints/step_00000200/rank_00000.json          a part of the manifest: rank 0's boxes of tensors that are cut
+    checkpoints/step_00000200/manifest.json            every tensor's global shape, its boxes or the parts that list
+                                                       them, the run's state
 
 A folder without a manifest is not a checkpoint. Nothing that a manifest says is believed: files are plain ones that lie
-in the folder, boxes lie within their tensors and do not overlap.
+in the folder, boxes lie within their tensors and do not overlap. Parts are read where they are needed; the manifest has
+their checksums, and each must list the very boxes that follow from what the manifest says of it (checkpoint_pieces).
+
+Format 1 has all boxes in the manifest and no parts.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import re
 import stat
 import sys
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.json_files import read_json
+from data_pipeline.common.files import read_bytes
+from data_pipeline.common.json_files import MAX_BYTES, parse_json, read_json
 from pretraining.parallel.fragments import Box, Fragment
+from pretraining.run.checkpoint_pieces import Count as _Count
+from pretraining.run.checkpoint_pieces import Pieces, fault_of
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 MOST_SIDE_BY_SIDE = 256  # boxes of a tensor that share a row
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
-_Count = Annotated[int, pydantic.Field(strict=True, ge=0, lt=1 << 60)]
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(safetensors|json)")
 
 
 @dataclass
@@ -41,8 +51,11 @@ class SavedBox:
 
 @dataclass
 class SavedTensor:
+    """boxes: of a tensor that is not cut, or that tensor parallelism alone cuts; pieces: of any other."""
+
     shape: list[_Count]
     boxes: list[SavedBox]
+    pieces: list[Pieces] = field(default_factory=list)
 
 
 @dataclass
@@ -53,6 +66,23 @@ class Manifest:
     state: dict[str, Any]
     files: dict[str, _Count]  # bytes of each
     tensors: dict[str, SavedTensor]
+    parts: list[SavedPart] = field(default_factory=list)
+
+
+@dataclass
+class SavedPart:
+    """A file that lists boxes: by the name of the tensor, as Part says."""
+
+    file: str
+    bytes: Annotated[_Count, pydantic.Field(le=MAX_BYTES)]
+    sha256: str
+
+
+@dataclass
+class Part:
+    """rank_00000.json."""
+
+    tensors: dict[str, list[SavedBox]]
 
 
 @dataclass
@@ -87,6 +117,34 @@ class Checkpoint:
         """What the trainer saved besides tensors."""
         return self.manifest["state"]
 
+    @property
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """By name: "shape" and, in the manifest itself, "boxes"."""
+        return self.manifest["tensors"]
+
+    @cached_property
+    def pieces(self) -> dict[str, list[Pieces]]:
+        """By name, of the tensors whose boxes stand in parts."""
+        return {
+            name: [Pieces(**pieces) for pieces in tensor["pieces"]]
+            for name, tensor in self.tensors.items()
+            if tensor.get("pieces")
+        }
+
+    def boxes_in(self, part: int) -> dict[str, list[dict[str, Any]]]:
+        """By name, the boxes that a part lists. Reads it, and raises InputError where it is not what the manifest says
+        of it; whether its boxes are the right ones is for require_boxes to say."""
+        return _read_part(self.folder, self.manifest["parts"][part], self.manifest["files"])
+
+    def require_boxes(self, name: str, part: int, boxes: list[dict[str, Any]]) -> None:
+        """Raises InputError where these, which the part lists, are others than follow from the manifest: only of those
+        it is known that they do not overlap."""
+        due = [box for pieces in self.pieces[name] if part in pieces.parts for box in pieces.boxes(part)]
+        listed = [Box(tuple(box["offset"]), tuple(box["size"])) for box in boxes]
+        if sorted(listed) != sorted(due):
+            file = self.folder / self.manifest["parts"][part]["file"]
+            raise InputError(f"{file}: {name}: its boxes are not those that the manifest says it has")
+
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Reads the manifest and checks that every file is there in its full size. Raises InputError."""
@@ -97,7 +155,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise InputError(f"{folder}: incomplete checkpoint: manifest.json is missing (interrupted while saving?)")
     require_plain_file(path)
     manifest = _read_manifest(path)
-    for name, size in manifest["files"].items():
+    parts = {part["file"]: part["bytes"] for part in manifest.get("parts", [])}
+    for name, size in (manifest["files"] | parts).items():
         found = _size_within(folder, name)
         if found != size:
             raise InputError(
@@ -135,14 +194,58 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
         raise InputError(f"{path}: not the manifest of a checkpoint ({where}: {fault['msg']})") from error
-    for name, tensor in form.tensors.items():
-        if problem := _problem_of(tensor, form.files):
-            raise InputError(f"{path}: {name}: {problem}")
+    if problem := problem_of(form):
+        raise InputError(f"{path}: {problem}")
     return manifest
 
 
+def problem_of(manifest: Manifest, complete: bool = False) -> str | None:
+    """Why its boxes and pieces can't be those of its tensors. Together they must hold each element once, at most.
+    complete: and at least."""
+    for name, tensor in manifest.tensors.items():
+        pieces = tensor.pieces
+        problem = _problem_of(tensor, manifest.files) or fault_of(tensor.shape, pieces, len(manifest.parts))
+        if problem is None and pieces and (tensor.boxes or _do_overlap(pieces, tensor.shape)):
+            problem = "its pieces overlap"
+        if problem is None and complete and (missing := _missing(tensor)):
+            problem = f"{missing} of its elements are written by no rank"
+        if problem is not None:
+            return f"{name}: {problem}"
+    return None
+
+
+def _do_overlap(pieces: list[Pieces], shape: list[int]) -> bool:
+    """Whether the boxes that they are cut from share an element; checkpoint_pieces has looked within each."""
+    boxes = sorted({one.box for one in pieces})
+    return sum(box.numel for box in boxes) > math.prod(shape) or _overlap(boxes)
+
+
+def _missing(tensor: SavedTensor) -> int:
+    held = sum(math.prod(box.size) for box in tensor.boxes) + sum(one.stop - one.start for one in tensor.pieces)
+    return math.prod(tensor.shape) - held
+
+
+def _read_part(folder: Path, part: dict[str, Any], files: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
+    path = folder / part["file"]
+    try:
+        require_plain_file(path)
+        data = read_bytes(path, part["bytes"], links=False)
+        if hashlib.sha256(data).hexdigest() != part["sha256"]:
+            raise InputError(f"{path} is damaged (checksum differs)")
+        values = parse_json(data)
+        form = pydantic.TypeAdapter(Part).validate_python(values)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # pydantic's errors are such as well
+        raise InputError(f"{path} is not a part of a manifest ({str(error)[:200]})") from error
+    for name, boxes in form.tensors.items():
+        if any(box.file not in files for box in boxes):
+            raise InputError(f"{path}: {name}: a box lies in a file that is none of the checkpoint's")
+    return values["tensors"]
+
+
 def _problem_of(tensor: SavedTensor, files: dict[str, int]) -> str | None:
-    """Why the boxes can't be those of the tensor. Together they must hold each of its elements once."""
+    """Why the boxes can't be those of the tensor."""
     whole = Fragment.whole("", tuple(tensor.shape)).box
     boxes = [Box(tuple(saved.offset), tuple(saved.size)) for saved in tensor.boxes]
     for saved, box in zip(tensor.boxes, boxes, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.common.errors import InputError
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+HERE = -1  # in place of a part's number: the manifest itself
+
 
 class NotFinite(InputError):
     """Weights with which nothing can be trained or exported; train.load_not_finite=true loads them to be looked at."""
@@ -22,7 +25,7 @@ class NotFinite(InputError):
 
 def check_fits(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Tensor]]) -> None:
     """Raises InputError where the checkpoint lacks one of the tensors, or has it in another shape."""
-    faults = [_mismatch(checkpoint.manifest["tensors"], fragment) for fragment, _ in tensors]
+    faults = [_mismatch(checkpoint.tensors, fragment) for fragment, _ in tensors]
     if any(faults):
         raise InputError(f"{checkpoint.folder} does not fit: " + "; ".join(f for f in faults if f))
 
@@ -33,15 +36,35 @@ def load_tensors(checkpoint: Checkpoint, tensors: list[tuple[Fragment, Tensor]])
     import torch
 
     check_fits(checkpoint, tensors)
-    saved, reader = checkpoint.manifest["tensors"], _BoxReader(checkpoint)
+    wanted = [
+        _Wanted(fragment.name, box, tensor.view(-1)[begin : begin + box.numel].view(box.size))
+        for fragment, tensor in tensors
+        for box, begin in fragment.boxes()
+    ]
     with torch.no_grad():
-        for fragment, tensor in tensors:
-            flat = tensor.view(-1)
-            for box, begin in fragment.boxes():
-                target = flat[begin : begin + box.numel].view(box.size)
-                _fill(target, box, saved[fragment.name]["boxes"], reader)
+        for part, targets in sorted(_by_part(checkpoint, wanted).items()):
+            _fill_from(checkpoint, part, targets)
+    for target in wanted:
+        if target.covered != target.box.numel:
+            raise InputError(
+                f"{checkpoint.folder}: the saved boxes cover {target.covered} of {target.box.numel} elements of "
+                f"{target.name}"
+            )
     if broken := not_finite(tensors):
         raise NotFinite(f"{checkpoint.folder}: {broken[0]} holds values that are not finite: the run had diverged")
+
+
+def parts_needed(checkpoint: Checkpoint, fragments: Iterable[Fragment]) -> list[int]:
+    """The parts of the manifest that load_tensors reads for these."""
+    return sorted(
+        {
+            part
+            for fragment in fragments
+            for box, _ in fragment.boxes()
+            for pieces in checkpoint.pieces.get(fragment.name, ())
+            for part in pieces.parts_of(box)
+        }
+    )
 
 
 def not_finite(tensors: Iterable[tuple[Fragment, Tensor]]) -> list[str]:
@@ -68,17 +91,50 @@ def _mismatch(saved: dict[str, Any], fragment: Fragment) -> str | None:
     return None
 
 
-def _fill(target: Tensor, box: Box, saved: list[dict[str, Any]], reader: _BoxReader) -> None:
-    """Boxes of one tensor do not overlap (checkpoint_format), so that what they fill may be counted."""
-    covered = 0
-    for entry in saved:
-        held = Box(tuple(entry["offset"]), tuple(entry["size"]))
-        common = box.intersect(held)
-        if common is not None:
-            target[common.slices_of(box)] = reader.read(entry, target.dtype)[common.slices_of(held)]
-            covered += common.numel
-    if covered != box.numel:
-        raise InputError(f"{reader.folder}: the saved boxes cover {covered} of {box.numel} elements of a tensor")
+@dataclass
+class _Wanted:
+    """A box of a tensor to be filled. covered: how many of its elements are; saved boxes of one tensor do not overlap
+    (checkpoint_format), so that they may be counted."""
+
+    name: str
+    box: Box
+    target: Tensor
+    covered: int = 0
+
+    def fill(self, saved: list[dict[str, Any]], reader: _BoxReader) -> None:
+        for entry in saved:
+            held = Box(tuple(entry["offset"]), tuple(entry["size"]))
+            common = self.box.intersect(held)
+            if common is not None:
+                values = reader.read(entry, self.target.dtype)
+                self.target[common.slices_of(self.box)] = values[common.slices_of(held)]
+                self.covered += common.numel
+
+
+def _by_part(checkpoint: Checkpoint, wanted: list[_Wanted]) -> dict[int, list[_Wanted]]:
+    """Which parts of the manifest list boxes that meet them; HERE is the manifest itself."""
+    found: dict[int, list[_Wanted]] = {}
+    for target in wanted:
+        for pieces in checkpoint.pieces.get(target.name, ()):
+            for part in pieces.parts_of(target.box):
+                found.setdefault(part, []).append(target)
+        if checkpoint.tensors[target.name]["boxes"]:
+            found.setdefault(HERE, []).append(target)
+    return found
+
+
+def _fill_from(checkpoint: Checkpoint, part: int, targets: list[_Wanted]) -> None:
+    """One part at a time: all of them would not fit into memory where one process loads what many ranks wrote."""
+    reader = _BoxReader(checkpoint)
+    if part == HERE:
+        for target in targets:
+            target.fill(checkpoint.tensors[target.name]["boxes"], reader)
+        return
+    boxes = checkpoint.boxes_in(part)
+    for name in {target.name for target in targets}:
+        checkpoint.require_boxes(name, part, boxes.get(name, []))
+    for target in targets:
+        target.fill(boxes.get(target.name, []), reader)
 
 
 class _BoxReader:

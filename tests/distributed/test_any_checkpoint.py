@@ -1,12 +1,15 @@
 """Whatever layout wrote a checkpoint, every other resumes from it as if nothing had happened."""
 
 import itertools
+import shutil
 
 import pytest
 
 from pretraining.run.checkpoint_format import checkpoint_folder
 from tests.distributed.any_checkpoint import BOUND, SAVED, difference, holds, resume, run_all
 from tests.distributed.parity import prepare_data
+from tests.helpers import metrics
+from tests.run.old_checkpoints import as_format_1
 
 LAYOUTS = ("one", "ZeRO-2 x2", "TP2 + SP", "TP2 x ZeRO-3")  # `make any-checkpoint` has all of them
 
@@ -26,6 +29,18 @@ def folder(data, tmp_path_factory):
 @pytest.mark.parametrize("source, layout", itertools.product(LAYOUTS, LAYOUTS))
 def test_resumes(folder, source, layout):
     assert holds(folder, source, layout), difference(folder, source, layout)
+
+
+def test_resumes_from_format_1(data, folder, tmp_path):
+    """Checkpoints of before there were parts go on in any layout, and on their own bit for bit."""
+    source = "TP2 x ZeRO-3"
+    saved = shutil.copytree(checkpoint_folder(folder / source, SAVED), checkpoint_folder(tmp_path / "old", SAVED))
+    as_format_1(saved)
+    found = dict(zip(LAYOUTS, resume(LAYOUTS, saved, data, tmp_path), strict=True))
+    for layout, resumed in found.items():
+        assert sorted(resumed) == list(range(SAVED + 1, 21))
+        same = metrics(folder / f"{source} to {layout}")
+        assert [resumed[step]["loss"] for step in resumed] == [same[step]["loss"] for step in resumed]
 
 
 def test_resumes_in_another_precision(data, folder, tmp_path):

@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 import time
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from data_pipeline.common.errors import InputError
 from pretraining.parallel.fragments import Box, Fragment
 from pretraining.parallel.launch import Launch
+from pretraining.parallel.mesh import Axis
 from pretraining.parallel.world import start_world
 from pretraining.run import checkpoint as checkpoint_module
 from pretraining.run import checkpoint_format
@@ -60,7 +62,7 @@ def save_world(world, folder, parts):
     tensors = (
         cut(SHAPES, world.rank, parts)
         if parts > 1
-        else [(Fragment.whole(n, s), value(n).clone()) for n, s in SHAPES.items()]
+        else [(replace(Fragment.whole(n, s), copied_over=frozenset(Axis)), value(n).clone()) for n, s in SHAPES.items()]
     )
     saver = Saver(world)
     saver.save(tensors, {"step": 3}, folder)

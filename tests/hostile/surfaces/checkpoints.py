@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 from tests.hostile.case import HARMLESS, TRAIN, Case, Place, link, pipe, rewrite
 
-NAME = "weights.token_embedding.weight"
+NAME, PART = "weights.token_embedding.weight", "rank_00000.json"
 Manifest = dict[str, Any]
 
 
@@ -18,7 +20,7 @@ def cases() -> Iterator[Case]:
         yield _case(name, lambda folder, change=change: rewrite(folder / "manifest.json", change))
     for name, change in _tensors().items():
         yield _case(name, lambda folder, change=change: _rewrite_tensors(folder, change))
-    for name, lay in _files().items():
+    for name, lay in (_files() | _parts()).items():
         yield _case(name, lay)
     yield from _in_run_dir()
 
@@ -131,6 +133,66 @@ def _files() -> dict[str, Callable[[Path], object]]:
         "a pickle": lambda folder: (folder / weights).write_bytes(b"\x80\x04\x95cos\nsystem\n(S'touch outside/x'\ntR."),
         "no files": lambda folder: [f.unlink() for f in folder.iterdir()],
     }
+
+
+def _parts() -> dict[str, Callable[[Path], object]]:
+    """A manifest in parts, of one rank that holds a tensor as if it were cut."""
+
+    def manifest(change: Callable[[Manifest], object]) -> Callable[[Path], object]:
+        return lambda folder: (_cut(folder), rewrite(folder / "manifest.json", lambda m: change(m) and None))
+
+    def piece(**changes: object) -> Callable[[Path], object]:
+        return manifest(lambda m: m["tensors"][NAME]["pieces"][0].update(changes))
+
+    def part(**changes: object) -> Callable[[Path], object]:
+        return manifest(lambda m: m["parts"][0].update(changes))
+
+    def content(text: bytes) -> Callable[[Path], object]:
+        return lambda folder: _cut(folder, lambda _: text)
+
+    def box(**changes: object) -> Callable[[Path], object]:
+        return lambda folder: _cut(
+            folder, lambda boxes: json.dumps({"tensors": {NAME: [{**boxes[0], **changes}]}}).encode()
+        )
+
+    return {
+        "pieces of 10^18 ranks": piece(count=10**17, length=10),
+        "a million pieces": manifest(lambda m: m["tensors"][NAME].update(pieces=m["tensors"][NAME]["pieces"] * 10**5)),
+        "a piece of nothing": piece(length=0),
+        "a piece beyond": piece(start=10**15),
+        "a piece in no part": piece(part=7),
+        "a piece and a box": manifest(lambda m: m["tensors"][NAME]["boxes"].append({})),
+        "no parts": manifest(lambda m: m.pop("parts")),
+        "a part outside": part(file="../run/config.json"),
+        "a part that is the manifest": part(file="manifest.json"),
+        "a part of 2^59 bytes": part(bytes=1 << 59),
+        "another checksum of a part": part(sha256="0" * 64),
+        "a part that is a pipe": lambda folder: (_cut(folder), pipe(folder / PART)),
+        "a part that is a link": lambda folder: (_cut(folder), link(folder / PART, "/etc/passwd")),
+        "a part that is missing": lambda folder: (_cut(folder), (folder / PART).unlink()),
+        "a part of deep lists": content(b"[" * 50_000),
+        "a part that is a pickle": content(b"\x80\x04\x95cos\nsystem\n(S'touch outside/x'\ntR."),
+        "a part without the tensor": content(b'{"tensors": {}}'),
+        "a part with another box": box(size=[1, 1]),
+        "a part with a file outside": box(file="../run/checkpoints/step_00000001/rank_00000.safetensors"),
+        "a part with another checksum of a box": box(crc32=1),
+    }
+
+
+def _cut(folder: Path, content: Callable[[list[Any]], bytes] | None = None) -> None:
+    """content: of the part, given the tensor's boxes."""
+
+    def move(manifest: Manifest) -> None:
+        tensor = manifest["tensors"][NAME]
+        boxes, size = tensor["boxes"], tensor["shape"]
+        data = content(boxes) if content else json.dumps({"tensors": {NAME: boxes}}).encode()
+        (folder / PART).write_bytes(data)
+        sealed = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        manifest["parts"] = [{"file": PART, **sealed}]
+        piece = {"offset": [0, 0], "size": size, "start": 0, "length": size[0] * size[1], "part": 0, "count": 1}
+        tensor.update(boxes=[], pieces=[piece])
+
+    rewrite(folder / "manifest.json", move)
 
 
 def _in_run_dir() -> Iterator[Case]:
