@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.common.errors import InputError
-from pretraining.config import MIXED_BATCHES, RunConfig, identity
+from pretraining.config import MIXED_BATCHES, RunConfig, TrainConfig, identity
 from pretraining.objectives.base import Objective
 from pretraining.objectives.registry import build_objective
 from pretraining.parallel.host import Ranks, run_on_all_ranks
