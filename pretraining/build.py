@@ -182,6 +182,7 @@ def build_recorded(
     from pretraining.models.registry import build_model
     from pretraining.optim.registry import build_update_rule
     from pretraining.parallel.world import limit_groups
+    from pretraining.run.profiling import StepProfiler
     from pretraining.run.showing import Showing
     from pretraining.trainer import Record, Trainer
 
@@ -208,7 +209,8 @@ def build_recorded(
     if world.is_main and config.tracking.samples:
         samples = partial(feeds.first_validation, config.tracking.samples)
         showing = Showing(engine, objective, samples, folder, tracker, config.train.seed)
-    record = Record(folder, inputs.identity, tracker, throughput, phases, owner, showing)
+    profiler = StepProfiler(folder, config.train.profile, config.train.profile_ranks, world.rank)
+    record = Record(folder, inputs.identity, tracker, throughput, phases, owner, showing, profiler)
     trainer = Trainer(config, engine, objective, feeds, record, stop, world)
     if checkpoint is not None:
         trainer.resume(checkpoint.state)

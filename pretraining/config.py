@@ -100,6 +100,8 @@ class TrainConfig:
     timeout_seconds: Positive = 300
     watchdog_seconds: PositiveFloat = 60.0
     on_spike: Literal["log", "rollback"] = "log"
+    profile: list[Positive] = Field(default_factory=list)
+    profile_ranks: list[NonNegative] = Field(default_factory=lambda: [0])
 
 
 @configclass
@@ -178,7 +180,7 @@ class RunConfig:
         problems += unfit or self._sample_problems()
         if self.engine.tensor_parallel not in PROVEN_TENSOR_PARALLEL[self.engine.name]:  # which was reported
             return problems
-        problems += self._roll_back_problems()
+        problems += self._roll_back_problems() + self._profile_problems(ranks)
         return problems + self._layout_problems(check_length=not unfit) + self._batch_problems(ranks)
 
     def _fit_problems(self, members: Mapping[str, str]) -> list[str]:
@@ -202,6 +204,14 @@ class RunConfig:
             return [f"data.seq_len={length} has no effect on images: model.image_size sets their size"]
         longest = cast(TextConfig, self.model).max_seq_len
         return [f"data.seq_len={length} is longer than model.max_seq_len={longest}"] if length > longest else []
+
+    def _profile_problems(self, ranks: int) -> list[str]:
+        train = self.train
+        late, absent = max(train.profile, default=0), max(train.profile_ranks, default=0)
+        problems = [f"train.profile={train.profile}: the run has {train.steps} steps"] if late > train.steps else []
+        if absent >= ranks and train.profile:
+            problems.append(f"train.profile_ranks={train.profile_ranks}: the last rank is {ranks - 1}")
+        return problems
 
     def _roll_back_problems(self) -> list[str]:
         train = self.train

@@ -30,6 +30,7 @@ from pretraining.run.incidents import Incidents
 from pretraining.run.metrics import EvaluationLine, TrainingLine, means
 from pretraining.run.ownership import Ownership
 from pretraining.run.phases import Phases
+from pretraining.run.profiling import UNPROFILED, StepProfiler
 from pretraining.run.roll_back import passed_over, roll_back
 from pretraining.run.run_dir import Identity
 from pretraining.run.saving import CheckpointKeeper
@@ -55,6 +56,7 @@ class Record:
     phases: Phases
     owner: Ownership | None = None
     showing: Showing | None = None
+    profiler: StepProfiler = UNPROFILED
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,8 @@ class Trainer:
             if data.totals.spiked:
                 steps.close()
                 break
-            began = self.train_step(data, began)
+            with self.record.profiler.around(self.step + 1):
+                began = self.train_step(data, began)
             self.stop.trained = True
             save, evaluate = self.keeper.is_due(self.step), self._is_evaluation_due()
             if save or evaluate:
