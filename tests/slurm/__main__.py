@@ -70,6 +70,7 @@ def small_ones(table: Table, runs: Runs) -> None:
     table.run("SIGKILL before step 1", lambda: scenarios.killed_before_step_1(runs))
     table.run("no progress", lambda: scenarios.no_progress(runs))
     table.run("scancel", lambda: scenarios.cancelled(runs))
+    table.run("pretrain-submit", lambda: scenarios.submitted(runs))
     table.run("container", lambda: scenarios.container(runs))
     table.run("node failed twice", lambda: scenarios.node_failed_twice(runs))
 
