@@ -62,6 +62,7 @@ def others(table: Table, runs: Runs) -> None:
     table.run("a finished run again", lambda: scenarios.finished(runs))
     table.run("array of three", lambda: scenarios.array(runs))
     table.run("chained jobs", lambda: scenarios.chain(runs))
+    table.run("container", lambda: scenarios.container(runs))
     table.run("torchrun", lambda: scenarios.torchrun(runs))
 
 
@@ -71,7 +72,6 @@ def small_ones(table: Table, runs: Runs) -> None:
     table.run("no progress", lambda: scenarios.no_progress(runs))
     table.run("scancel", lambda: scenarios.cancelled(runs))
     table.run("pretrain-submit", lambda: scenarios.submitted(runs))
-    table.run("container", lambda: scenarios.container(runs))
     table.run("node failed twice", lambda: scenarios.node_failed_twice(runs))
 
 
