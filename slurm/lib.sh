@@ -47,6 +47,7 @@ add_sweep_overrides() { # line SLURM_ARRAY_TASK_ID, counted from 0; xargs takes 
   [ -n "$line" ] || end 2 "PRETRAIN_SWEEP=$PRETRAIN_SWEEP has no line for array member $SLURM_ARRAY_TASK_ID, counted from 0"
   mapfile -d '' -t more < <(xargs printf '%s\0' <<<"$line")
   overrides+=("${more[@]}")
+  case " ${more[*]}" in *" run_dir="*) own_run_dir=yes ;; esac
 }
 
 find_run_dir() { # OVERRIDES... -> run_dir, absolute: a default one must be the same at every restart, and each member's own
@@ -63,7 +64,7 @@ find_run_dir() { # OVERRIDES... -> run_dir, absolute: a default one must be the 
   # shellcheck disable=SC2088 # Hydra is given it as it stands
   case $run_dir in "~" | "~/"*) run_dir=$HOME${run_dir#\~} ;; esac
   case $run_dir in /*) ;; *) run_dir=$PWD/$run_dir ;; esac
-  run_dir=$run_dir${SLURM_ARRAY_TASK_ID:+/$SLURM_ARRAY_TASK_ID}
+  [ -n "${own_run_dir:-}" ] || run_dir=$run_dir${SLURM_ARRAY_TASK_ID:+/$SLURM_ARRAY_TASK_ID} # unless the sweep names each
   case $run_dir in *[\'\\]* | *"\${"* | *$'\n'*) end 2 "run_dir=$run_dir: quotes, backslashes and \${ are not supported in it" ;; esac
 }
 

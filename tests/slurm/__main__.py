@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.slurm import scenarios
-from tests.slurm.cluster import Cluster, install, left_processes, why_not
+from tests.slurm.cluster import Cluster, install, left_behind, why_not
 from tests.slurm.jobs import Job, Runs
 
 NODES = 4
@@ -62,6 +62,7 @@ def others(table: Table, runs: Runs) -> None:
     table.run("a finished run again", lambda: scenarios.finished(runs))
     table.run("array of three", lambda: scenarios.array(runs))
     table.run("chained jobs", lambda: scenarios.chain(runs))
+    table.run("container", lambda: scenarios.container(runs))
     table.run("torchrun", lambda: scenarios.torchrun(runs))
 
 
@@ -70,7 +71,7 @@ def small_ones(table: Table, runs: Runs) -> None:
     table.run("SIGKILL before step 1", lambda: scenarios.killed_before_step_1(runs))
     table.run("no progress", lambda: scenarios.no_progress(runs))
     table.run("scancel", lambda: scenarios.cancelled(runs))
-    table.run("container", lambda: scenarios.container(runs))
+    table.run("pretrain-submit", lambda: scenarios.submitted(runs))
     table.run("node failed twice", lambda: scenarios.node_failed_twice(runs))
 
 
@@ -79,6 +80,7 @@ def main() -> int:
     if (reason := why_not()) is not None:
         print(f"skipped: {reason}")
         return 0
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # through the cluster's end
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="slurm-") as name:
         folder = Path(name)
@@ -86,11 +88,15 @@ def main() -> int:
         with Cluster(folder / "cluster", NODES) as cluster:
             table = Table()
             runs = Runs(cluster, corpus, folder)
-            with ThreadPoolExecutor() as pool:
-                for part in (disturbed_run, others, small_ones):
-                    pool.submit(part, table, runs)
-        left = left_processes(folder)
-    print(f"{time.monotonic() - began:.0f} s; {table.failed} failed; processes left: {left or 'none'}")
+            # daemons: where this program is stopped, the cluster is, and no scenario is waited for
+            parts = (disturbed_run, others, small_ones)
+            threads = [threading.Thread(target=part, args=(table, runs), daemon=True) for part in parts]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        left = left_behind(folder)
+    print(f"{time.monotonic() - began:.0f} s; {table.failed} failed; left behind: {left or 'nothing'}")
     return 1 if table.failed or left else 0
 
 

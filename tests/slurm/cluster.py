@@ -262,13 +262,14 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def left_processes(folder: Path) -> list[str]:
-    """Those that still name the cluster's folder in their command or their environment, but this one's own."""
-    found = []
+def left_behind(folder: Path) -> list[str]:
+    """Processes that still name the cluster's folder in their command or environment, but this one; lines in
+    /etc/hosts."""
+    found = [line for line in HOSTS.read_text().splitlines() if str(folder) in line]
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
             with suppress(OSError):
                 text = Path(f"/proc/{name}/cmdline").read_bytes() + Path(f"/proc/{name}/environ").read_bytes()
                 if str(folder).encode() in text:
-                    found.append(f"{name} {Path(f'/proc/{name}/comm').read_text().strip()}")
+                    found.append(f"process {name} ({Path(f'/proc/{name}/comm').read_text().strip()})")
     return found

@@ -68,7 +68,7 @@ class Job:
         """The last one that is logged."""
         return max(metrics(self.run_dir), default=0) if (self.run_dir / "metrics.jsonl").exists() else 0
 
-    def until(self, condition: Callable[[], object], what: str, seconds: float = 180) -> None:
+    def until(self, condition: Callable[[], object], what: str, seconds: float = 400) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
@@ -82,7 +82,7 @@ class Job:
         """Counted from 1."""
         self.until(lambda: len(self.starts("begin")) >= number, f"start {number}")
 
-    def until_ended(self, seconds: float = 240) -> int:
+    def until_ended(self, seconds: float = 400) -> int:
         """-> exit code of the job."""
         self.until(lambda: self.cluster.state(self.id) in ENDED, "the end", seconds)
         return self.cluster.exit_code(self.id)

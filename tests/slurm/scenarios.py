@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 from data_pipeline.common.yaml_files import read_yaml
+from tests.helpers import ROOT, TINY
 from tests.slurm.jobs import TWO_NODES, Job, Runs, require
 
 # The run that is disturbed has nodes of its own; the others must not be pre-empted or lose theirs with it
@@ -118,8 +120,6 @@ def array(runs: Runs) -> str:
 
 
 def _found(name: str, folder: Path) -> list[Path]:
-    from tests.helpers import ROOT
-
     return [path for place in (ROOT, folder, Path.home()) for path in place.glob(name)]
 
 
@@ -208,6 +208,34 @@ def node_failed_twice(runs: Runs) -> str:
     excluded = runs.cluster.hosts(runs.cluster.show(job.id, "ExcNodeList"))
     require(begins[-1] != node and excluded == ["vnode1", "vnode2", node], job, f"ran on {begins}, without {excluded}")
     return f"ran on {begins[0]}, then without it on {begins[-1]}"
+
+
+def submitted(runs: Runs) -> str:
+    """pretrain-submit: a bad override never reaches the queue; a sweep is an array, after a check of its nodes."""
+    folder = runs.folder / "submitted"
+    cluster = ("cluster=slurm", "cluster.time_limit=30", "cluster.lead_seconds=60", "cluster.check=exclude")
+    command = (sys.executable, "-m", "pretraining.commands.submit", *TINY, f"data.path={runs.corpus}")
+    command = (*command, f"run_dir={folder}", "train.steps=4", *cluster, f"cluster.options=['{OTHERS}']")
+
+    def submit(*more: str) -> subprocess.CompletedProcess[str]:
+        environment = runs.cluster.environment
+        return subprocess.run(
+            [*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
+
+    bad = submit("train.step=4")
+    if bad.returncode != 2 or "train.step" not in bad.stderr or folder.exists():
+        raise AssertionError(f"a bad override: {bad}")
+    good = submit("--multirun", "train.seed=1,2")
+    jobs = sorted((folder / "slurm" / "submissions").glob("*/jobs"))
+    if good.returncode or not jobs:
+        raise AssertionError(f"a sweep: {good}")
+    for number in range(2):
+        job = Job(runs.cluster, f"{jobs[0].read_text().strip()}_{number}", folder)
+        job.run_dir = folder / f"seed-{number + 1}"
+        require(job.until_ended() == 0 and job.step() == 4, job, f"member {number} did not finish: {good}")
+        require((job.run_dir / "slurm" / "check.json").exists(), job, "its nodes were not checked")
+    return "a bad override: exit 2, nothing queued; a sweep of two: done, each in its folder"
 
 
 # Stands in for apptainer: SLURM's commands are hidden, and the image has variables of its own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.slurm.cluster import HOSTS, Cluster, left_processes, why_not
+from tests.slurm.cluster import Cluster, left_behind, why_not
 from tests.slurm.jobs import Runs, require
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no virtual SLURM: {why_not()}")
@@ -22,4 +22,4 @@ def test_a_job_that_is_signaled_saves_and_requeues_itself(corpus, tmp_path_facto
         (folder / "job" / "slow").unlink()
         require(job.until_ended() == 0 and len(job.starts("begin")) == 2 and job.step() == 8, job, "it did not go on")
         require(job.was_saved_at_a_stop(0, int(job.starts("begin")[1][3])), job, "nothing was saved at the signal")
-    assert str(folder) not in HOSTS.read_text() and not left_processes(folder)
+    assert not left_behind(folder)

@@ -101,6 +101,14 @@ def test_a_member_of_a_sweep_has_its_line_as_it_stands(tmp_path):
     assert not (tmp_path / "HERE").exists()
 
 
+def test_a_member_whose_line_names_a_run_dir_trains_there(tmp_path):
+    (tmp_path / "sweep").write_text("a=1 run_dir=\"'/r/a 1'\"\na=2\n")
+    text = 'overrides=(run_dir=/r); add_sweep_overrides; find_run_dir "${overrides[@]}"; echo "$run_dir"'
+    for number, expected in enumerate(("/r/a 1", "/r/1")):
+        job = {"PRETRAIN_SWEEP": "sweep", "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": str(number)}
+        assert bash(text, tmp_path, **job).stdout == f"{expected}\n"
+
+
 def test_a_site_file_is_data_and_wins(tmp_path):
     (tmp_path / "site").write_text("# a site\n\nNCCL_SOCKET_IFNAME=hsn0\nA=$(touch HERE) 'b' `c`\nOMP_NUM_THREADS=3")
     text = 'cores=8; ip() { echo "3: ib0 inet 10.0.0.1/24"; }; scontrol() { echo n1; echo n2; }; find_settings; '
