@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.slurm import scenarios
+from tests.slurm import scenarios, submitted
 from tests.slurm.cluster import Cluster, install, left_processes, why_not
 from tests.slurm.jobs import Job, Runs
 
@@ -74,6 +74,11 @@ def small_ones(table: Table, runs: Runs) -> None:
     table.run("node failed twice", lambda: scenarios.node_failed_twice(runs))
 
 
+def submitted_ones(table: Table, runs: Runs) -> None:
+    table.run("submitted, then edited", lambda: submitted.edited_while_queued(runs))
+    table.run("submitted sweep", lambda: submitted.sweep(runs))
+
+
 def main() -> int:
     install()
     if (reason := why_not()) is not None:
@@ -87,8 +92,9 @@ def main() -> int:
             table = Table()
             runs = Runs(cluster, corpus, folder)
             with ThreadPoolExecutor() as pool:
-                for part in (disturbed_run, others, small_ones):
+                for part in (disturbed_run, others, small_ones, submitted_ones):
                     pool.submit(part, table, runs)
+            table.run("slow node", lambda: submitted.slow_node(runs))  # alone: it may take any of the nodes
         left = left_processes(folder)
     print(f"{time.monotonic() - began:.0f} s; {table.failed} failed; processes left: {left or 'none'}")
     return 1 if table.failed or left else 0

@@ -9,10 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.slurm.jobs import Job, Runs, require
-
 from data_pipeline.common.yaml_files import read_yaml
 from tests.helpers import ROOT, TINY
+from tests.slurm.jobs import Job, Runs, require
 
 CLUSTER = ("cluster=slurm", "cluster.time_limit=30", "cluster.lead_seconds=60")
 HELD = "cluster.options=['--hold','--exclude=vnode[1-2]']"
@@ -94,24 +93,17 @@ def slow_node(runs: Runs) -> str:
 def sweep(runs: Runs) -> str:
     """--multirun as a job array, in folders named by values; the same command again finds nothing to do."""
     folder = runs.folder / "submitted_sweep"
-    words = (
-        "--multirun",
-        "optimizer.lr=1e-3,2e-3",
-        "tracking.run_name='it is','b'",
-        "cluster.check=off",
-        "cluster.at_once=2",
-    )
+    values = ("optimizer.lr=1e-3,2e-3", "tracking.run_name='it is','b'")
+    options = ("cluster.check=off", "cluster.at_once=2", "cluster.options=['--exclude=vnode[1-2]']")
+    words = ("--multirun", *values, *options)
     job = job_of(runs, submit(runs, folder, *words), folder)
     names = [f"lr-{rate}_run_name-{name}" for rate in ("0.001", "0.002") for name in ("it_is", "b")]
     for number, name in enumerate(names):
         member = Job(runs.cluster, f"{job.id}_{number}", folder)
         member.run_dir = folder / "run" / name
         require(member.until_ended() == 0 and member.step() == 6, member, f"{name} did not finish")
-        require(
-            name.startswith(f"lr-{read_yaml(member.run_dir / 'config.yaml')['optimizer']['lr']}"),
-            member,
-            "other values",
-        )
+        rate = read_yaml(member.run_dir / "config.yaml")["optimizer"]["lr"]
+        require(name.startswith(f"lr-{rate}_"), member, f"optimizer.lr={rate}")
     said = submit(runs, folder, *words)
     require("nothing left to do: all 4 runs" in said, job, said)
     return "four members in folders by their values, two at once; nothing left to do"
