@@ -41,13 +41,15 @@ run_setup() { # modules, a virtual environment: a site's own shell code, which m
 # --- what is trained ---
 
 add_sweep_overrides() { # line SLURM_ARRAY_TASK_ID, counted from 0; xargs takes quotes off as a shell does, and runs nothing
-  local line more
+  local line more override
   [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || end 2 "PRETRAIN_SWEEP is for arrays: sbatch --array=0-N"
   line=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "$PRETRAIN_SWEEP")
   [ -n "$line" ] || end 2 "PRETRAIN_SWEEP=$PRETRAIN_SWEEP has no line for array member $SLURM_ARRAY_TASK_ID, counted from 0"
   mapfile -d '' -t more < <(xargs printf '%s\0' <<<"$line")
   overrides+=("${more[@]}")
-  case " ${more[*]}" in *" run_dir="*) own_run_dir=yes ;; esac
+  for override in "${more[@]}"; do
+    case $override in run_dir=* | +run_dir=* | ++run_dir=*) own_run_dir=yes ;; esac
+  done
 }
 
 find_run_dir() { # OVERRIDES... -> run_dir, absolute: a default one must be the same at every restart, and each member's own

@@ -19,7 +19,7 @@ from pretraining.cluster.plan import Plan
 from pretraining.config import identity
 from pretraining.run.checkpoint_format import Checkpoint, checkpoint_folders
 from pretraining.run.ownership import live_owner
-from pretraining.run.run_dir import Identity, check_run_dir, find_checkpoint
+from pretraining.run.run_dir import Identity, check_run_dir, find_checkpoint, is_done
 from pretraining.run.weights_and_biases import check_wandb
 
 LONGEST_HEADER = 1 << 28  # bytes of the index of a safetensors file
@@ -79,6 +79,8 @@ def _place(plan: Plan, run: Identity | None = None) -> Finding | str:
     owner = live_owner(plan.run_dir) if folder == plan.run_dir else None
     if owner is not None:
         return Finding("run folder", "warning", f"{plan.run_dir}: a job on {owner.host} is training there")
+    if run is not None and is_done(plan.run):
+        return Finding("run folder", "warning", f"{plan.run_dir}: the run is done, a job would end at once")
     return f"{plan.run_dir}{'' if folder == plan.run_dir else ', to be made'}"
 
 

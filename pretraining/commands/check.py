@@ -42,7 +42,7 @@ ABOUT = """pretrain-check: measures the machines of a job, each rank its own, an
 
 A figure is an outlier where it is below the median of the other ranks' both by more than a tenth (the disk's: by half)
 and by more than their standard deviation; so is a rank with fewer cores, or without what SLURM was asked for. It runs
-under any launcher, and by itself.
+by itself, and under any launcher that `pretrain` runs under; under srun MASTER_ADDR and MASTER_PORT are to be set.
 
 Example:
   pretrain-check

@@ -173,6 +173,8 @@ def _site(plan: Plan) -> list[Finding]:
     if not script.is_file():
         return [Finding("script", "problem", f"{script} is missing")]
     around = _surroundings(plan, plan.folder / "code", plan.folder)
+    if "\n" in around.folder:  # it would end the line of the script that names it
+        return [Finding("script", "problem", f"{around.folder!r}: a job cannot run in a folder of such a name")]
     with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as trial:
         trial.write(render(plan, around))
         trial.flush()

@@ -142,6 +142,9 @@ def test_a_damaged_checkpoint_is_found(plan: MakePlan) -> None:
     train_alone(*asked.overrides, f"run_dir={asked.run_dir}")
     checkpoint = newest_checkpoint(asked.run_dir / "checkpoints")
     assert checkpoint is not None and found(asked)["checkpoint"].status == "ok"
+    (asked.run_dir / "verdict.json").write_text('{"exit_code": 0}')
+    assert "the run is done" in found(asked)["run folder"].text
+    assert found(plan("train.steps=4"))["run folder"].status == "ok"
     file = next(checkpoint.folder.glob("*.safetensors"))
     data = bytearray(file.read_bytes())
     data[:8] = (1 << 40).to_bytes(8, "little")

@@ -361,6 +361,19 @@ def test_sbatch_that_takes_no_job_is_a_failure(
     assert "sbatch took no job: sbatch: error: Job submit limit" in capsys.readouterr().err
 
 
+def test_a_folder_that_would_break_out_of_its_line_is_refused(
+    site: Site, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "x\ntouch HERE\n"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert run(*asked, "dry_run=true") == 2
+    assert "a job cannot run in a folder of such a name" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert run(*asked, f"run_dir='{folder}'", "dry_run=true") == 2
+    assert "which the job's script does not take" in capsys.readouterr().err
+
+
 def test_without_run_dir_one_is_made(site: Site, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(*TINY, f"data.path={corpus}", *CLUSTER, "dry_run=true") == 0
@@ -378,8 +391,13 @@ def test_a_job_runs_what_was_submitted(site: Site, corpus: Path, tmp_path: Path)
     recipe.write_text("# @package _global_\ntrain: {steps: 7}\n")
     (own / "my_module.py").write_text("import my_helper\nprint('module', my_helper.VALUE)\n")
     (own / "my_helper.py").write_text("VALUE = 1\n")
+    (own / "my_package").mkdir()
+    for name, text in (("__init__.py", ""), ("part.py", ""), ("later.py", "VALUE = 1\n"), ("table.json", "{}")):
+        (own / "my_package" / name).write_text(text)
+    (own / ".venv").mkdir()
+    (own / ".venv/unused.py").write_text("")
     arguments = [
-        *(f"--config-dir={own / 'conf'}", "experiment=mine", "modules=[my_module]"),
+        *(f"--config-dir={own / 'conf'}", "experiment=mine", "modules=[my_module,my_package.part]"),
         *(*TINY, f"data.path={corpus}", f"run_dir={tmp_path}/run", *CLUSTER),
     ]
     done = subprocess.run(
@@ -409,7 +427,9 @@ def test_a_job_runs_what_was_submitted(site: Site, corpus: Path, tmp_path: Path)
     first, _, rest = job.stdout.partition("\n")
     assert first == "module 1" and yaml.safe_load(rest)["train"]["steps"] == 7
     names = {path.relative_to(code).parts[0] for path in code.rglob("*")}
-    assert names == {"pretraining", "data_pipeline", "conf", "slurm", "config_dirs", "my_module.py", "my_helper.py"}
+    own_names = {"my_module.py", "my_helper.py", "my_package"}
+    assert names == {"pretraining", "data_pipeline", "conf", "slurm", "config_dirs", *own_names}
+    assert {p.name for p in (code / "my_package").iterdir()} == {"__init__.py", "part.py", "later.py", "table.json"}
 
 
 def test_the_same_code_is_copied_once(site: Site, asked: list[str], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.slurm import scenarios
+from tests.slurm import scenarios, submitted
 from tests.slurm.cluster import Cluster, install, left_behind, why_not
 from tests.slurm.jobs import Job, Runs
 
@@ -75,6 +75,11 @@ def small_ones(table: Table, runs: Runs) -> None:
     table.run("node failed twice", lambda: scenarios.node_failed_twice(runs))
 
 
+def submitted_ones(table: Table, runs: Runs) -> None:
+    table.run("submitted, then edited", lambda: submitted.edited_while_queued(runs))
+    table.run("submitted sweep", lambda: submitted.sweep(runs))
+
+
 def main() -> int:
     install()
     if (reason := why_not()) is not None:
@@ -89,12 +94,13 @@ def main() -> int:
             table = Table()
             runs = Runs(cluster, corpus, folder)
             # daemons: where this program is stopped, the cluster is, and no scenario is waited for
-            parts = (disturbed_run, others, small_ones)
+            parts = (disturbed_run, others, small_ones, submitted_ones)
             threads = [threading.Thread(target=part, args=(table, runs), daemon=True) for part in parts]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
+            table.run("slow node", lambda: submitted.slow_node(runs))  # alone: it may take any of the nodes
         left = left_behind(folder)
     print(f"{time.monotonic() - began:.0f} s; {table.failed} failed; left behind: {left or 'nothing'}")
     return 1 if table.failed or left else 0

@@ -98,6 +98,13 @@ def test_a_member_of_a_sweep_has_its_line_as_it_stands(tmp_path):
     assert member(1).stdout.splitlines() == ["first", "a=2", 'b="$(touch HERE)" `x` ${y}', "c='it'"]
     assert member(3).stdout.splitlines() == ["first", "a=4"]  # the last line has no end
     assert member(2).returncode == member(4).returncode == 2
+
+    def folder(number):
+        text = 'overrides=(run_dir=/all); add_sweep_overrides; find_run_dir "${overrides[@]}"; echo "$run_dir"'
+        return bash(text, tmp_path, PRETRAIN_SWEEP="folders", SLURM_ARRAY_TASK_ID=str(number)).stdout.strip()
+
+    (tmp_path / "folders").write_text("a=1\n'run_dir='\"'\"'/all/a b'\"'\"''\n")  # a line may name a folder
+    assert [folder(0), folder(1)] == ["/all/0", "/all/a b"]
     assert not (tmp_path / "HERE").exists()
 
 
