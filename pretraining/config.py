@@ -110,6 +110,8 @@ class TrackingConfig:
     project: the project of the run; null takes WANDB_PROJECT, else pretraining.
     run_name: the run's name; null takes WANDB_NAME, else that of run_dir.
     tags: the run's tags; none takes those of WANDB_TAGS.
+    layers_every: norms of gradients and updates by layer after so many steps, with LAMB's trust ratios and Adafactor's
+        clipping; 0 for none. Such a step takes one more copy of the weights that the rank updates.
     samples: validation samples on which each evaluation shows what the model does, in run_dir/samples; 0 for none.
     """
 
@@ -117,6 +119,7 @@ class TrackingConfig:
     project: str | None = None
     run_name: str | None = None
     tags: list[str] = Field(default_factory=list)
+    layers_every: NonNegative = 0
     samples: NonNegative = 4
 
 

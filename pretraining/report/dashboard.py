@@ -74,6 +74,9 @@ def health_panels() -> list[Any]:
     return [
         _line("Gradient norm, before clipping", "train/grad_norm", log_y=True),
         _line("Learning rate", "train/lr"),
+        _line("Gradient norm by layer", metric_regex="layers/grad_norm/.*", log_y=True),
+        _line("Update over weights by layer", metric_regex="layers/update/.*", log_y=True),
+        _line("Trust ratio by layer (LAMB)", metric_regex="layers/trust_ratio/.*", log_y=True),
         _line("Accuracy", "valid/accuracy"),
         _line("Skipped steps", "train/skipped"),
         _line("Loss spikes", "train/spike"),

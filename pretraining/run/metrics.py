@@ -132,7 +132,21 @@ class SaveFailedLine:
         return {"step": self.step, "save_failed": self.reason, "failures": self.failures}
 
 
-Line = TrainingLine | EvaluationLine | SaveFailedLine
+@dataclass(frozen=True)
+class LayersLine:
+    """What layers are like after `step`: {"grad_norm": {layer: value}, "update": ..., ...}, see layer_norms.py."""
+
+    step: int
+    norms: dict[str, dict[str, float]]
+
+    def as_json(self) -> Values:
+        line: Values = {"step": self.step}
+        for kind, layers in self.norms.items():
+            line |= {f"layers/{kind}/{layer}": finite(value) for layer, value in layers.items()}
+        return line
+
+
+Line = TrainingLine | EvaluationLine | SaveFailedLine | LayersLine
 
 
 def as_written(line: Line, seconds: float) -> Values:

@@ -15,6 +15,7 @@ from pretraining.config import TrackingConfig
 from pretraining.run.metrics import (
     METRICS,
     EvaluationLine,
+    LayersLine,
     Line,
     MetricsFile,
     SaveFailedLine,
@@ -140,7 +141,7 @@ class StepProgress:
 
     def show(self, line: Line) -> None:
         begin = f"step {line.step}/{self.total}  "
-        if isinstance(line, SaveFailedLine):  # the saver has told why
+        if isinstance(line, SaveFailedLine | LayersLine):  # the saver has told why; layers are for charts
             return
         if isinstance(line, EvaluationLine):
             self._tell(begin + "  ".join(_evaluated(line)))
