@@ -309,6 +309,7 @@ class Trainer:
             loss_scale=loss_scale,
             spike=bool(numbers["finite"]) and note is not None,
             rank_seconds=pending.totals.rank_seconds,
+            peak_bytes=pending.totals.peak_bytes,
             flops=throughput.flops(pending.units),
             data_seconds=pending.data_seconds,
             training_seconds=pending.training_seconds,

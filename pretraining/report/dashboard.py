@@ -91,6 +91,7 @@ def speed_panels() -> list[Any]:
         _line("Model FLOPs utilization and goodput", "speed/mfu", "speed/goodput", range_y=(0, 1)),
         _line("Share of time waiting for data", "speed/data_wait", range_y=(0, 1)),
         _line("Seconds per step", "speed/step_seconds", smooth=True, ignore_outliers=True),
+        _line("Memory, largest rank (GB)", "speed/memory_gb"),
         _line("Slowest and median rank, seconds", "speed/slowest_rank_seconds", "speed/median_rank_seconds"),
     ]
 

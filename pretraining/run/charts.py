@@ -12,7 +12,7 @@ Charted = dict[str, int | float]
 AXES = ("step", "tokens", "images", "samples", "hours", "flops", "tokens_per_parameter")
 GROUPS = ("train", "valid", "speed", "samples", "layers")
 SPEED = {  # keys of metrics.jsonl; the others of a training line are of the group train
-    *("tokens_per_second", "images_per_second", "step_seconds", "tflops", "mfu", "data_wait", "goodput"),
+    *("tokens_per_second", "images_per_second", "step_seconds", "tflops", "mfu", "data_wait", "goodput", "memory_gb"),
     *("slowest_rank", "slowest_rank_seconds", "median_rank_seconds"),
 }
 NO_CURVE = {"time", "batch_hash", "valid_tokens", "valid_images"}
