@@ -107,6 +107,7 @@ class TrackingConfig:
     """What is logged to Weights & Biases; metrics.jsonl and loss.png are written in any case.
 
     wandb: offline writes run_dir/wandb, which `wandb sync` uploads later; null does as WANDB_MODE says, else offline.
+    trackio: log to trackio, a dashboard on this machine, too; `tracking=trackio` switches W&B off.
     project: the project of the run; null takes WANDB_PROJECT, else pretraining.
     run_name: the run's name; null takes WANDB_NAME, else that of run_dir.
     tags: the run's tags; none takes those of WANDB_TAGS.
@@ -116,6 +117,7 @@ class TrackingConfig:
     """
 
     wandb: Literal["online", "offline", "disabled"] | None = None
+    trackio: bool = False
     project: str | None = None
     run_name: str | None = None
     tags: list[str] = Field(default_factory=list)
