@@ -372,7 +372,7 @@ class Trainer:
         line = EvaluationLine(self.step, loss, parts, lacking, throughput.unit, units, bits, *reached)
         self.record.tracker.log(line)
         self.evaluated_step = self.step
-        if self.record.showing is not None:
+        if self.record.showing is not None and math.isfinite(loss):  # a model that diverged can show nothing
             self.record.showing.show(self.step)
 
     def save(self) -> None:
