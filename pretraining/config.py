@@ -109,16 +109,21 @@ class TrackingConfig:
     """What is logged to Weights & Biases; metrics.jsonl and loss.png are written in any case.
 
     wandb: offline writes run_dir/wandb, which `wandb sync` uploads later; null does as WANDB_MODE says, else offline.
+    trackio: log to trackio, a dashboard on this machine, too; `tracking=trackio` switches W&B off.
     project: the project of the run; null takes WANDB_PROJECT, else pretraining.
     run_name: the run's name; null takes WANDB_NAME, else that of run_dir.
     tags: the run's tags; none takes those of WANDB_TAGS.
+    layers_every: norms of gradients and updates by layer after so many steps, with LAMB's trust ratios and Adafactor's
+        clipping; 0 for none. Such a step takes one more copy of the weights that the rank updates.
     samples: validation samples on which each evaluation shows what the model does, in run_dir/samples; 0 for none.
     """
 
     wandb: Literal["online", "offline", "disabled"] | None = None
+    trackio: bool = False
     project: str | None = None
     run_name: str | None = None
     tags: list[str] = Field(default_factory=list)
+    layers_every: NonNegative = 0
     samples: NonNegative = 4
 
 

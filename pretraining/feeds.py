@@ -13,6 +13,7 @@ from data_pipeline.loader import Fault, MicroBatch, RankSlice, Sample, load
 from data_pipeline.stream.sequence_source import Origin, SequenceSource
 from pretraining.objectives.base import Objective
 from pretraining.parallel.host import host_sum, raise_on_all_ranks
+from pretraining.parallel.memory import peak_bytes
 from pretraining.parallel.world import World
 from pretraining.run.phases import Phases
 from pretraining.run.signals import StopRequest
@@ -88,7 +89,7 @@ class StepTotals:
     counts: of each term and metric, what its sum runs over. units: tokens without padding, or images. target_bytes: of
     text that is predicted, in an evaluation. batch_hash: does not depend on the order of samples, nor on which rank
     held them. faulty: some micro-batch could not be made. stop: some rank was asked to stop. spiked: some rank saw a
-    loss spike. rank_seconds: of each rank's own work in the step before.
+    loss spike. rank_seconds: of each rank's own work in the step before. peak_bytes: of the rank that has taken most.
     """
 
     counts: dict[str, float]
@@ -99,6 +100,7 @@ class StepTotals:
     stop: bool
     spiked: bool = False
     rank_seconds: tuple[float, ...] = ()
+    peak_bytes: int = 0
 
     @classmethod
     def reduce(
@@ -110,9 +112,10 @@ class StepTotals:
         stop: bool,
         spiked: bool = False,
         own_seconds: float | None = None,
+        own_bytes: int | None = None,
     ) -> StepTotals:
-        """names: of the terms and metrics. own_seconds: None leaves rank_seconds empty. In one collective of all ranks,
-        on the host."""
+        """names: of the terms and metrics. own_seconds, own_bytes: None, on all ranks, leaves rank_seconds and
+        peak_bytes empty. In one collective of all ranks, on the host."""
         content = sum(batch.content_hash for batch in batches) % 2**64
         mine = {
             "units": sum(batch.tokens for batch in batches),
@@ -124,11 +127,10 @@ class StepTotals:
             "spiked": spiked,
             **{f"count of {name}": sum(batch.counts[name] for batch in batches) for name in names},
         }
-        seconds = [] if own_seconds is None else [0.0] * world.size
-        if own_seconds is not None:
-            seconds[world.rank] = own_seconds * world.mesh.batch_readers  # see host_sum: no other rank has it
-        sums = host_sum(world, [*(float(value) for value in mine.values()), *seconds])
+        seconds, peaks = (_slots(world, value) for value in (own_seconds, own_bytes))
+        sums = host_sum(world, [*(float(value) for value in mine.values()), *seconds, *peaks])
         total = dict(zip(mine, sums, strict=False))
+        of_ranks = sums[len(mine) :]
         return cls(
             counts={name: total[f"count of {name}"] for name in names},
             units=int(total["units"]),
@@ -137,8 +139,18 @@ class StepTotals:
             faulty=total["faulty"] > 0,  # not >= 1, see host_sum
             stop=total["stop"] > 0,
             spiked=total["spiked"] > 0,
-            rank_seconds=tuple(sums[len(mine) :]),
+            rank_seconds=tuple(of_ranks[: len(seconds)]),
+            peak_bytes=int(max(of_ranks[len(seconds) :], default=0)),
         )
+
+
+def _slots(world: World, own: float | None) -> list[float]:
+    """One place for each rank, of which this one fills its own; none where it has nothing."""
+    if own is None:
+        return []
+    slots = [0.0] * world.size
+    slots[world.rank] = own * world.mesh.batch_readers  # see host_sum: no other rank has it
+    return slots
 
 
 @dataclass(frozen=True)
@@ -174,7 +186,14 @@ def gather_steps(
         batches = [item for item, _ in items if isinstance(item, MicroBatch)]
         seconds = phases.take_own_seconds()
         totals = StepTotals.reduce(
-            world, names, batches, bool(faults), stop.reason is not None, spiked(), seconds if world.size > 1 else None
+            world,
+            names,
+            batches,
+            bool(faults),
+            stop.reason is not None,
+            spiked(),
+            seconds if world.size > 1 else None,
+            peak_bytes(world.device),
         )
         if totals.faulty:
             raise_on_all_ranks(world, faults[0] if faults else None)

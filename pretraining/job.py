@@ -25,9 +25,9 @@ from pretraining.run.rates import rate_lines
 from pretraining.run.run_dir import make_run_dir, stopped_run_dir
 from pretraining.run.signals import Stopped, StopRequest
 from pretraining.run.terminal import tell, warn
+from pretraining.run.tracking import check_tracking
 from pretraining.run.verdict import Verdict
 from pretraining.run.watchdog import Watchdog
-from pretraining.run.weights_and_biases import check_wandb
 
 LAST_WORDS_SECONDS = 30.0  # in which a rank whose command is wrong looks for the others, to tell them
 VERDICT_SECONDS = 3.0  # in which rank 0 has written its verdict, if it lives
@@ -87,7 +87,7 @@ class Job:
             if self.meeting.is_main:
                 print(examples(config, inputs))
             return EXIT_DONE
-        check = partial(check_wandb, config.tracking, Path(config.run_dir or "run"))
+        check = partial(check_tracking, config.tracking, Path(config.run_dir or "run"))
         run_on_all_ranks(self.meeting, check if self.meeting.is_main else _nothing)
         require_own_devices(self.launch, self.meeting)
         world = start_world(self.launch, config.engine.tensor_parallel, self.meeting)

@@ -27,6 +27,7 @@ from pretraining.run.agreement import require_equal_replicas, require_ownership
 from pretraining.run.checkpoint_format import checkpoint_folder
 from pretraining.run.faults import NonFiniteWatch, SplitWatch, TargetWatch
 from pretraining.run.incidents import Incidents
+from pretraining.run.layer_norms import LayerNorms
 from pretraining.run.metrics import EvaluationLine, TrainingLine, means
 from pretraining.run.ownership import Ownership
 from pretraining.run.phases import Phases
@@ -65,7 +66,7 @@ class Pending:
 
     numbers: fp32, the sums of terms and metrics over all ranks, then those of CONTROL. start: the position before its
     batch. seconds: of the step; data_seconds: of these, in which this rank waited for data; training_seconds: of all
-    steps so far.
+    steps so far. measured: by layer, where it was asked for.
     """
 
     step: int
@@ -78,6 +79,7 @@ class Pending:
     data_seconds: float
     training_seconds: float
     numbers: Tensor
+    measured: Tensor | None
 
 
 class Trainer:
@@ -104,6 +106,7 @@ class Trainer:
         self.phases, self.slow_ranks = record.phases, SlowRankWatch()
         batch_size, rolls_back = self.train.global_batch_size, self.train.on_spike == "rollback"
         self.incidents = Incidents(record.folder, feeds.origins, batch_size, world.is_main, rolls_back)
+        self.layers = LayerNorms(config.tracking.layers_every, engine.optimizer)
         self.phases.describe_batch = lambda: self.incidents.describe(self.position)
 
     def resume(self, state: Json) -> None:
@@ -248,6 +251,7 @@ class Trainer:
         sums = self.engine.run([batch.arrays for batch in data.micro_batches], weights, seeds)
         lr = self.config.optimizer.lr * self.config.scheduler.ratio(step, self.train.steps)
         self.phases.enter("step")
+        self.layers.ask(step)
         self.engine.step(lr)
         numbers = self._numbers(sums)
         start = self.position
@@ -258,7 +262,9 @@ class Trainer:
         samples = self.feeds.samples(self.position)
         self.training_seconds += now - began
         times = (now - began, self.phases.take_data_seconds(), self.training_seconds)
-        self.pending = Pending(step, start, lr, samples, self.units, data.totals, *times, numbers)
+        self.pending = Pending(
+            step, start, lr, samples, self.units, data.totals, *times, numbers, self.engine.optimizer.measured
+        )
         return now
 
     def _numbers(self, sums: dict[str, Tensor]) -> Tensor:
@@ -278,6 +284,8 @@ class Trainer:
         loss_scale = numbers["loss_scale"] if self.train.precision == "fp16" else None
         loss_is_finite = all(math.isfinite(numbers[term]) for term in self.objective.terms)
         loss, parts, lacking = means(numbers, pending.totals.counts, self.objective.terms)
+        if pending.measured is not None:
+            self.record.tracker.log(self.layers.line(pending.step, pending.measured))
         note, diverged = self._judge(pending, loss, bool(numbers["finite"]), loss_is_finite, loss_scale)
         slow = self.slow_ranks.see(pending.totals.rank_seconds)
         for text in (note, slow, *self.targets.see(pending.step, pending.totals.counts)):
@@ -304,6 +312,7 @@ class Trainer:
             loss_scale=loss_scale,
             spike=bool(numbers["finite"]) and note is not None,
             rank_seconds=pending.totals.rank_seconds,
+            peak_bytes=pending.totals.peak_bytes,
             flops=throughput.flops(pending.units),
             data_seconds=pending.data_seconds,
             training_seconds=pending.training_seconds,
@@ -366,7 +375,7 @@ class Trainer:
         line = EvaluationLine(self.step, loss, parts, lacking, throughput.unit, units, bits, *reached)
         self.record.tracker.log(line)
         self.evaluated_step = self.step
-        if self.record.showing is not None:
+        if self.record.showing is not None and math.isfinite(loss):  # a model that diverged can show nothing
             self.record.showing.show(self.step)
 
     def save(self) -> None:
@@ -392,9 +401,7 @@ class Trainer:
         self.keeper.begin(self.step, self.engine.tensors(), state, prune=self.watch.in_a_row == 0)
 
     def _is_logged(self, step: int) -> bool:
-        every = self.train.log_every
-        return every > 0 and (step % every == 0 or step in (1, self.train.steps))
+        return self.train.log_every > 0 and (step % self.train.log_every == 0 or step in (1, self.train.steps))
 
     def _is_evaluation_due(self) -> bool:
-        every = self.train.eval_every
-        return every > 0 and self.step % every == 0 and self.evaluated_step != self.step
+        return self.train.eval_every > 0 and self.step % self.train.eval_every == 0 and self.evaluated_step != self.step

@@ -35,6 +35,7 @@ def keys_of_lines() -> set[str]:
             flops=1.0,
             data_seconds=1.0,
             training_seconds=1.0,
+            peak_bytes=1,
         )
         found |= set(as_written(line, 1.0))
     return found

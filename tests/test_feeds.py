@@ -56,3 +56,16 @@ def faulty_step(world: World) -> str:
 
 def test_a_fault_on_one_rank_ends_all_of_them_with_its_message() -> None:
     assert run_world(2, faulty_step) == ["rank 1: no such shard", "no such shard"]
+
+
+def peaks(world: World) -> tuple[object, ...]:
+    totals = StepTotals.reduce(
+        world, ["loss"], [micro_batch()], False, False, own_seconds=0.5 + world.rank, own_bytes=2**40 + world.rank
+    )
+    return totals.rank_seconds, totals.peak_bytes
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+def test_what_each_rank_has_taken_is_known_to_all(tensor_parallel: int) -> None:
+    for found in run_world(2, peaks, tensor_parallel=tensor_parallel):
+        assert found == ((0.5, 1.5), 2**40 + 1)

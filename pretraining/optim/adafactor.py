@@ -51,6 +51,7 @@ class Adafactor(UpdateRule):
     a second one the squared updates."""
 
     whole_state = frozenset((ROW, COLUMN))
+    factor_names = ("update_clipping",)
 
     def __init__(self, config: AdafactorConfig) -> None:
         self.config = config
@@ -133,7 +134,9 @@ class Adafactor(UpdateRule):
         values, updates = [p.value for p in shards], [p.grad for p in shards]
         if self.weight_decay:
             torch._foreach_mul_(values, list((1.0 - finite * alpha * decays).unbind()))
-        rates = alpha / (update_rms / self.config.clip_threshold).clamp(min=1.0)
+        clipping = (update_rms / self.config.clip_threshold).clamp(min=1.0)
+        self.factors = {"update_clipping": clipping}
+        rates = alpha / clipping
         if self.config.beta1 is None:
             torch._foreach_addcmul_(values, updates, list(or_nothing(-rates, finite).unbind()))
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -63,11 +64,14 @@ class UpdateRule:
 
     whole_state: names of the state that is the whole tensor's, the same on every rank that holds a part of it;
     all other state is shaped as its shard.
+    factor_names: of `factors`, what the last update was multiplied or divided by, each [shards].
     """
 
     weight_decay: float
     layer_decay: float
     whole_state: frozenset[str] = frozenset()
+    factor_names: tuple[str, ...] = ()
+    factors: Mapping[str, Tensor] = MappingProxyType({})
 
     def initial_state(self, shard: ParameterShard) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -89,6 +93,8 @@ class Optimizer(torch.optim.Optimizer):
     grad_norm: global norm of the unscaled gradients before clipping, after each step, fp32 scalar.
     dynamic_scale: what losses are multiplied by under fp16; it is saved under any precision, so that a run can
     change to fp16.
+    measures: whether the next step is measured, which takes a copy of the shards' values; on all ranks alike.
+    measured: of the last step that was, see `_measure`; None where it was skipped.
     """
 
     # Below 1, gradients would be lost that fp16 can hold: what still overflows there is no matter of the scale.
@@ -107,6 +113,8 @@ class Optimizer(torch.optim.Optimizer):
         self.good_steps = torch.zeros((), device=device)
         self.grad_norm = torch.zeros((), device=device)
         self.finite = torch.ones((), device=device)
+        self.measures = False
+        self.measured: Tensor | None = None
 
     @property
     def loss_scale(self) -> Tensor:
@@ -142,7 +150,10 @@ class Optimizer(torch.optim.Optimizer):
         scale = torch.nan_to_num(self.loss_scale / clip, nan=1.0, posinf=1.0)
         taking_part = (squares > 0).float()
         step = Step(float(self.param_groups[0]["lr"]), self.updates, scale, self.finite, taking_part)
+        before = [p.value.clone() for p in self.shards] if self.measures else None
         self.rule.update(self.shards, step, self.layout)
+        if before is not None:
+            self.measured = self._measure(squares / self.loss_scale**2, before)
         self.updates += self.finite
         if self.dynamic:
             self._adjust_loss_scale()
@@ -150,7 +161,7 @@ class Optimizer(torch.optim.Optimizer):
     def skip(self) -> None:
         """Records a step that DeepSpeed skipped because its gradients were not finite."""
         self.grad_norm = torch.full_like(self.grad_norm, float("inf"))
-        self.finite = torch.zeros_like(self.finite)
+        self.finite, self.measured = torch.zeros_like(self.finite), None
         if self.dynamic:
             self._adjust_loss_scale()
 
@@ -172,6 +183,24 @@ class Optimizer(torch.optim.Optimizer):
         """Of each tensor's unscaled gradient, before clipping; to be called within read_gradients, on all ranks."""
         norms = self._squared_gradients().sqrt() / self.loss_scale
         return dict(zip((tensor.name for tensor in self.layout.tensors), norms.tolist(), strict=True))
+
+    def _measure(self, squares: Tensor, before: list[Tensor]) -> Tensor:
+        """squares: [tensors], of the unscaled gradients. before: the shards' values, which are overwritten.
+        -> [tensors, 3 + factors], of whole tensors: the norms of gradient, update and weights, then the rule's factors.
+        A collective where tensors are split."""
+        count, names = len(self.layout.tensors), self.rule.factor_names
+        table = torch.zeros(count, 3 + len(names), device=self.updates.device)
+        values = [p.value for p in self.shards]
+        if before:
+            torch._foreach_sub_(before, values)
+            table[:, 0] = squared_norms(before, self.tensor_numbers, count)
+            table[:, 1] = squared_norms(values, self.tensor_numbers, count)
+            table[:, 2].index_add_(0, self.tensor_numbers, torch.ones_like(self.tensor_numbers, dtype=table.dtype))
+            for column, name in enumerate(names, 3):
+                table[:, column].index_add_(0, self.tensor_numbers, self.rule.factors[name].to(table.dtype))
+        table = self.layout.sum_over_parts(table)
+        factors = table[:, 3:] / table[:, 2:3].clamp(min=1.0)  # all parts of a tensor have the same
+        return torch.cat([torch.stack([squares, table[:, 0], table[:, 1]], 1).sqrt(), factors], 1)
 
     def _squared_gradients(self) -> Tensor:
         """[tensors], of each the sum over all its parts."""

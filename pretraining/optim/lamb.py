@@ -29,6 +29,8 @@ class ElementRange(NamedTuple):
 class Lamb(UpdateRule):
     """The update is written over the gradients: only the buffer of a chunk takes memory besides the state."""
 
+    factor_names = ("trust_ratio",)
+
     def __init__(self, config: LambConfig) -> None:
         self.config = config
         self.weight_decay, self.layer_decay = config.weight_decay, config.layer_decay
@@ -57,7 +59,9 @@ class Lamb(UpdateRule):
             squares.index_add_(0, self.span_numbers, torch.cat(norms).square())
         norms_of_tensors = layout.sum_over_parts(squares).sqrt()
         if shards:
-            self._descend(shards, self._trust_ratios(norms_of_tensors), step)
+            ratios = self._trust_ratios(norms_of_tensors)
+            self.factors = {"trust_ratio": ratios}
+            self._descend(shards, ratios, step)
 
     def _write_descent(
         self, shards: list[ParameterShard], chunk: list[ElementRange], factors: list[Tensor], step: Step

@@ -74,6 +74,9 @@ def health_panels() -> list[Any]:
     return [
         _line("Gradient norm, before clipping", "train/grad_norm", log_y=True),
         _line("Learning rate", "train/lr"),
+        _line("Gradient norm by layer", metric_regex="layers/grad_norm/.*", log_y=True),
+        _line("Update over weights by layer", metric_regex="layers/update/.*", log_y=True),
+        _line("Trust ratio by layer (LAMB)", metric_regex="layers/trust_ratio/.*", log_y=True),
         _line("Accuracy", "valid/accuracy"),
         _line("Skipped steps", "train/skipped"),
         _line("Loss spikes", "train/spike"),
@@ -88,6 +91,7 @@ def speed_panels() -> list[Any]:
         _line("Model FLOPs utilization and goodput", "speed/mfu", "speed/goodput", range_y=(0, 1)),
         _line("Share of time waiting for data", "speed/data_wait", range_y=(0, 1)),
         _line("Seconds per step", "speed/step_seconds", smooth=True, ignore_outliers=True),
+        _line("Memory, largest rank (GB)", "speed/memory_gb"),
         _line("Slowest and median rank, seconds", "speed/slowest_rank_seconds", "speed/median_rank_seconds"),
     ]
 

@@ -176,7 +176,7 @@ def _axis(column: Column) -> Json:
 
 def charts(runs: Sequence[Run]) -> list[Json]:
     """The curves of all runs by key: those that everybody looks at first, the rest to be unfolded."""
-    keys = sorted({key for run in runs for key in run.columns} - NO_CHART)
+    keys = sorted({key for run in runs for key in run.columns if not key.startswith("layers/")} - NO_CHART)
     opened = [key for key in ALWAYS_OPEN if key in keys and not (key == "tflops" and "mfu" in keys)]
     return [_chart(runs, key, key not in opened) for key in [*opened, *(k for k in keys if k not in opened)]]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pretraining.run.metrics import EvaluationLine, Line, SaveFailedLine, TrainingLine, Value, as_written
+from pretraining.run.metrics import EvaluationLine, LayersLine, Line, SaveFailedLine, TrainingLine, Value, as_written
 
 Charted = dict[str, int | float]
 # Every line has them, so that any curve can be drawn over any of them, and a run that goes on from an older checkpoint
 # goes on in the same curve.
 AXES = ("step", "tokens", "images", "samples", "hours", "flops", "tokens_per_parameter")
-GROUPS = ("train", "valid", "speed", "samples")
+GROUPS = ("train", "valid", "speed", "samples", "layers")
 SPEED = {  # keys of metrics.jsonl; the others of a training line are of the group train
-    *("tokens_per_second", "images_per_second", "step_seconds", "tflops", "mfu", "data_wait", "goodput"),
+    *("tokens_per_second", "images_per_second", "step_seconds", "tflops", "mfu", "data_wait", "goodput", "memory_gb"),
     *("slowest_rank", "slowest_rank_seconds", "median_rank_seconds"),
 }
 NO_CURVE = {"time", "batch_hash", "valid_tokens", "valid_images"}
@@ -50,4 +50,6 @@ def axes(values: Mapping[str, Value], parameters: int | None) -> Charted:
 def _name(line: Line, key: str) -> str:
     if isinstance(line, EvaluationLine):
         return f"valid/{key.removeprefix('valid_')}"
+    if isinstance(line, LayersLine):
+        return key
     return f"speed/{key}" if key in SPEED else f"train/{key}"

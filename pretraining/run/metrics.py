@@ -36,7 +36,8 @@ class TrainingLine:
     lacking: terms of which the batch has no target; the loss, not finite where it has none at all, is without them.
     grad_norm: before clipping; not finite where the step was skipped. loss_scale: under fp16 only. rank_seconds: of
     each rank's own work, see phases.py; empty for one rank. flops: of the run so far. data_seconds: of this step, in
-    which rank 0 waited for data. training_seconds: of all steps of the run that count.
+    which rank 0 waited for data. training_seconds: of all steps of the run that count. peak_bytes: of memory, of the
+    rank that has taken most.
     """
 
     step: int
@@ -59,6 +60,7 @@ class TrainingLine:
     flops: float | None = None
     data_seconds: float | None = None
     training_seconds: float | None = None
+    peak_bytes: int = 0
 
     def as_json(self) -> Values:
         line: Values = {
@@ -78,6 +80,8 @@ class TrainingLine:
             line["flops"] = self.flops
         if self.data_seconds is not None:
             line["data_wait"] = min(1.0, self.data_seconds / self.step_seconds)
+        if self.peak_bytes:
+            line["memory_gb"] = round(self.peak_bytes / 1e9, 4)
         if self.lacking:
             line["lacking"] = self.lacking
         if self.skipped:
@@ -132,7 +136,21 @@ class SaveFailedLine:
         return {"step": self.step, "save_failed": self.reason, "failures": self.failures}
 
 
-Line = TrainingLine | EvaluationLine | SaveFailedLine
+@dataclass(frozen=True)
+class LayersLine:
+    """What layers are like after `step`: {"grad_norm": {layer: value}, "update": ..., ...}, see layer_norms.py."""
+
+    step: int
+    norms: dict[str, dict[str, float]]
+
+    def as_json(self) -> Values:
+        line: Values = {"step": self.step}
+        for kind, layers in self.norms.items():
+            line |= {f"layers/{kind}/{layer}": finite(value) for layer, value in layers.items()}
+        return line
+
+
+Line = TrainingLine | EvaluationLine | SaveFailedLine | LayersLine
 
 
 def as_written(line: Line, seconds: float) -> Values:

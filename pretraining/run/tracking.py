@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
 from data_pipeline.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE
 from data_pipeline.common.progress import terminal_bar
@@ -15,6 +15,7 @@ from pretraining.config import TrackingConfig
 from pretraining.run.metrics import (
     METRICS,
     EvaluationLine,
+    LayersLine,
     Line,
     MetricsFile,
     SaveFailedLine,
@@ -26,7 +27,8 @@ from pretraining.run.metrics import (
 from pretraining.run.signals import Stopped
 from pretraining.run.starts import ThisStart, note_end, note_start, read_starts
 from pretraining.run.terminal import tell, warn, warn_once
-from pretraining.run.weights_and_biases import WandbRun
+from pretraining.run.trackio import TrackioRun, check_trackio
+from pretraining.run.weights_and_biases import WandbRun, check_wandb
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -58,6 +60,28 @@ class Tracker(contextlib.AbstractContextManager["Tracker"], Protocol):
         ...
 
 
+def check_tracking(config: TrackingConfig, run_dir: Path) -> None:
+    """Raises InputError for what W&B would refuse, or a package that is missing."""
+    check_wandb(config, run_dir)
+    check_trackio(config)
+
+
+class Dashboard(Protocol):
+    """Where a run is shown besides its folder. It tells its own failures, and raises none."""
+
+    def log(self, line: Line, seconds: float) -> None:
+        """seconds: by the run's clock."""
+        ...
+
+    def show(self, folder: Path, seconds: float) -> None:
+        """The samples of an evaluation."""
+        ...
+
+    def alert(self, title: str, text: str, level: Literal["INFO", "WARN", "ERROR"]) -> None: ...
+
+    def finish(self, exit_code: int) -> None: ...
+
+
 class RunTracker(Tracker):
     """metrics.jsonl in the run's folder, W&B, and the progress that a user watches. What cannot be written of it is
     told once, and training goes on."""
@@ -78,21 +102,29 @@ class RunTracker(Tracker):
         cut_metrics(self.path, start_step)
         self.evaluated_step = last_evaluation(self.path)
         self.file = MetricsFile(self.path)
-        self.wandb = WandbRun(config, run_dir, settings)
+        self.boards: list[Dashboard] = [WandbRun(config, run_dir, settings)]
+        if config.trackio:
+            self.boards.append(TrackioRun(config, run_dir, settings))
         if len(read_starts(run_dir)) > 1:
-            self.wandb.alert(f"{run_dir.name} was restarted", f"from step {start_step or 0}", "WARN")
+            self._alert("was restarted", f"from step {start_step or 0}", "WARN")
         self.progress = StepProgress(start_step or 0, total_steps)
 
     def log(self, line: Line) -> None:
         seconds = self.clock.seconds()
         self.file.append(as_written(line, seconds))
-        self.wandb.log(line, seconds)
+        for board in self.boards:
+            board.log(line, seconds)
         self.progress.show(line)
         if isinstance(line, EvaluationLine):
             self.evaluated_step = line.step
 
     def show(self, folder: Path) -> None:
-        self.wandb.show(folder, self.clock.seconds())
+        for board in self.boards:
+            board.show(folder, self.clock.seconds())
+
+    def _alert(self, what: str, text: str, level: Literal["INFO", "WARN", "ERROR"]) -> None:
+        for board in self.boards:
+            board.alert(f"{self.run_dir.name} {what}", text, level)
 
     def note(self, text: str) -> None:
         self.progress.note(text)
@@ -107,12 +139,13 @@ class RunTracker(Tracker):
         self.progress.close()
         self.file.close()
         note_end(self.run_dir, self.clock)
-        name = self.run_dir.name
         if error is None:
-            self.wandb.alert(f"{name} is done", f"after step {self.progress.total}", "INFO")
+            self._alert("is done", f"after step {self.progress.total}", "INFO")
         elif not isinstance(error, Stopped):
-            self.wandb.alert(f"{name} failed", str(error) or repr(error), "ERROR")
-        self.wandb.finish(EXIT_DONE if error is None else EXIT_REQUEUE if isinstance(error, Stopped) else EXIT_FAILED)
+            self._alert("failed", str(error) or repr(error), "ERROR")
+        code = EXIT_DONE if error is None else EXIT_REQUEUE if isinstance(error, Stopped) else EXIT_FAILED
+        for board in self.boards:
+            board.finish(code)
 
 
 class NullTracker(Tracker):
@@ -140,7 +173,7 @@ class StepProgress:
 
     def show(self, line: Line) -> None:
         begin = f"step {line.step}/{self.total}  "
-        if isinstance(line, SaveFailedLine):  # the saver has told why
+        if isinstance(line, SaveFailedLine | LayersLine):  # the saver has told why; layers are for charts
             return
         if isinstance(line, EvaluationLine):
             self._tell(begin + "  ".join(_evaluated(line)))

@@ -241,6 +241,14 @@ def sync_command(folder: str) -> str:
     return f"wandb sync {shlex.quote(os.path.relpath(Path(folder).parent))}"
 
 
+def run_id(run_dir: Path) -> str:
+    """The one in run.json, made if it has none yet."""
+    values = read_json_if_there(run_dir / "run.json")
+    values.setdefault("wandb_id", secrets.token_hex(4))
+    write_atomically(run_dir / "run.json", json.dumps(values))
+    return str(values["wandb_id"])
+
+
 def start_wandb(config: TrackingConfig, run_dir: Path, settings: Mapping[str, object]) -> Any:
     """A W&B run, or None where disabled. The id is kept in run.json, so that a resume continues the same run."""
     choices = Choices.of(config, run_dir, os.environ)
@@ -248,15 +256,12 @@ def start_wandb(config: TrackingConfig, run_dir: Path, settings: Mapping[str, ob
         warn(f"warning: {note}")
     if choices.mode == "disabled":
         return None
-    values = read_json_if_there(run_dir / "run.json")
-    values.setdefault("wandb_id", secrets.token_hex(4))
-    write_atomically(run_dir / "run.json", json.dumps(values))
     options = {
         "project": choices.project,
         "name": choices.name,
         "tags": choices.tags or None,
         "dir": str(run_dir),
-        "id": values["wandb_id"],
+        "id": run_id(run_dir),
         "resume": "allow",
         "config": settings,
     }

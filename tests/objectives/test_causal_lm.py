@@ -6,7 +6,7 @@ import torch
 from pretraining.labels import IGNORED
 from pretraining.models.gpt.config import GPTConfig
 from pretraining.objectives.base import SampleSpec
-from pretraining.objectives.text.causal_lm import CausalLM, CausalLMConfig
+from pretraining.objectives.text.causal_lm import CausalLM, CausalLMConfig, generate
 from tests.building import build
 
 TOKENIZER = SimpleNamespace(pad=0, bos=1, eos=2, fim_prefix=50, fim_middle=51, fim_suffix=52)
@@ -43,3 +43,13 @@ def test_packed_documents_are_as_if_alone():
     packed = loss(first, second)
     assert abs(packed - loss(first) - loss(second)) < 1e-5
     assert abs(packed - loss(first, second, cross_document_attention=True)) > 1e-4
+
+
+def test_a_model_that_diverged_writes_nothing():
+    class Broken(torch.nn.Linear):
+        def forward(self, tokens):
+            return torch.full((1, tokens.shape[1], 4), torch.nan)
+
+    model = Broken(1, 1)
+    model.head = SimpleNamespace(logits=lambda hidden: hidden)
+    assert generate(model, [1], 8, 2, seed=1) == [1]

@@ -207,7 +207,7 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
         right = self._right(model, samples)
         score = (
             f"of {len(right)} tokens in the spans of {len(samples)} samples, the likeliest one after "
-            f"the true ones before it is right for {right.mean():.1%}"
+            f"the true ones before it is right for {right.mean() if len(right) else 0:.1%}"
         )
         return "\n\n".join([*shown, score])
 

@@ -209,6 +209,8 @@ def generate(
             hidden = model(torch.tensor([tokens], device=device))
             logits = model.head.logits(hidden[0, -1]).float().cpu() / temperature
             values, indices = logits.topk(min(top_k, logits.numel()))
+            if not values[0].isfinite():  # of a model that diverged no token is likelier than another
+                break
             choice = int(indices[torch.multinomial(values.softmax(-1), 1, generator=generator)])
             if choice == stop:
                 break
