@@ -182,9 +182,10 @@ def build_recorded(
     from pretraining.models.registry import build_model
     from pretraining.optim.registry import build_update_rule
     from pretraining.parallel.world import limit_groups
+    from pretraining.record import Record
     from pretraining.run.profiling import StepProfiler
     from pretraining.run.showing import Showing
-    from pretraining.trainer import Record, Trainer
+    from pretraining.trainer import Trainer
 
     torch.use_deterministic_algorithms(config.train.deterministic)
     objective = inputs.objective

@@ -7,8 +7,6 @@ import itertools
 import math
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -18,68 +16,24 @@ from torch import Tensor
 from data_pipeline.common.errors import Failure, InputError
 from pretraining.config import RunConfig, course
 from pretraining.engines.base import Engine
-from pretraining.feeds import Feeds, Json, StepData, StepTotals, gather_steps
+from pretraining.feeds import Feeds, Json, StepData, gather_steps
 from pretraining.objectives.base import Objective
 from pretraining.parallel.host import broadcast_text, host_sum
 from pretraining.parallel.world import World
 from pretraining.randomness import dropout_seed
+from pretraining.record import Pending, Record
 from pretraining.run.agreement import require_equal_replicas, require_ownership
 from pretraining.run.checkpoint_format import checkpoint_folder
 from pretraining.run.faults import NonFiniteWatch, SplitWatch, TargetWatch
 from pretraining.run.incidents import Incidents
 from pretraining.run.layer_norms import LayerNorms
 from pretraining.run.metrics import EvaluationLine, TrainingLine, means
-from pretraining.run.ownership import Ownership
-from pretraining.run.phases import Phases
-from pretraining.run.profiling import UNPROFILED, StepProfiler
 from pretraining.run.roll_back import passed_over, roll_back
-from pretraining.run.run_dir import Identity
 from pretraining.run.saving import CheckpointKeeper
-from pretraining.run.showing import Showing
 from pretraining.run.signals import Stopped, StopRequest
 from pretraining.run.slow_ranks import SlowRankWatch
-from pretraining.run.throughput import Throughput
-from pretraining.run.tracking import Tracker
 
 CONTROL = ("grad_norm", "finite", "loss_scale")  # what the optimizer says of a step, behind the sums of the loss
-
-
-@dataclass(frozen=True)
-class Record:
-    """Where a run is recorded, and how its speed is counted. identity: what of its config a checkpoint is bound to.
-    phases: what the watchdog sees. owner: of the folder, on rank 0 of a run that others could disturb. showing: shows
-    samples after an evaluation, on rank 0 of a run that has such."""
-
-    folder: Path
-    identity: Identity
-    tracker: Tracker
-    throughput: Throughput
-    phases: Phases
-    owner: Ownership | None = None
-    showing: Showing | None = None
-    profiler: StepProfiler = UNPROFILED
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A step whose numbers are still on the device: they are read a step later, so that nothing waits for them.
-
-    numbers: fp32, the sums of terms and metrics over all ranks, then those of CONTROL. start: the position before its
-    batch. seconds: of the step; data_seconds: of these, in which this rank waited for data; training_seconds: of all
-    steps so far. measured: by layer, where it was asked for.
-    """
-
-    step: int
-    start: Json
-    lr: float
-    samples: int
-    units: int  # so far
-    totals: StepTotals
-    seconds: float
-    data_seconds: float
-    training_seconds: float
-    numbers: Tensor
-    measured: Tensor | None
 
 
 class Trainer:

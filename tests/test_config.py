@@ -80,7 +80,7 @@ def test_one_input_needs_no_brackets(corpus, monkeypatch):
         ("~train.stepz", "did you mean 'train.steps'"),
         ("~train.steps", "no file of the configuration gives train.steps"),
         ("~model.num_layers=12", "~ takes no value"),
-        ("train.steps=1,2", "sweep"),
+        ("train.steps=1,2", "--multirun"),
         ("model=gpt2_smal", "did you mean 'gpt2_small'"),
         ("train.steps=many", "train.steps: Input should be a valid integer (got 'many')"),
         ("train.steps=1.5", "train.steps"),
