@@ -116,11 +116,16 @@ def _tracking(plan: Plan) -> str:
 
 
 def _readable(checkpoint: Checkpoint) -> str:
-    """Opens each file and compares its index with the manifest; tensors are not read. Raises InputError."""
+    """Opens each file and compares its index with the manifest and its parts; tensors are not read. Raises
+    InputError."""
     wanted: dict[str, set[str]] = {name: set() for name in checkpoint.manifest["files"]}
-    for tensor in checkpoint.manifest["tensors"].values():
-        for box in tensor["boxes"]:
-            wanted[box["file"]].add(box["key"])
+    listed = [{name: tensor["boxes"] for name, tensor in checkpoint.tensors.items() if tensor["boxes"]}]
+    for part in range(len(checkpoint.manifest.get("parts", []))):
+        listed.append(checkpoint.boxes_in(part))
+        for name, boxes in listed[-1].items():
+            checkpoint.require_boxes(name, part, boxes)
+    for box in (box for tensors in listed for boxes in tensors.values() for box in boxes):
+        wanted[box["file"]].add(box["key"])
     for name, keys in wanted.items():
         missing = keys - _keys_of(checkpoint.folder / name)
         if missing:

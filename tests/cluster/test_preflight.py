@@ -18,7 +18,7 @@ from pretraining.cluster.plan import Plan, make_plan
 from pretraining.cluster.site import Row
 from pretraining.config import load_config
 from pretraining.run.checkpoint_format import newest_checkpoint
-from tests.helpers import TINY, train_alone
+from tests.helpers import TINY, start_ranks, train_alone
 
 MakePlan = Callable[..., Plan]
 
@@ -154,6 +154,24 @@ def test_a_damaged_checkpoint_is_found(plan: MakePlan) -> None:
     file.write_bytes(data[:100])
     finding = found(asked)["checkpoint"]
     assert finding.status == "problem" and "none of the 1 checkpoints is complete" in finding.text
+
+
+def test_a_sharded_checkpoint_is_read_with_its_parts(plan: MakePlan) -> None:
+    asked = plan("train.steps=2", "engine=deepspeed", "engine.zero_stage=2", tasks_per_node=2)
+    ranks = start_ranks(2, *asked.overrides, f"run_dir={asked.run_dir}")
+    said = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert "fits any layout" in found(plan("train.steps=2"))["checkpoint"].text  # by one rank, too
+    (folder,) = (asked.run_dir / "checkpoints").iterdir()
+    file = folder / "rank_00001.safetensors"
+    index = file.read_bytes()
+    file.write_bytes(index.replace(b"optimizer.", b"optimiser.", 1))
+    finding = found(asked)["checkpoint"]
+    assert finding.status == "problem" and "is missing: the file is damaged" in finding.text
+    file.write_bytes(index)
+    part = folder / "rank_00001.json"
+    part.write_bytes(part.read_bytes().replace(b"0", b"1", 1))
+    assert "damaged" in found(asked)["checkpoint"].text
 
 
 def test_a_run_of_another_model_is_found(plan: MakePlan) -> None:
