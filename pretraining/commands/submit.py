@@ -17,7 +17,7 @@ from pydantic import Field
 from data_pipeline.common.command import run_command
 from data_pipeline.common.compose import compose_with_problems, raise_problems
 from data_pipeline.common.errors import Failure, InputError
-from data_pipeline.common.fields import configclass, to_dict
+from data_pipeline.common.fields import configclass, spelled, to_dict
 from data_pipeline.common.files import write_atomically
 from data_pipeline.common.sweeps import Combination, combinations, folder_names
 from pretraining.cluster.config import ClusterConfig
@@ -36,6 +36,7 @@ from pretraining.cluster.script import (
 from pretraining.cluster.site import ask, sbatch_environment, site_findings
 from pretraining.cluster.snapshot import code_version, slurm_dir, take_snapshot
 from pretraining.config import RunConfig, load_config
+from pretraining.run.agreement import config_facts
 from pretraining.run.run_dir import is_done, make_run_dir, new_run_dir, recorded_config, stopped_run_dir
 from pretraining.synonyms import SYNONYMS
 
@@ -131,8 +132,13 @@ def _problems_of_job(arguments: Sequence[str], config: SubmitConfig) -> list[str
         run = load_config([*_options(plan), *plan.overrides], config.cluster.ranks)
     except InputError as error:
         return [f"pretrain itself would say: {error}"]
-    same = to_dict(replace(run, run_dir=None)) == to_dict(replace(plan.run, run_dir=None))
-    return [] if same else ["a file of --config-dir makes the run depend on cluster.*, which pretrain does not know"]
+    ours, theirs = (config_facts(replace(c, run_dir=None)) for c in (plan.run, run))
+    return [
+        f"the file of cluster=... sets {key}={spelled(ours[key])}, a key of the run, which pretrain would not see: "
+        "give it as an override"
+        for key in ours
+        if ours[key] != theirs.get(key)
+    ]
 
 
 def _members(asked: Asked, config: SubmitConfig, problems: list[str]) -> list[Member]:

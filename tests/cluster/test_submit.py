@@ -276,6 +276,10 @@ def test_a_recipe_that_sets_keys_of_the_cluster_is_refused(
     assert "pretrain itself would say: cluster: there is no such key" in capsys.readouterr().err
     (mine / "experiment/big.yaml").write_text("# @package _global_\ntrain: {seed: '${cluster.nodes}'}\n")
     assert run(f"--config-dir={mine}", *asked, "experiment=big") == 2
+    (mine / "cluster").mkdir()
+    (mine / "cluster/here.yaml").write_text("# @package _global_\ncluster: {name: slurm}\ntrain: {precision: bf16}\n")
+    assert run(f"--config-dir={mine}", *asked, "cluster=here") == 2
+    assert "sets train.precision=bf16, a key of the run" in capsys.readouterr().err
 
 
 def test_a_chain_is_queued_at_once(site: Site, asked: list[str], tmp_path: Path) -> None:
