@@ -115,6 +115,7 @@ class TrackingConfig:
     tags: the run's tags; none takes those of WANDB_TAGS.
     layers_every: norms of gradients and updates by layer after so many steps, with LAMB's trust ratios and Adafactor's
         clipping; 0 for none. Such a step takes one more copy of the weights that the rank updates.
+    checkpoints: each checkpoint becomes an artifact of the W&B run that refers to its folder; nothing of it is sent.
     samples: validation samples on which each evaluation shows what the model does, in run_dir/samples; 0 for none.
     """
 
@@ -123,6 +124,7 @@ class TrackingConfig:
     project: str | None = None
     run_name: str | None = None
     tags: list[str] = Field(default_factory=list)
+    checkpoints: bool = False
     layers_every: NonNegative = 0
     samples: NonNegative = 4
 

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -17,7 +18,15 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe")
-QUIET = ("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync")
+PATIENCE_SECONDS = 60.0
+QUIET = (
+    "--no-first-run",
+    "--disable-breakpad",
+    "--disable-crash-reporter",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 class Page:
@@ -44,6 +53,8 @@ class Page:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self.rest:
+            ready, _, _ = select.select([self.reading], [], [], PATIENCE_SECONDS)
+            assert ready, f"the page gives no answer, as while a dialog is open; it said {self.messages}"
             data = os.read(self.reading, 1 << 20)
             assert data, "the browser has ended"
             self.rest += data
@@ -57,6 +68,8 @@ class Page:
         elif method == "Runtime.exceptionThrown":
             details = values["exceptionDetails"]
             self.messages.append(details.get("exception", {}).get("description", details["text"]))
+        elif method == "Page.javascriptDialogOpening":
+            self.messages.append(f"a dialog: {values['message']}")
         elif method == "Log.entryAdded":
             self.messages.append(values["entry"]["text"])
         elif method == "Network.requestWillBeSent" and not values["request"]["url"].startswith("data:"):
@@ -126,7 +139,7 @@ def browser() -> Iterator[Page]:
         try:
             yield Page(reading, writing)
         finally:
-            process.terminate()
+            process.kill()
             process.wait(20)
             os.close(writing)
             os.close(reading)

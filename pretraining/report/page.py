@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -57,10 +58,12 @@ NO_CHART = {
 
 def write_page(runs: Sequence[Run], metric: str) -> str:
     """runs: best first. metric: a key of metrics.jsonl. Raises InputError where the plotting library is missing."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        data = payload(runs, metric)
     parts = {
         "library_css": library_file(STYLE),
         "css": _own("page.css"),
-        "data": _in_script(payload(runs, metric)),
+        "data": _in_script(data),
         "library": library_file(SCRIPT),
         "script": _own("page.js"),
     }
@@ -83,7 +86,7 @@ def payload(runs: Sequence[Run], metric: str) -> Json:
     return {
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "metric": metric,
-        "runs": [_run(run, metric, run in best) for run in runs],
+        "runs": [_without_infinity(_run(run, metric, run in best)) for run in runs],
         "charts": charts(runs),
         "differences": _differences(runs),
     }
@@ -141,6 +144,11 @@ def _run(run: Run, metric: str, is_best: bool) -> Json:
         "axes": _axes(run),
         "samples": read_samples(run.folder),
     }
+
+
+def _without_infinity(values: Json) -> Json:
+    """JSON has none; what a run logged may add up to it."""
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
 
 
 def _start(start: Entry, number: int) -> list[str]:

@@ -95,6 +95,7 @@ class CheckpointKeeper:
         self.in_flight = False
         if not failed:
             self.failures = 0
+            self.tracker.saved(checkpoint_folder(self.run_dir, self.saved_step))
             return
         self.failures += 1
         self.saved_step, self.due, self.not_before = -1, True, step + 2 ** (self.failures - 1) - 1

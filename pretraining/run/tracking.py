@@ -51,6 +51,10 @@ class Tracker(contextlib.AbstractContextManager["Tracker"], Protocol):
         """The samples of the evaluation that was logged last, which lie in a folder: a text, and pictures."""
         ...
 
+    def saved(self, checkpoint: Path) -> None:
+        """A checkpoint is whole on the disk."""
+        ...
+
     def note(self, text: str) -> None:
         """Tells the user, and no file."""
         ...
@@ -76,6 +80,8 @@ class Dashboard(Protocol):
     def show(self, folder: Path, seconds: float) -> None:
         """The samples of an evaluation."""
         ...
+
+    def saved(self, checkpoint: Path) -> None: ...
 
     def alert(self, title: str, text: str, level: Literal["INFO", "WARN", "ERROR"]) -> None: ...
 
@@ -122,6 +128,10 @@ class RunTracker(Tracker):
         for board in self.boards:
             board.show(folder, self.clock.seconds())
 
+    def saved(self, checkpoint: Path) -> None:
+        for board in self.boards:
+            board.saved(checkpoint)
+
     def _alert(self, what: str, text: str, level: Literal["INFO", "WARN", "ERROR"]) -> None:
         for board in self.boards:
             board.alert(f"{self.run_dir.name} {what}", text, level)
@@ -156,6 +166,8 @@ class NullTracker(Tracker):
     def log(self, line: Line) -> None: ...
 
     def show(self, folder: Path) -> None: ...
+
+    def saved(self, checkpoint: Path) -> None: ...
 
     def note(self, text: str) -> None: ...
 

@@ -59,6 +59,8 @@ class TrackioRun:
                     found["samples/text"] = self.module.Html(f'<pre style="white-space: pre-wrap">{text}</pre>')
             self._log({**self.axes, **found})
 
+    def saved(self, checkpoint: Path) -> None: ...
+
     def alert(self, title: str, text: str, level: Literal["INFO", "WARN", "ERROR"]) -> None:
         if self.module is not None:
             with self._told("alert"):

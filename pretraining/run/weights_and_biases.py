@@ -151,7 +151,7 @@ class WandbRun:
 
     def __init__(self, config: TrackingConfig, run_dir: Path, settings: Mapping[str, object]) -> None:
         self.run: Any = None
-        self.parameters = parameters_of(settings)
+        self.parameters, self.refers = parameters_of(settings), config.checkpoints
         self.axes: Charted = {}
         self.counter = 0
         with self._told("start"):
@@ -168,6 +168,14 @@ class WandbRun:
         if self.run is not None:
             with self._told("show samples"):
                 self._log({**self.axes, **media(folder)}, seconds)
+
+    def saved(self, checkpoint: Path) -> None:
+        """By option: a reference to the folder, of which no byte is read or sent."""
+        if self.run is not None and self.refers:
+            with self._told("refer to a checkpoint"):
+                artifact = _import_wandb().Artifact(f"checkpoint-{self.run.id}", type="model")
+                artifact.add_reference(checkpoint.resolve().as_uri(), checksum=False)
+                self.run.log_artifact(artifact, aliases=[checkpoint.name])
 
     def alert(self, title: str, text: str, level: Literal["INFO", "WARN", "ERROR"]) -> None:
         if self.run is not None:

@@ -156,3 +156,23 @@ def test_a_run_that_has_just_begun_or_was_never_evaluated(tmp_path: Path) -> Non
     (tmp_path / "new" / "starts.jsonl").unlink()
     assert report(f"run_dir={tmp_path}/new") == 0
     assert (tmp_path / "new" / "report.html").is_file()
+
+
+def test_numbers_that_no_run_logs_make_a_page_all_the_same(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    strange = (
+        {"loss": 1e308},
+        {"loss": -1e308},
+        {"step_seconds": 1e308},
+        {"lr": 2**70},
+        {"tokens": -1},
+        {"time": 1e308},
+    )
+    texts = [json.dumps({"step": step, **values}) for step in (-5, 0, 7, 2**40, 2**62) for values in strange]
+    (folder / "metrics.jsonl").write_text("\n".join(texts))
+    starts = [{"kind": "start", "time": "x", "step": 1e300, "hosts": {"a": 1}}, {"kind": "start", "seconds": None}, {}]
+    (folder / "starts.jsonl").write_text("\n".join(map(json.dumps, starts)))
+    (folder / "config.yaml").write_text("train: {steps: many}\nmodel: [1, 2]\n")
+    assert report(f"run_dir={folder}") == 0
+    (folder / "config.yaml").write_text("[1]")
+    assert report(f"run_dir={folder}") == 2

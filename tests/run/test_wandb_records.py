@@ -72,6 +72,20 @@ def test_a_stopped_run_is_told_as_one_that_goes_on(tmp_path: Path) -> None:
     assert "<script" not in page.read_text() and "&lt;script" in page.read_text()
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_checkpoints_are_referred_to_by_option(tmp_path: Path, asked: bool) -> None:
+    folder = tmp_path / "checkpoints" / "step_00000003"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    config = TrackingConfig(wandb="offline", checkpoints=asked)
+    with RunTracker(config, tmp_path, None, 10, SETTINGS, ThisStart()) as tracker:
+        tracker.saved(folder)
+    found = [artifact for artifact in of(records(tmp_path), "artifact") if artifact["type"] == "model"]
+    assert len(found) == asked
+    if asked:
+        assert "step_00000003" in found[0]["aliases"] and folder.as_uri() in json.dumps(found[0])
+
+
 def test_the_halves_of_a_restarted_run_have_no_record_in_common(tmp_path: Path) -> None:
     with start(tmp_path, None, 100.0) as tracker:
         for _ in range(3):
