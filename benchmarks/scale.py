@@ -100,9 +100,7 @@ def _mesh(ranks: int, rank: int) -> Mesh:
     return Mesh({Axis.DATA: ranks}, {Axis.DATA: rank})
 
 
-def _describe(
-    shapes: dict[str, Shape], ranks: int, rank: int, folder: Path, real: bool
-) -> tuple[str, float]:
+def _describe(shapes: dict[str, Shape], ranks: int, rank: int, folder: Path, real: bool) -> tuple[str, float]:
     """What a rank tells of what it writes, and how long that takes it in the background."""
     held = checkpoint.dealt(tensors_of(shapes, ranks, rank, real), _mesh(ranks, rank))
     share = [Held(fragment, values.reshape(-1)) for fragment, values in held]
