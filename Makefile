@@ -13,7 +13,7 @@ TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib')
 
 .PHONY: quickstart test check golden parity any-checkpoint resume any-signal soak test-slurm hostile gpu-check convergence convergence-optimizers setup \
 	bench bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-optimizers bench-tokenizer-memory \
-	bench-agreement bench-scale
+	bench-agreement bench-scale bench-start-up
 
 quickstart: setup $(OUT)/data/manifest.json
 	$(BIN)/pretrain experiment=quickstart_$(FAMILY) data.path=$(OUT)/data run_dir=$(OUT)/run
@@ -77,9 +77,10 @@ gpu-check: setup
 	$(BIN)/python -m tests.distributed.gpu_check
 
 # All that need no peers; each is a target of its own, as is bench-optimizers, which times peers that PYTHONPATH names
-bench: bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-tokenizer-memory bench-agreement bench-scale
+bench: bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-tokenizer-memory bench-agreement bench-scale \
+	bench-start-up
 
-bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-optimizers bench-scale: bench-%: setup
+bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-optimizers bench-scale bench-start-up: bench-%: setup
 	$(BIN)/python -m benchmarks.$(subst -,_,$*)
 
 bench-agreement: setup

@@ -191,13 +191,12 @@ def build_recorded(
     objective = inputs.objective
     layers = make_layers(config.engine, world.mesh)
     model = attach_heads(build_model(config.model, inputs.data.outputs, layers), objective, layers)
-    throughput = _throughput(objective, model, world)  # before ZeRO 3 empties the parameters
-    if inputs.checkpoint is None:  # else it overwrites all of them
-        _start(model, config.train, inputs.pretrained, world)
+    throughput = _throughput(objective, model, world)
     freeze(model, config.train.freeze)
     module = LossModule(model, objective, config.train.precision)
     phases.follow(module)
-    engine = build_engine(config.engine, module, build_update_rule(config.optimizer), config.train, world)
+    start = partial(_start, model, config.train, inputs, world)
+    engine = build_engine(config.engine, module, build_update_rule(config.optimizer), config.train, world, start)
     limit_groups(config.train.timeout_seconds)
     checkpoint = inputs.checkpoint
     if checkpoint is not None:
@@ -218,13 +217,18 @@ def build_recorded(
     return trainer
 
 
-def _start(model: Model, train: TrainConfig, pretrained: HuggingFaceFolder | None, world: World) -> None:
-    """Fills the parameters for the first step."""
+def _start(model: Model, train: TrainConfig, inputs: Inputs, world: World) -> None:
+    """Fills the parameters for the first step; nothing where a checkpoint overwrites all of them."""
+    if inputs.checkpoint is not None:
+        return
+    if inputs.pretrained is None:
+        model.initialize(train.seed)
+        return
+    model.layers.filled = None  # what the folder lacks is drawn first: nothing is dealt out before all is read
     model.initialize(train.seed)
-    if pretrained is not None:
-        pretrained.load_into(model, train.load_not_finite)
-        for note in pretrained.notes() if world.is_main else ():
-            print(note, file=sys.stderr)
+    inputs.pretrained.load_into(model, train.load_not_finite)
+    for note in inputs.pretrained.notes() if world.is_main else ():
+        print(note, file=sys.stderr)
 
 
 def _throughput(objective: Objective, model: Model, world: World) -> Throughput:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -23,6 +23,7 @@ from pretraining.parallel.replicas import unequal_replicas
 from pretraining.parallel.world import World
 
 Batch = Mapping[str, Tensor]
+Start = Callable[[], None]  # gives a model's parameters their first values; nothing where a checkpoint follows
 COMPUTE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -94,8 +95,8 @@ class Engine(Protocol):
 class EngineBase(ABC):
     """What all engines have in common; each says how a micro-batch runs, a step ends and tensors are laid out."""
 
-    def __init__(self, module: LossModule, rule: UpdateRule, train: TrainConfig, world: World) -> None:
-        self.module, self.rule, self.world = module.to(world.device), rule, world
+    def __init__(self, module: LossModule, rule: UpdateRule, train: TrainConfig, world: World, start: Start) -> None:
+        self.module, self.rule, self.world = module, rule, world
         self.evaluated: nn.Module = self.module  # what a forward outside of a step calls
         every = {parameter_name(n): p for n, p in self.module.named_parameters()}
         self.parameters = {name: p for name, p in every.items() if p.requires_grad}
@@ -105,7 +106,13 @@ class EngineBase(ABC):
         )
         # here, before an engine shards them: ZeRO 3 empties the parameters, and their shapes decide
         self.settings = settings_by_name(module.model, self.layout.names, rule.weight_decay, rule.layer_decay)
+        self.fill(start)
         self.optimizer = Optimizer(list(self.parameters.values()), rule, train.grad_clip, train.precision == "fp16")
+
+    def fill(self, start: Start) -> None:
+        """Gives the parameters their first values, and brings the module to its device."""
+        start()
+        self.module.to(self.world.device)
 
     @abstractmethod
     def forward_backward(self, batch: Batch, weights: Mapping[str, float], last: bool) -> dict[str, Tensor]:

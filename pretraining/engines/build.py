@@ -8,7 +8,7 @@ from pretraining.config import TrainConfig
 from pretraining.engines.config import EngineConfig
 
 if TYPE_CHECKING:
-    from pretraining.engines.base import Engine, LossModule
+    from pretraining.engines.base import Engine, LossModule, Start
     from pretraining.optim.base import UpdateRule
     from pretraining.parallel.layers import Layers
     from pretraining.parallel.mesh import Mesh
@@ -27,13 +27,15 @@ def make_layers(config: EngineConfig, mesh: Mesh) -> Layers:
 
 
 def build_engine(
-    config: EngineConfig, module: LossModule, rule: UpdateRule, train: TrainConfig, world: World
+    config: EngineConfig, module: LossModule, rule: UpdateRule, train: TrainConfig, world: World, start: Start
 ) -> Engine:
-    """engine=torch and engine=megatron are one engine over different layers."""
+    """start: fills the parameters; called once the engine is ready to deal them out.
+
+    engine=torch and engine=megatron are one engine over different layers."""
     if config.name == "deepspeed":
         from pretraining.engines.deepspeed import DeepSpeedEngine
 
-        return DeepSpeedEngine(config, module, rule, train, world)
+        return DeepSpeedEngine(config, module, rule, train, world, start)
     from pretraining.engines.torch import TorchEngine
 
-    return TorchEngine(config, module, rule, train, world)
+    return TorchEngine(config, module, rule, train, world, start)

@@ -15,11 +15,11 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from pretraining.config import TrainConfig
-from pretraining.engines.base import Batch, EngineBase, LossModule
+from pretraining.engines.base import Batch, EngineBase, LossModule, Start
 from pretraining.engines.config import EngineConfig
 from pretraining.models.base import Model
 from pretraining.optim.base import Optimizer, ParameterShard, UpdateRule
@@ -61,17 +61,33 @@ class PartitionedParameter(Protocol):
     ds_tensor: Tensor  # this rank's flat range
     ds_numel: int  # of the whole parameter
 
+    def convert_to_zero_parameters(self, param_list: list[nn.Parameter]) -> None: ...
+
 
 class DeepSpeedEngine(EngineBase):
     def __init__(
-        self, config: EngineConfig, module: LossModule, rule: UpdateRule, train: TrainConfig, world: World
+        self, config: EngineConfig, module: LossModule, rule: UpdateRule, train: TrainConfig, world: World, start: Start
     ) -> None:
-        super().__init__(module, rule, train, world)  # before ZeRO 3 empties the parameters
         self.stage = config.zero_stage
-        self.engine = _initialize(self.module, self.optimizer, train, world, config)
+        self.settings_of_deepspeed = _deepspeed_config(train, world, self.stage)
+        _prepare(world)
+        super().__init__(module, rule, train, world, start)
+        self.engine = _initialize(self.module, self.optimizer, world, self.settings_of_deepspeed)
         self.evaluated = self.engine  # its hooks gather what ZeRO 3 has partitioned
         layout = self.layout.for_optimizer(dealt=self.stage > 0)
         self.optimizer.attach(list(self._shards()), layout, self._read_gradients)
+
+    def fill(self, start: Start) -> None:
+        if self.stage < 3:
+            super().fill(start)
+            return
+        partition, layers = _Partition(self.world, self.settings_of_deepspeed), self.module.model.layers
+        layers.filled = partition
+        start()
+        layers.filled = None
+        for parameter in self.module.parameters():  # which start has left alone, as before a checkpoint is read
+            partition(parameter)
+        self.module.to(self.world.device)  # its buffers
 
     def forward_backward(self, batch: Batch, weights: Mapping[str, float], last: bool) -> dict[str, Tensor]:
         sums = self.engine(batch)
@@ -208,9 +224,39 @@ def _zero12_range(name: str, mapping: FragmentMapping) -> FlatRange:
     return FlatRange(name, tensor.start, tensor.start + tensor.numel, partition.start)
 
 
-def _initialize(
-    module: LossModule, optimizer: Optimizer, train: TrainConfig, world: World, config: EngineConfig
-) -> Any:
+class _Partition:
+    """Deals a parameter out over the data-parallel ranks, each of which keeps its range of it: rank 0's values, on the
+    device. A collective; what is dealt out already stays as it is."""
+
+    def __init__(self, world: World, config: dict[str, Any]) -> None:
+        self.world, self.config = world, config
+        self.first: PartitionedParameter | None = None
+
+    def __call__(self, parameter: nn.Parameter) -> None:
+        from deepspeed.runtime.zero.partition_parameters import Init, is_zero_param
+
+        if is_zero_param(parameter):
+            return
+        if self.first is not None:
+            self.first.convert_to_zero_parameters(param_list=[parameter])
+            return
+        unit = _model_parallel_unit(self.world)
+        Init(
+            module=nn.ParameterList([parameter]),
+            data_parallel_group=None if unit is None else unit.get_data_parallel_group(),
+            config_dict_or_path=self.config,
+            dtype=torch.float32,
+            mpu=unit,
+        )
+        self.first = cast(PartitionedParameter, parameter)
+
+
+def _model_parallel_unit(world: World) -> ModelParallelUnit | None:
+    return ModelParallelUnit(world.mesh) if world.mesh.size(Axis.TENSOR) > 1 else None
+
+
+def _prepare(world: World) -> None:
+    """What DeepSpeed reads before anything of it is used."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if world.device.type == "cuda" else "cpu")
     os.environ.setdefault("LOCAL_RANK", "0")  # it asserts one, also where no launcher was there to set it
     with warnings.catch_warnings():
@@ -222,13 +268,19 @@ def _initialize(
     if world.device.type == "cpu":  # else it compiles an extension at the first use
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _require_process_group(world)
-    mpu = ModelParallelUnit(world.mesh) if world.mesh.size(Axis.TENSOR) > 1 else None
+    if not deepspeed.comm.is_initialized():
+        deepspeed.comm.init_distributed(dist_init_required=False)
+
+
+def _initialize(module: LossModule, optimizer: Optimizer, world: World, config: dict[str, Any]) -> Any:
+    import deepspeed
+
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
-        mpu=mpu,
+        mpu=_model_parallel_unit(world),
         dist_init_required=False,
-        config=_deepspeed_config(train, world, config.zero_stage),
+        config=config,
     )
     return engine
 

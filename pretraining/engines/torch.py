@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pretraining.config import TrainConfig
-from pretraining.engines.base import Batch, EngineBase, LossModule
+from pretraining.engines.base import Batch, EngineBase, LossModule, Start
 from pretraining.engines.config import EngineConfig
 from pretraining.optim.base import ParameterShard, UpdateRule
 from pretraining.parallel.fragments import Fragment
@@ -29,9 +29,9 @@ from pretraining.parallel.world import World
 
 class TorchEngine(EngineBase):
     def __init__(
-        self, config: EngineConfig, module: LossModule, rule: UpdateRule, train: TrainConfig, world: World
+        self, config: EngineConfig, module: LossModule, rule: UpdateRule, train: TrainConfig, world: World, start: Start
     ) -> None:
-        super().__init__(module, rule, train, world)
+        super().__init__(module, rule, train, world, start)
         self.owners = self._owners() if config.shard_optimizer and world.mesh.shard_ranks > 1 else None
         self.partial = [p for p in self.parameters.values() if is_sequence_parallel(p)]
         layout = self.layout.for_optimizer(dealt=self.owners is not None)

@@ -41,6 +41,11 @@ def initialize(model: nn.Module, layers: Layers, seed: int, rule: Rule) -> None:
             if not in_place:
                 parameter.copy_(whole[box.slices_of(Box((0,) * len(shape), shape))])
 
+    if layers.filled is not None:
+        for name, parameter in model.named_parameters():
+            fill(name, parameter)
+            layers.filled(parameter)
+        return
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for _ in threads.map(lambda entry: fill(*entry), model.named_parameters()):
             pass

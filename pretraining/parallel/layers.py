@@ -7,6 +7,7 @@ whether they are sharded. Same names and, for one seed, same initial weights at 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -26,6 +27,9 @@ class Layers(Protocol):
     size: int  # ranks that share each layer, and which of them this is
     rank: int
     group: ProcessGroup | None
+    # Told of each parameter as soon as it is initialized, in the model's order: an engine that deals them out does so
+    # at once, and no rank ever holds the whole model. None: nobody waits, and several may be drawn at a time.
+    filled: Callable[[nn.Parameter], None] | None
 
     def column(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
         """Linear; each rank makes its part of the output features, whole heads first to last."""
@@ -67,6 +71,9 @@ class PlainLayers:
 
     size, rank = 1, 0
     group: ProcessGroup | None = None
+
+    def __init__(self) -> None:
+        self.filled: Callable[[nn.Parameter], None] | None = None
 
     def column(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
         return nn.utils.skip_init(nn.Linear, in_features, out_features, bias=bias)

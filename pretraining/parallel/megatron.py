@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +63,7 @@ class MegatronLayers:
     def __init__(self, mesh: Mesh, sequence_parallel: bool) -> None:
         self.group, self.sequence_parallel = mesh.group(Axis.TENSOR), sequence_parallel
         self.size, self.rank = mesh.size(Axis.TENSOR), mesh.rank(Axis.TENSOR)
+        self.filled: Callable[[nn.Parameter], None] | None = None
         self.config = ModelParallelConfig(
             tensor_model_parallel_size=self.size,
             use_cpu_initialization=True,
