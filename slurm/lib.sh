@@ -4,7 +4,7 @@
 #
 # run_dir/slurm/ holds what must outlive a start:
 #   starts       begin|end|final JOB.RESTART SECONDS STEP NODES|CAUSE. CAUSE: signal, node, fault, check; of final: the exit code
-#   overrides    of the last start, in the shell's quotes
+#   finished     the overrides by which the run was finished, in the shell's quotes
 #   failed_nodes one line for each time that a node failed; one that stands there twice is avoided
 #   logs/        JOB.RESTART.rankN.log
 
@@ -45,6 +45,8 @@ add_sweep_overrides() { # line SLURM_ARRAY_TASK_ID, counted from 0; xargs takes 
   [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || end 2 "PRETRAIN_SWEEP is for arrays: sbatch --array=0-N"
   line=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "$PRETRAIN_SWEEP")
   [ -n "$line" ] || end 2 "PRETRAIN_SWEEP=$PRETRAIN_SWEEP has no line for array member $SLURM_ARRAY_TASK_ID, counted from 0"
+  # a quote that is not closed: the rest of the line would be missing
+  xargs printf '' <<<"$line" || end 2 "PRETRAIN_SWEEP=$PRETRAIN_SWEEP, line of member $SLURM_ARRAY_TASK_ID: $line: a quote is not closed"
   mapfile -d '' -t more < <(xargs printf '%s\0' <<<"$line")
   overrides+=("${more[@]}")
   for override in "${more[@]}"; do
@@ -73,7 +75,8 @@ find_run_dir() { # OVERRIDES... -> run_dir, absolute: a default one must be the 
 newest_step() { # of a checkpoint that is whole; its manifest is written last
   local file step=0
   for file in "$run_dir"/checkpoints/step_*/manifest.json; do
-    [ ! -e "$file" ] || { file=${file%/manifest.json} && step=$((10#${file##*step_})); }
+    [[ $file =~ /step_([0-9]+)/manifest.json$ && -e $file ]] || continue # a copy has another name
+    [ "$((10#${BASH_REMATCH[1]}))" -le "$step" ] || step=$((10#${BASH_REMATCH[1]}))
   done
   echo "$step"
 }
@@ -91,7 +94,8 @@ seconds_of() { # of a time as SLURM writes it; fails where it is "Unknown" (date
 
 end_if_nothing_is_left() { # also the follow-ups of a chain come here
   local ended queued
-  if [ "$(verdict exit_code)" = 0 ] && [ "$(printf '%q ' "${overrides[@]}")" = "$(cat "$state/overrides" 2>/dev/null)" ]; then
+  # not those of the last start: one that was to train on, and was stopped before it did, has finished nothing
+  if [ "$(verdict exit_code)" = 0 ] && [ "$(printf '%q ' "${overrides[@]}")" = "$(cat "$state/finished" 2>/dev/null)" ]; then
     say "nothing left to do: $run_dir is finished"
     exit 0
   fi
@@ -127,6 +131,7 @@ find_ranks() { # -> srun_options, ranks (per node), cores (per rank), ranks_told
       ;;
     *) end 2 "PRETRAIN_LAUNCHER=$launcher: it is srun or torchrun" ;;
   esac
+  xargs printf '' <<<"${PRETRAIN_SRUN:-}" || end 2 "PRETRAIN_SRUN=$PRETRAIN_SRUN: a quote is not closed"
   [ -z "${PRETRAIN_SRUN:-}" ] || { mapfile -d '' -t more < <(xargs printf '%s\0' <<<"$PRETRAIN_SRUN") && srun_options+=("${more[@]}"); }
 }
 
@@ -229,7 +234,10 @@ forward() { # to the ranks. They ignore it while they start: it is repeated unti
 end_or_requeue() {
   local node
   case ${result:-none}.$srun_code in
-    0.*) end 0 "done" ;;
+    0.*)
+      printf '%q ' "${overrides[@]}" >"$state/finished"
+      end 0 "done"
+      ;;
     2.* | none.2) end 2 "the command is wrong: see $state/logs/$id.rank0.log" ;;
     none.126 | none.127) end 2 "${PRETRAIN_PYTHON:-python} was not found or cannot be run: PRETRAIN_PYTHON, PRETRAIN_SETUP" ;;
   esac

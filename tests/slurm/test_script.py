@@ -298,11 +298,21 @@ def test_two_starts_without_progress_end_the_chain(tmp_path):
     assert "CALLED" not in second.stdout
 
 
+def test_a_sweep_whose_quote_is_not_closed_is_refused(tmp_path):
+    """The rest of the line would be missing, and its run another one."""
+    (tmp_path / "sweep").write_text("optimizer.lr=1e-3 tracking.run_name=it's train.seed=3\n")
+    found = bash("overrides=(); add_sweep_overrides", tmp_path, PRETRAIN_SWEEP="sweep", SLURM_ARRAY_TASK_ID="0")
+    assert found.returncode == 2 and "a quote is not closed" in found.stdout
+
+
 def test_a_fault_after_progress_is_the_first_one_again(tmp_path):
     after(tmp_path, "record begin 0 a; result=75 fault=true")
     (tmp_path / "run" / "checkpoints" / "step_00000010").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "step_00000010" / "manifest.json").touch()
     (tmp_path / "run" / "checkpoints" / "step_00000020").mkdir()  # not whole: no progress
+    for copy in ("step_00000030.bak", "abandoned_step_00000040"):
+        (tmp_path / "run" / "checkpoints" / copy).mkdir()
+        (tmp_path / "run" / "checkpoints" / copy / "manifest.json").touch()
     assert bash("newest_step", tmp_path).stdout == "10\n"
     for began, code in ((0, 0), (10, 0), (10, 1)):
         found = after(tmp_path, f"began={began}; record begin {began} a; result=75 fault=true")
@@ -324,9 +334,12 @@ def test_a_finished_run_ends_at_once_unless_it_is_told_more(tmp_path):
     state = tmp_path / "run" / "slurm"
     state.mkdir(parents=True)
     (tmp_path / "run" / "verdict.json").write_text('{"exit_code": 0, "reason": "done"}')
-    same = 'overrides=("$@"); printf "%q " "${overrides[@]}" >"$state/overrides"; overrides=("$@" ${more:-})\n'
-    text = same + "end_if_nothing_is_left; echo goes on"
+    assert bash('overrides=("$@"); result=0 srun_code=0; end_or_requeue', tmp_path, "a=1", "b=it's $x").returncode == 0
+    text = 'overrides=("$@" ${more:-}); end_if_nothing_is_left; echo goes on'
     assert "nothing left to do" in bash(text, tmp_path, "a=1", "b=it's $x").stdout
+    for _ in range(2):  # also where that start was stopped before it trained, or was wrong: the verdict is the old one
+        assert "goes on" in bash(text, tmp_path, "a=1", "b=it's $x", more="train.steps=9").stdout
+    assert bash(f"{HEALTHY} result=2 srun_code=2; end_or_requeue", tmp_path, "a=1").returncode == 2
     assert "goes on" in bash(text, tmp_path, "a=1", "b=it's $x", more="train.steps=9").stdout
 
 
