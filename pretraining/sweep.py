@@ -16,6 +16,7 @@ from data_pipeline.common.compose import raise_problems
 from data_pipeline.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, InputError
 from data_pipeline.common.files import write_atomically
 from data_pipeline.common.sweeps import Combination, combinations, folder_names
+from data_pipeline.shards.manifest import load_manifest
 from pretraining.config import load_config
 from pretraining.run.metrics import METRICS, points, read_metrics
 from pretraining.run.run_dir import is_done
@@ -52,7 +53,7 @@ class Sweep:
         problems: dict[str, None] = {}
         for member in self.members:
             try:
-                load_config(member.arguments)
+                load_manifest(load_config(member.arguments).data.path or "")
             except InputError as error:
                 problems[f"{' '.join(member.combination.chosen)}: {str(error).strip()}"] = None
         raise_problems(list(problems))
@@ -76,7 +77,7 @@ class Sweep:
         rows = [_result(member) for member in self.members]
         write_atomically(self.folder / RESULTS, _as_csv(rows))
         tell(_as_table(rows))
-        tell(f"all results: {self.folder / RESULTS}; side by side: pretrain-report run_dir={self.folder}")
+        tell(f"all results: {self.folder / RESULTS}; side by side: {_report_command(self.folder)}")
         return EXIT_DONE if not any(codes) else EXIT_FAILED
 
     def _train(self, member: Member) -> int:
@@ -101,6 +102,11 @@ def _sweep_folder(arguments: Sequence[str]) -> Path:
     folder = load_config([f"run_dir={named[-1]}", "data.path=."]).run_dir
     assert folder is not None
     return Path(folder)
+
+
+def _report_command(folder: Path) -> str:
+    quoted = str(folder).replace("'", "\\'")
+    return shlex.join(["pretrain-report", f"run_dir='{quoted}'"])
 
 
 def _result(member: Member) -> dict[str, str]:

@@ -153,7 +153,10 @@ def _disk(plan: Plan, size: int) -> Finding:
         kept += train.steps // train.keep_every
     here = sum(_size_of(folder) for folder in checkpoint_folders(plan.run_dir / "checkpoints"))
     needed = max(0, kept * size - here)
-    free = shutil.disk_usage(_existing(plan.run_dir)).free
+    try:
+        free = shutil.disk_usage(_existing(plan.run_dir)).free
+    except OSError as error:  # what is wrong with the folder is told by _place
+        return Finding("disk", "not checked", f"{plan.run_dir}: {error.strerror or error}")
     members = max(1, len(plan.sweep))
     copies = f"{members} x {kept}" if members > 1 else f"{kept}"
     needed *= members

@@ -32,6 +32,7 @@ _VARIABLES = {
 }
 # What sbatch says where no controller answers; it then judges nothing.
 _UNREACHABLE = re.compile("Unable to contact|Connection refused|timed out|configuration source|Zero Bytes")
+_REFUSED = ("SBATCH_WAIT",)  # with it sbatch answers when the job has ended
 _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")  # of the variables of a job that pretrain-submit may itself run in
 
 
@@ -47,14 +48,16 @@ class Answer:
         return (self.text.strip().splitlines() or ["no answer"])[-1]
 
 
-def ask(*command: str, environment: Mapping[str, str] | None = None) -> Answer:
+def ask(
+    *command: str, environment: Mapping[str, str] | None = None, patience_seconds: float = PATIENCE_SECONDS
+) -> Answer:
     try:
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=PATIENCE_SECONDS,
+            timeout=patience_seconds,
             check=False,
             env=environment,
         )
@@ -75,7 +78,7 @@ def sbatch_environment(options: Sequence[str]) -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if name not in replaced and (name in _KEPT or not name.startswith("SLURM_"))
+        if name not in replaced and name not in _REFUSED and (name in _KEPT or not name.startswith("SLURM_"))
     }
 
 

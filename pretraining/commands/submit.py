@@ -52,6 +52,7 @@ Example:
   pretrain-submit --multirun data.path=DIR optimizer.lr=3e-4,6e-4 run_dir=runs/rates cluster=mine
 """
 SUBMISSIONS = "submissions"
+SBATCH_SECONDS = 120.0  # a busy controller takes a job late, and it must not be submitted twice
 
 
 @configclass
@@ -239,11 +240,13 @@ def _new_folder(parent: Path) -> Path:
 
 def _sbatch(script: Path, options: Sequence[str], before: Sequence[str]) -> str:
     """-> the job's number. before: of the chain, those that were submitted already."""
-    answer = ask("sbatch", "--parsable", str(script), environment=sbatch_environment(options))
+    environment = sbatch_environment(options)
+    answer = ask("sbatch", "--parsable", str(script), environment=environment, patience_seconds=SBATCH_SECONDS)
     job = re.search(r"^(\d+)(;.*)?$", answer.text, re.MULTILINE)
     if answer.code != 0 or job is None:
         there = f" (jobs {', '.join(before)} are queued)" if before else ""
-        raise Failure(f"sbatch took no job{there}: {answer.text.strip()}")
+        perhaps = ". It may be queued all the same: see squeue --me" if answer.code is None else ""
+        raise Failure(f"sbatch took no job{there}: {answer.text.strip()}{perhaps}")
     return job[1]
 
 

@@ -35,7 +35,7 @@ def read_exit_code(run_dir: Path) -> int | None:
     except (OSError, ValueError, RecursionError):
         return None
     code = values.get("exit_code") if isinstance(values, dict) else None
-    return code if isinstance(code, int) else None
+    return code if type(code) is int else None  # true is an int as well
 
 
 @dataclass
