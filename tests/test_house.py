@@ -39,6 +39,8 @@ NEVER = [
     ("pretraining.engines", "pretraining.hub"),
     ("pretraining.run", "pretraining.hub"),
     ("pretraining.run", "pretraining.trainer"),
+    ("pretraining.run", "pretraining.report"),
+    ("pretraining.report", "pretraining.trainer"),
 ]
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
