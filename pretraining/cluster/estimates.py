@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.json_files import read_json_if_there
+from data_pipeline.common.json_files import read_json_if_there, typed
 from pretraining.cluster.plan import Plan
 from pretraining.config import identity
 from pretraining.run.metrics import METRICS, read_metrics
+from pretraining.run.run_dir import Recorded
 
 if TYPE_CHECKING:
     from pretraining.models.base import Model
@@ -116,7 +117,7 @@ def _measured(plan: Plan, fingerprint: str) -> StepTime | Unknown:
     steps = list(_step_seconds(folder))[-RECENT_STEPS:]
     if not steps:
         return Unknown(f"{folder / METRICS} has no step")
-    then = read_json_if_there(folder / "run.json").get("identity", {})
+    then = typed(read_json_if_there(folder / "run.json"), Recorded, str(folder / "run.json")).identity
     now = identity(plan.run, fingerprint)
     other = [k for k in now if k.startswith(SAME_WORK) and k in then and then[k] != now[k]]
     if other:
@@ -124,7 +125,9 @@ def _measured(plan: Plan, fingerprint: str) -> StepTime | Unknown:
     ranks = ranks_of(folder)
     if ranks is None:
         return Unknown(f"{folder} does not say how many ranks it had")
-    batch = then.get("train.global_batch_size", plan.run.train.global_batch_size)
+    batch = then.get("train.global_batch_size")
+    if type(batch) is not int or batch < 1:
+        return Unknown(f"{folder} does not say how large its global batch was")
     scale = plan.run.train.global_batch_size / batch * ranks / plan.cluster.ranks
     source = f"{len(steps)} steps of {folder}"
     if scale != 1.0:
@@ -136,7 +139,7 @@ def _measured(plan: Plan, fingerprint: str) -> StepTime | Unknown:
 def _step_seconds(folder: Path) -> Iterator[float]:
     for line in read_metrics(folder / METRICS):
         seconds = line.get("step_seconds")
-        if isinstance(seconds, int | float):
+        if isinstance(seconds, int | float) and seconds > 0:
             yield float(seconds)
 
 
@@ -151,7 +154,7 @@ def save_seconds(plan: Plan, checkpoint_bytes: int) -> tuple[float, str] | Unkno
     measured = plan.cluster.measured
     for folder in (plan.run_dir, *([Path(measured)] if measured is not None else [])):
         seconds = read_json_if_there(folder / "run.json").get("save_seconds")
-        if isinstance(seconds, int | float):
+        if isinstance(seconds, int | float) and seconds >= 0:
             return float(seconds), f"as measured in {folder}"
         rate = read_json_if_there(folder / "slurm" / "check.json").get("disk_mb_per_second")
         if isinstance(rate, int | float) and rate > 0:

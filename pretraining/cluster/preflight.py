@@ -98,10 +98,11 @@ def _run_findings(plan: Plan, data: Data) -> list[Finding]:
     try:
         size = saved_bytes(checkpoint.manifest) if checkpoint is not None else shapes.checkpoint_bytes()
         step = step_time(plan, data.prepared.manifest.fingerprint, shapes)
+        save = save_seconds(plan, size)
     except InputError as error:  # train.freeze, cluster.measured
         return [*found, Finding("checkpoint", "ok", text), Finding("size and speed", "problem", str(error))]
     done = 0 if checkpoint is None else checkpoint.state["step"]
-    rest = [_disk(plan, size), _first_checkpoint(plan, done, step), _lead(plan, step, size)]
+    rest = [_disk(plan, size), _first_checkpoint(plan, done, step), _lead(plan, step, save)]
     return [*found, Finding("checkpoint", "ok", text), *rest]
 
 
@@ -183,9 +184,8 @@ def _first_checkpoint(plan: Plan, done: int, step: StepTime | Unknown) -> Findin
     return Finding(check, "problem" if step.measured else "warning", text)
 
 
-def _lead(plan: Plan, step: StepTime | Unknown, size: int) -> Finding:
+def _lead(plan: Plan, step: StepTime | Unknown, save: tuple[float, str] | Unknown) -> Finding:
     check, lead = "lead time", plan.cluster.lead_seconds
-    save = save_seconds(plan, size)
     unknown = [
         f"{what} is unknown: {u.reason}" for what, u in (("a step", step), ("a save", save)) if isinstance(u, Unknown)
     ]

@@ -83,7 +83,8 @@ def write_steps(run_dir: Path, seconds: float, save: float | None = None) -> Non
     lines = [json.dumps({"step": step, "loss": 1.0, "step_seconds": seconds}) for step in range(1, 30)]
     (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (run_dir / "ranks/rank_00000.json").write_text(json.dumps({"ranks": 1}))
-    (run_dir / "run.json").write_text(json.dumps({} if save is None else {"save_seconds": save}))
+    identity = {"identity": {"train.global_batch_size": 8}}
+    (run_dir / "run.json").write_text(json.dumps(identity if save is None else {**identity, "save_seconds": save}))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,30 @@ def test_lead_time(seconds: float, save: float | None, status: str, plan: MakePl
     write_steps(tmp_path / "measured", seconds, save)
     finding = found(plan("train.checkpoint_every=2", measured=str(tmp_path / "measured")))["lead time"]
     assert finding.status == status, finding
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"identity": []}',
+        '{"identity": {"train.global_batch_size": 0}}',
+        '{"identity": {"train.global_batch_size": "8"}}',
+        '{"identity": {"train.global_batch_size": 8}, "save_seconds": "long"}',
+        "[]",
+        "{",
+        '{"identity": {"model.hidden_size": {}}}',
+    ],
+)
+def test_what_a_stranger_wrote_into_a_measured_run_is_no_measure(text: str, plan: MakePlan, tmp_path: Path) -> None:
+    write_steps(tmp_path / "measured", 1.0)
+    (tmp_path / "measured/run.json").write_text(text)
+    for name, content in (
+        ("metrics.jsonl", '{"step": 1, "step_seconds": -1}\n'),
+        ("ranks/rank_00000.json", '{"ranks": 0}'),
+    ):
+        findings = found(plan(measured=str(tmp_path / "measured")))
+        assert any(finding.status in ("problem", "not checked") for finding in findings.values()), findings
+        (tmp_path / "measured" / name).write_text(content)
 
 
 def test_a_save_is_estimated_by_the_disk_that_was_measured(plan: MakePlan) -> None:
