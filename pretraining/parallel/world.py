@@ -163,7 +163,7 @@ def _allow_sockets(launch: Launch) -> None:
             f"{launch.size} ranks need some {sockets + OTHER_FILES} open files each, and the limit is {hard}: raise it "
             "(ulimit -Hn, or LimitNOFILE of the service that starts the job)"
         )
-    wanted = min(most, sockets + 4 * OTHER_FILES)
+    wanted = min(most, 4 * (launch.size + OTHER_FILES))  # DeepSpeed makes a group of all ranks for itself
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 

@@ -86,9 +86,9 @@ def test_a_length_without_bounds_is_refused_in_a_save(way):
 @pytest.mark.parametrize(
     ("ranks", "limits", "set_to"),
     [
-        (1024, (1024, 1 << 20), 4096),
+        (1024, (1024, 1 << 20), 5120),
         (1024, (1024, 3500), 3500),
-        (1024, (1024, resource.RLIM_INFINITY), 4096),
+        (1024, (1024, resource.RLIM_INFINITY), 5120),
         (1024, (1 << 16, 1 << 16), None),
         (2, (1024, 1024), None),
         (1024, (1024, 3072), "1024 ranks need some 3328 open files each, and the limit is 3072"),
