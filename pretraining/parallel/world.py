@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 MOST_TOLD = 4  # ranks, and GPUs that they share
+OTHER_FILES = 256  # at least: data, workers, libraries
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def start_world(launch: Launch, tensor_parallel: int = 1, meeting: Meeting | Non
     if launch.size == 1:
         return World(0, 1, device)
     _limit_threads(launch)
+    _allow_sockets(launch)
     # we and DeepSpeed call collectives by names that newer torch versions deprecate, at every step
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     seconds = TIMEOUT_SECONDS if meeting is None else meeting.timeout
@@ -117,7 +120,9 @@ def _make_mesh(launch: Launch, tensor_parallel: int, cuda: bool, seconds: float)
     data_rank, tensor_rank = divmod(launch.rank, tensor_parallel)
     everyone = dist.group.WORLD
     assert everyone is not None, "init_process_group made it"
-    groups = {frozenset({Axis.DATA}): everyone} if tensor_parallel == 1 else _megatron_groups(tensor_parallel, seconds)
+    groups = {frozenset({Axis.DATA}): everyone}
+    if tensor_parallel > 1:
+        groups = _axis_groups(launch, tensor_parallel, seconds)
     timeout = timedelta(seconds=seconds)  # not inherited: torch's default is half an hour
     return Mesh(
         sizes={Axis.DATA: launch.size // tensor_parallel, Axis.TENSOR: tensor_parallel},
@@ -128,21 +133,39 @@ def _make_mesh(launch: Launch, tensor_parallel: int, cuda: bool, seconds: float)
     )
 
 
-def _megatron_groups(tensor_parallel: int, seconds: float) -> dict[frozenset[Axis], ProcessGroup]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from megatron.core import parallel_state
-    if parallel_state.is_initialized():
-        parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(
-        tensor_parallel,
-        distributed_timeout_minutes=seconds / 60,  # it takes fractions: a timedelta is made of it
-        create_gloo_process_groups=False,  # of its own, which nothing here uses: each a socket to every rank
-    )
-    return {
-        frozenset({Axis.DATA}): parallel_state.get_data_parallel_group(),
-        frozenset({Axis.TENSOR}): parallel_state.get_tensor_model_parallel_group(),
+def _axis_groups(launch: Launch, tensor_parallel: int, seconds: float) -> dict[frozenset[Axis], ProcessGroup]:
+    """This rank's two groups. megatron-core would make seventeen for itself, on every rank, of which its layers use the
+    one that they are given."""
+    import torch.distributed as dist
+
+    first = launch.rank - launch.rank % tensor_parallel
+    members = {
+        Axis.DATA: range(launch.rank % tensor_parallel, launch.size, tensor_parallel),
+        Axis.TENSOR: range(first, first + tensor_parallel),
     }
+    return {
+        # made by its members alone: else every rank would wait for every other group's
+        frozenset({axis}): dist.new_group(
+            list(ranks), timeout=timedelta(seconds=seconds), use_local_synchronization=True, group_desc=axis.value
+        )
+        for axis, ranks in members.items()
+    }
+
+
+def _allow_sockets(launch: Launch) -> None:
+    """gloo connects each rank with all others, once for each group of all ranks; besides, rank 0 hears from all at
+    their meeting point. Raises InputError where the system allows fewer open files than that."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = hard if hard != resource.RLIM_INFINITY else 1 << 30
+    sockets = 3 * launch.size
+    if most < sockets + OTHER_FILES:
+        raise InputError(
+            f"{launch.size} ranks need some {sockets + OTHER_FILES} open files each, and the limit is {hard}: raise it "
+            "(ulimit -Hn, or LimitNOFILE of the service that starts the job)"
+        )
+    wanted = min(most, 4 * (launch.size + OTHER_FILES))  # DeepSpeed makes a group of all ranks for itself
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def limit_groups(seconds: float) -> None:

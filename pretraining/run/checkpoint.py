@@ -137,10 +137,14 @@ def _merged(outcome: Json, world: World) -> Json:
 
 
 def _merge_texts(world: World, first: str, second: str) -> str:
-    one, other = json.loads(first), json.loads(second)
-    if errors := [outcome["error"] for outcome in (one, other) if "error" in outcome]:
-        return json.dumps({"error": "; ".join(errors)})
-    return json.dumps(_outcome(world, lambda: merged(one["value"], other["value"])))
+    def merge() -> Json:
+        one, other = json.loads(first), json.loads(second)
+        if errors := [outcome["error"] for outcome in (one, other) if "error" in outcome]:
+            return {"error": "; ".join(errors)}
+        return {"value": merged(one["value"], other["value"])}
+
+    outcome = _outcome(world, merge)
+    return json.dumps(outcome.get("value", outcome))
 
 
 def _complete(outcome: Json, folder: Path, state: dict[str, Any], world: World) -> str:

@@ -1,9 +1,9 @@
 """What ranks say to each other: what is read executes nothing, waits end, copies of weights are compared."""
 
-import json
 import math
 import os
 import pickle
+import resource
 import time
 from pathlib import Path
 
@@ -15,12 +15,13 @@ from torch.distributed import distributed_c10d
 from data_pipeline.common.errors import Failure, InputError
 from pretraining.build import build, read_inputs
 from pretraining.config import load_config
+from pretraining.parallel import world as world_module
 from pretraining.parallel.host import run_on_all_ranks
 from pretraining.parallel.launch import Launch, read_launch
 from pretraining.parallel.lost import LostPeer, lost_peer
 from pretraining.parallel.meeting import Meeting
 from pretraining.parallel.replicas import bits_hash, unequal_replicas
-from pretraining.parallel.texts import gather_texts
+from pretraining.parallel.texts import broadcast_text, gather_texts, merge_texts
 from pretraining.run import checkpoint
 from pretraining.run.agreement import agree_on_checkpoint, require_equal_replicas, require_same
 from pretraining.run.signals import StopRequest
@@ -39,12 +40,10 @@ class _Shell:
 
 def read_a_pickle(world, path):
     if world.rank == 1:  # a stranger in the place of a rank
-        world.gather_texts(pickle.dumps(_Shell(path)).decode("latin-1"))
+        merge_texts(pickle.dumps(_Shell(path)).decode("latin-1"), str.__add__, world.mesh.save_group, [0, 1])
         return "sent"
-    try:
-        return checkpoint._gather(1, world, world.mesh.host_group)
-    except json.JSONDecodeError:
-        return "refused"
+    share = {"value": {"files": {}, "parts": [], "tensors": {}}}
+    return "refused" if "Expecting value" in checkpoint._merged(share, world)["error"] else "merged"
 
 
 def test_bytes_of_a_stranger_execute_nothing(tmp_path):
@@ -65,6 +64,61 @@ def announce_too_much(world):
 
 def test_a_length_without_bounds_is_refused():
     assert "none of this program" in run_world(2, announce_too_much)[0]
+
+
+def announce_too_much_by(world, way):
+    group = world.mesh.save_group
+    length = torch.tensor([1 << 60])
+    if world.rank == (1 if way == "merge" else 0):
+        dist.send(length, group=group, group_dst=0) if way == "merge" else dist.broadcast(length, 0, group=group)
+        return ""
+    try:
+        merge_texts("a", str.__add__, group, [0, 1]) if way == "merge" else broadcast_text(None, group)
+    except RuntimeError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("way", ["merge", "broadcast"])
+def test_a_length_without_bounds_is_refused_in_a_save(way):
+    assert "none of this program" in "".join(run_world(2, announce_too_much_by, way))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "limits", "set_to"),
+    [
+        (1024, (1024, 1 << 20), 5120),
+        (1024, (1024, 3500), 3500),
+        (1024, (1024, resource.RLIM_INFINITY), 5120),
+        (1024, (1 << 16, 1 << 16), None),
+        (2, (1024, 1024), None),
+        (1024, (1024, 3072), "1024 ranks need some 3328 open files each, and the limit is 3072"),
+    ],
+)
+def test_open_files_are_allowed_as_many_ranks_need(monkeypatch, ranks, limits, set_to):
+    calls = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: calls.append(limit))
+    if isinstance(set_to, str):
+        with pytest.raises(InputError, match=set_to):
+            world_module._allow_sockets(Launch(0, ranks))
+    else:
+        world_module._allow_sockets(Launch(0, ranks))
+        assert calls == ([] if set_to is None else [(set_to, limits[1])])
+
+
+def groups_of_a_rank(world):
+    """-> the group's sizes, and this rank's sockets."""
+    sizes = sorted(group.size() for group in distributed_c10d._world.pg_map)
+    sockets = sum(os.readlink(file).startswith("socket") for file in Path("/proc/self/fd").iterdir() if file.exists())
+    return [sizes, sockets]
+
+
+@pytest.mark.parametrize(("tensor_parallel", "sizes"), [(1, [4, 4]), (2, [2, 2, 4, 4])])
+def test_process_groups_are_few(tensor_parallel, sizes):
+    """All ranks, those that save, and the two axes where there are two: megatron-core alone would make seventeen."""
+    found = run_world(4, groups_of_a_rank, tensor_parallel=tensor_parallel)
+    assert all(each[0] == sizes for each in found)
+    assert all(each[1] <= sum(sizes) + 4 + 4 for each in found)  # a listener each, and the meeting point
 
 
 def test_nothing_in_the_packages_unpickles_what_ranks_send():

@@ -1,5 +1,6 @@
 """Manifests in parts: which rank writes what, what a rank reads of them, and what is not believed."""
 
+import itertools
 import json
 import re
 import shutil
@@ -58,6 +59,13 @@ def split(shape, tensor_parts, rank, data_parts, place):
     length = -(-box.numel // data_parts)
     start, stop = min(place * length, box.numel), min((place + 1) * length, box.numel)
     return Fragment("x", shape, box, start, stop)
+
+
+def split_anywhere(shape, rng):
+    """As ZeRO 1 and 2 do, whose partitions begin and end anywhere in a tensor."""
+    whole = Fragment.whole("x", shape)
+    cuts = sorted({0, whole.stop, *map(int, rng.integers(0, whole.stop + 1, 4))})
+    return [replace(whole, start=start, stop=stop) for start, stop in itertools.pairwise(cuts)]
 
 
 def everywhere(sizes):
@@ -140,13 +148,17 @@ def test_a_tensor_that_is_cut_evenly_is_one_line(written):
     assert [len(tensor["boxes"]) for tensor in manifest["tensors"].values()] == [0, 0, 0, 1]
 
 
+@pytest.mark.parametrize("evenly", [True, False])
 @pytest.mark.parametrize("seed", range(20))
-def test_pieces_lead_to_the_parts_that_hold_what_is_asked(seed):
+def test_pieces_lead_to_the_parts_that_hold_what_is_asked(seed, evenly):
     """Against every rank's own boxes, for any cut and any order in which the ranks' pieces are joined."""
     rng = np.random.default_rng(seed)
     tensor_parts, data_parts = (int(rng.integers(1, 4)) for _ in range(2))
     shape = (*map(int, rng.integers(1, 6, rng.integers(0, 3))), int(rng.integers(1, 5)) * tensor_parts)
-    fragments = [split(shape, tensor_parts, t, data_parts, d) for t in range(tensor_parts) for d in range(data_parts)]
+    places = [(t, d) for t in range(tensor_parts) for d in range(data_parts)]
+    fragments = (
+        [split(shape, tensor_parts, t, data_parts, d) for t, d in places] if evenly else split_anywhere(shape, rng)
+    )
     fragments = [fragment for fragment in fragments if fragment.numel]
     groups = [([asdict(Pieces.of(fragment))], 1) for fragment in fragments]
     while len(groups) > 1:
@@ -154,7 +166,7 @@ def test_pieces_lead_to_the_parts_that_hold_what_is_asked(seed):
         (one, few), (other, more) = groups[at : at + 2]
         groups[at : at + 2] = [(joined(one, other, few), few + more)]
     pieces = [Pieces(**values) for values in groups[0][0]]
-    assert len(pieces) <= 2 * tensor_parts
+    assert not evenly or len(pieces) <= 2 * tensor_parts
     for part, fragment in enumerate(fragments):
         boxes = [box for one in pieces if part in one.parts for box in one.boxes(part)]
         assert boxes == [box for box, _ in fragment.boxes()]
