@@ -12,8 +12,10 @@ import socket
 import time
 import urllib.parse
 import urllib.request
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +38,8 @@ MODES: dict[str, Mode] = {  # what WANDB_MODE may say
 }
 # How long it may hold training up: with what it takes by itself, less than 30 s in all
 INIT_SECONDS, FINISH_SECONDS = 10.0, 15.0
+UNWRITTEN_SECONDS = 10.0  # a line is written by then: five of its process's intervals
+MOST_RECENT = 1000  # lines
 LONGEST_ALERT = 1000  # characters
 TEXT = "samples.txt"  # of the files of an evaluation's samples
 NOT_READ = {  # ours follow from run_dir, so that a resume continues the same run
@@ -147,15 +151,22 @@ def _collected(wrong: list[str], what: str) -> Iterator[None]:
 
 
 class WandbRun:
-    """A W&B run, or nothing where it is disabled. Its own failures are told once and end it, never training."""
+    """A W&B run, or nothing where it is disabled. Its own failures are told once and end it, never training.
+
+    A SIGTERM of Slurm goes to every process of a job, and ends W&B's with the lines that it has not written yet:
+    `finish` starts another one, which gets them.
+    """
 
     def __init__(self, config: TrackingConfig, run_dir: Path, settings: Mapping[str, object]) -> None:
         self.run: Any = None
         self.parameters, self.refers = parameters_of(settings), config.checkpoints
         self.axes: Charted = {}
         self.counter = 0
+        self.recent: deque[tuple[float, int, Charted]] = deque(maxlen=MOST_RECENT)
+        self.is_lost = False
+        self.start = partial(start_wandb, config, run_dir, settings)
         with self._told("start"):
-            self.run = start_wandb(config, run_dir, settings)
+            self.run = self.start()
 
     def log(self, line: Line, seconds: float = 0.0) -> None:
         """seconds: by the run's clock."""
@@ -183,26 +194,54 @@ class WandbRun:
                 self.run.alert(title=title, text=text[:LONGEST_ALERT], level=level)
 
     def _log(self, values: Mapping[str, object], seconds: float) -> None:
-        if self.run is None or not values:
+        if (self.run is None and not self.is_lost) or not values:
             return
         # W&B's own counter: by the clock, so that the halves of a run that was restarted offline have none in common
         self.counter = max(self.counter + 1, int(1000 * seconds))
-        with self._told("log"):
-            self.run.log(dict(values), step=self.counter, commit=True)
+        self._remember({key: value for key, value in values.items() if isinstance(value, int | float)})
+        if self.run is not None:
+            with self._told("log"):
+                try:
+                    self.run.log(dict(values), step=self.counter, commit=True)
+                except ConnectionError:
+                    self.is_lost = True
+                    raise
+
+    def _remember(self, values: Charted) -> None:
+        now = time.monotonic()
+        self.recent.append((now, self.counter, values))
+        while not self.is_lost and self.recent[0][0] < now - UNWRITTEN_SECONDS:
+            self.recent.popleft()
 
     def finish(self, exit_code: int) -> None:
         """exit_code: 75 is a run that will go on, not one that failed."""
-        if self.run is None:
+        if self.run is None and not self.is_lost:
             return
         with self._told("finish"):
-            began = time.monotonic()
-            if exit_code == EXIT_REQUEUE:
-                self.run.mark_preempting()
-            self.run.finish(exit_code=exit_code)
-            if self.run.settings.mode == "offline":
-                tell(f"upload to W&B: {sync_command(self.run.dir)}")
-            elif time.monotonic() - began >= FINISH_SECONDS or _unreachable(self.run.settings.base_url):
-                tell(f"W&B did not take all of the run; upload it by: {sync_command(self.run.dir)}")
+            try:
+                self._finish(exit_code)
+            except Exception:
+                self._start_again()
+                self._finish(exit_code)
+
+    def _start_again(self) -> None:
+        with contextlib.suppress(Exception):  # it tells its process, which is gone
+            _import_wandb().teardown()
+        self.run = self.start()
+        for _, counter, values in self.recent:
+            self.run.log(values, step=counter, commit=True)
+
+    def _finish(self, exit_code: int) -> None:
+        if self.run is None:
+            raise ConnectionError("W&B's process has ended")
+        began = time.monotonic()
+        if exit_code == EXIT_REQUEUE:
+            self.run.mark_preempting()
+        self.run.finish(exit_code=exit_code)
+        if self.run.settings.mode == "offline":
+            tell(f"upload to W&B: {sync_command(self.run.dir)}")
+        elif time.monotonic() - began >= FINISH_SECONDS or _unreachable(self.run.settings.base_url):
+            tell(f"W&B did not take all of the run; upload it by: {sync_command(self.run.dir)}")
 
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -93,3 +94,28 @@ def test_a_server_that_is_silent(tmp_path, silent, capsys):
     assert "W&B cannot be used" in captured.err
     assert f"upload to W&B: wandb sync {os.path.relpath(folder)}" in captured.out
     assert steps_of(folder) >= 10
+
+
+@pytest.mark.parametrize("lines_after", [0, 3])
+def test_a_sigterm_to_every_process_of_a_job_loses_no_line(tmp_path, lines_after):
+    """As Slurm sends it at a pre-emption: W&B's process ends at once, with what it has not written."""
+    known = set(children())
+    run = WandbRun(TrackingConfig(wandb="offline"), tmp_path, {})
+    for _ in range(5):
+        run.log(line())
+    ended = [child for child in children() if child not in known]
+    assert ended
+    for child in ended:
+        os.kill(child, signal.SIGTERM)
+    time.sleep(0.5)
+    for _ in range(lines_after):
+        run.log(line())
+    run.finish(exit_code=75)
+    folders = list((tmp_path / "wandb").glob("offline-run-*"))
+    assert len({folder.name.rsplit("-", 1)[1] for folder in folders}) == 1  # parts of one run
+    assert max(steps_of(folder) for folder in folders) >= 5 + lines_after
+
+
+def children() -> list[int]:
+    pid = os.getpid()
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
