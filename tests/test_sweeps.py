@@ -43,7 +43,8 @@ def test_a_folder_is_named_by_what_its_run_chose():
         "lr-0.0003_model-a_.._b_c",
     ]
     assert folder_names(combinations(["a.n=1,2", "b.n=3,4"]))[0] == "a.n-1_b.n-3"
-    assert len(set(folder_names(combinations(["a='x y',x_y,'x/y'"])))) == 3
+    few, more = (folder_names(combinations([f"a='x y',z{values}"])) for values in ("", ",x_y,'x/y'"))
+    assert more[:2] == few == ["a-x_y", "a-z"] and len(set(more)) == 4
 
 
 @pytest.mark.parametrize("argument", ["a=glob(*)", "a=interval(0,1)", "a=range(0,100000)"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,8 @@ def folder_names(found: Sequence[Combination]) -> list[str]:
         values = [re.sub(r"[^\w.+-]+", "_", choice.partition("=")[2]).strip("_") for choice in combination.chosen]
         text = "_".join(f"{key}-{value}" for key, value in zip(shown, values, strict=True))
         names.append(text[:LONGEST_NAME] or "run")
-    if len(set(names)) < len(names):  # values that differ only in what a folder's name cannot hold
-        names = [f"{name}_{number}" for number, name in enumerate(names)]
-    return names
+    # values that differ only in what a folder's name cannot hold: the first keeps the name
+    return [
+        name if name not in names[:number] else f"{name}_{zlib.crc32(' '.join(found[number].chosen).encode()):08x}"
+        for number, name in enumerate(names)
+    ]

@@ -17,6 +17,7 @@ from pretraining.run.json_lines import Entry
 from pretraining.run.metrics import METRICS
 from pretraining.run.ownership import live_owner
 from pretraining.run.starts import read_starts
+from pretraining.run.terminal import warn
 from pretraining.run.verdict import read_exit_code
 
 Status = Literal["running", "done", "stopped", "failed", "died"]
@@ -85,7 +86,8 @@ def is_better_higher(metric: str) -> bool:
 
 
 def find_runs(paths: Sequence[str]) -> list[Run]:
-    """The runs in these folders, each of which is a run's or holds some. Raises InputError where one holds none."""
+    """The runs in these folders, each of which is a run's or holds some. Raises InputError where one holds none, and for
+    a run that cannot be read where it was named itself; of a folder's runs such ones are told, and left out."""
     folders: list[Path] = []
     for path in paths:
         found = sorted(_run_folders(Path(path), DEEPEST))
@@ -94,7 +96,15 @@ def find_runs(paths: Sequence[str]) -> list[Run]:
         folders += [folder for folder in found if folder not in folders]
     if len(folders) > MOST_RUNS:
         raise InputError(f"run_dir={','.join(paths)} holds {len(folders)} runs: name {MOST_RUNS} of them at most")
-    return [_read_run(name, folder) for name, folder in zip(_names(folders), folders, strict=True)]
+    runs = []
+    for name, folder in zip(_names(folders), folders, strict=True):
+        try:
+            runs.append(_read_run(name, folder))
+        except InputError as error:
+            if str(folder) in paths or (folder == folders[-1] and not runs):
+                raise
+            warn(f"warning: {name} is left out: {error}")
+    return runs
 
 
 def _run_folders(folder: Path, depth: int) -> Iterator[Path]:

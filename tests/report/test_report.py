@@ -97,6 +97,18 @@ def test_runs_are_found_below_a_folder_and_named_apart(tmp_path: Path) -> None:
         find_runs([str(tmp_path / "empty")])
 
 
+def test_a_run_that_cannot_be_read_does_not_take_the_others_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("good", "torn"):
+        write_run(tmp_path / name)
+    (tmp_path / "torn" / "config.yaml").write_text("a: [")
+    assert [run.name for run in find_runs([str(tmp_path)])] == ["good"]
+    assert "torn is left out: " in capsys.readouterr().err
+    with pytest.raises(InputError, match="torn"):
+        find_runs([str(tmp_path / "good"), str(tmp_path / "torn")])
+
+
 def test_the_best_is_found_among_those_of_an_objective(tmp_path: Path) -> None:
     write_run(tmp_path / "slow", lr=1e-4)
     write_run(tmp_path / "fast", lr=1e-2)
