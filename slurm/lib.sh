@@ -31,11 +31,13 @@ check_settings() { # those that would else be found wrong when it is too late
 }
 
 run_setup() { # modules, a virtual environment: a site's own shell code, which may use variables that are not set
+  local here=$PWD
   [ -n "${PRETRAIN_SETUP:-}" ] || return 0
   set +u
   # shellcheck disable=SC1090
   . "$PRETRAIN_SETUP" || end 2 "PRETRAIN_SETUP=$PRETRAIN_SETUP failed"
-  set -u
+  set +e -u -o pipefail # with its `set -e` the first rank that fails would end this shell, without a word or a requeue
+  cd "$here" || end 2 "$here is gone"
 }
 
 # --- what is trained ---

@@ -86,8 +86,8 @@ def is_better_higher(metric: str) -> bool:
 
 
 def find_runs(paths: Sequence[str]) -> list[Run]:
-    """The runs in these folders, each of which is a run's or holds some. Raises InputError where one holds none, and for
-    a run that cannot be read where it was named itself; of a folder's runs such ones are told, and left out."""
+    """The runs in these folders, each of which is a run's or holds some. Raises InputError where one holds none, and
+    for a run that cannot be read where it was named itself; of a folder's runs such ones are told, and left out."""
     folders: list[Path] = []
     for path in paths:
         found = sorted(_run_folders(Path(path), DEEPEST))

@@ -298,6 +298,12 @@ def test_two_starts_without_progress_end_the_chain(tmp_path):
     assert "CALLED" not in second.stdout
 
 
+def test_a_sites_own_shell_code_changes_no_options_of_the_script(tmp_path):
+    (tmp_path / "setup").write_text("set -e +o pipefail\ncd /tmp\nexport A=$UNSET-module\n")
+    found = bash('run_setup; false; false | true || echo "$A goes on in $PWD"', tmp_path, PRETRAIN_SETUP="setup")
+    assert found.stdout == f"-module goes on in {tmp_path}\n", found
+
+
 def test_a_sweep_whose_quote_is_not_closed_is_refused(tmp_path):
     """The rest of the line would be missing, and its run another one."""
     (tmp_path / "sweep").write_text("optimizer.lr=1e-3 tracking.run_name=it's train.seed=3\n")
