@@ -79,6 +79,8 @@ class TrainConfig:
     watchdog_seconds: without progress, until it is told which rank is waited for, where, and its stack.
     on_spike: what follows a loss spike: log tells and records its batch; rollback goes on from the last checkpoint
         before it, without the batches since.
+    profile: steps of which torch's profiler writes a trace into run_dir/profile/, on GPUs also a snapshot of memory.
+    profile_ranks: the ranks that write them.
     """
 
     steps: Positive = 1000

@@ -47,7 +47,7 @@ def test_a_folder_is_named_by_what_its_run_chose():
     assert more[:2] == few == ["a-x_y", "a-z"] and len(set(more)) == 4
 
 
-@pytest.mark.parametrize("argument", ["a=glob(*)", "a=interval(0,1)", "a=range(0,100000)"])
+@pytest.mark.parametrize("argument", ["a=glob(*)", "a=interval(0,1)", "a=range(0,100000)", "a=1,range(1,3)"])
 def test_what_cannot_be_counted_is_refused(argument):
     with pytest.raises(InputError, match="--multirun: a="):
         combinations([argument])

@@ -43,10 +43,14 @@ def _values(argument: str) -> list[str]:
     override = None if argument.startswith(CONFIG_DIR) else read_override(argument)
     if override is None or not override.is_sweep_override():
         return [argument]  # what is wrong with it is told when it is composed
+    refusal = f"--multirun: {argument} names no values: give them as key=a,b, choice(a,b) or range(1,4)"
     if not override.is_discrete_sweep() or "glob(" in argument:
-        raise InputError(f"--multirun: {argument} names no values: give them as key=a,b, choice(a,b) or range(1,4)")
+        raise InputError(refusal)
     key = override.get_key_element()
-    values = list(itertools.islice(override.sweep_string_iterator(), MOST + 1))
+    try:
+        values = list(itertools.islice(override.sweep_string_iterator(), MOST + 1))
+    except ValueError as error:  # omegaconf's, of a range within a choice
+        raise InputError(refusal) from error
     return [f"{key}={value}" for value in values]
 
 

@@ -14,6 +14,7 @@ from pretraining.run import metrics
 from pretraining.run.metrics import (
     EvaluationLine,
     TrainingLine,
+    as_written,
     cut_metrics,
     last_evaluation,
     last_line,
@@ -48,6 +49,13 @@ def test_what_is_not_finite_is_null() -> None:
     assert json.loads(json.dumps(line, allow_nan=False)) == line
     evaluation = EvaluationLine(2, math.inf, {"a": math.nan}, [], "tokens", 70, None).as_json()
     assert evaluation == {"step": 2, "valid_loss": None, "valid_tokens": 70, "valid_a": None}
+
+
+def test_goodput_is_the_share_of_the_clock_that_went_into_steps() -> None:
+    values = as_written(training_line(training_seconds=30.0), 40.0)
+    assert (values["time"], values["goodput"]) == (40.0, 0.75)
+    assert as_written(training_line(training_seconds=30.0), 29.9)["goodput"] == 1.0  # clocks differ by a little
+    assert "goodput" not in as_written(training_line(), 40.0)
 
 
 def test_the_unit_names_two_keys() -> None:
