@@ -212,7 +212,7 @@ def node_failed_twice(runs: Runs) -> str:
 
 def submitted(runs: Runs) -> str:
     """pretrain-submit: a bad override never reaches the queue; a sweep is an array, after a check of its nodes."""
-    folder = runs.folder / "submitted"
+    folder = runs.folder / "refused"
     cluster = ("cluster=slurm", "cluster.time_limit=30", "cluster.lead_seconds=60", "cluster.check=exclude")
     command = (sys.executable, "-m", "pretraining.commands.submit", *TINY, f"data.path={runs.corpus}")
     command = (*command, f"run_dir={folder}", "train.steps=4", *cluster, f"cluster.options=['{OTHERS}']")
