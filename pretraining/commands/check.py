@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -81,8 +82,8 @@ def check(overrides: list[str]) -> int:
     except LostPeer as error:
         print(f"rank {launch.rank}: {error}", file=sys.stderr)
         return EXIT_REQUEUE
-    end_after(config.seconds + SPARE_SECONDS, launch.rank)
-    return _Check(config.seconds, folder, launch, meeting).run()
+    with _bounded(config.seconds + SPARE_SECONDS, launch.rank):
+        return _Check(config.seconds, folder, launch, meeting).run()
 
 
 def _begin(folder: Path) -> None:
@@ -95,8 +96,9 @@ def _begin(folder: Path) -> None:
         raise InputError(f"{folder} cannot be written to: {error.strerror or error}") from error
 
 
-def end_after(seconds: float, rank: int) -> None:
-    """Ends this process then: a disk or a device that hangs gives no time-out of its own."""
+@contextlib.contextmanager
+def _bounded(seconds: float, rank: int) -> Iterator[None]:
+    """Ends this process where it takes longer: a disk or a device that hangs gives no time-out of its own."""
 
     def end() -> None:
         print(f"rank {rank}: the check did not come to an end within {seconds:g} s", file=sys.stderr, flush=True)
@@ -105,6 +107,10 @@ def end_after(seconds: float, rank: int) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Check:
