@@ -37,9 +37,9 @@ class Record:
 class Pending:
     """A step whose numbers are still on the device: they are read a step later, so that nothing waits for them.
 
-    numbers: fp32, the sums of terms and metrics over all ranks, then those of CONTROL. start: the position before its
-    batch. seconds: of the step; data_seconds: of these, in which this rank waited for data; training_seconds: of all
-    steps so far. measured: by layer, where it was asked for.
+    numbers: fp32, those of CONTROL, the sums of terms and metrics over all ranks, and of several each rank's own loss.
+    start: the position before its batch. seconds: of the step; data_seconds: of these, in which this rank waited for
+    data; training_seconds: of all steps so far. measured: by layer, where it was asked for.
     """
 
     step: int

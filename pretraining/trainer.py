@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import NoReturn
 
 import torch
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.common.errors import Failure, InputError
+from data_pipeline.loader import MicroBatch
 from pretraining.config import RunConfig, course
 from pretraining.engines.base import Engine
 from pretraining.feeds import Feeds, Json, StepData, gather_steps
@@ -33,7 +34,7 @@ from pretraining.run.saving import CheckpointKeeper
 from pretraining.run.signals import Stopped, StopRequest
 from pretraining.run.slow_ranks import SlowRankWatch
 
-CONTROL = ("grad_norm", "finite", "loss_scale")  # what the optimizer says of a step, behind the sums of the loss
+CONTROL = ("grad_norm", "finite", "loss_scale")  # what the optimizer says of a step, before the sums of the loss
 
 
 class Trainer:
@@ -207,7 +208,7 @@ class Trainer:
         self.phases.enter("step")
         self.layers.ask(step)
         self.engine.step(lr)
-        numbers = self._numbers(sums)
+        numbers = self._numbers(sums, data.micro_batches)
         start = self.position
         self.step, self.position, self.phases.step = step, data.position, step + 1
         self.units += data.totals.units
@@ -221,20 +222,27 @@ class Trainer:
         )
         return now
 
-    def _numbers(self, sums: dict[str, Tensor]) -> Tensor:
+    def _numbers(self, sums: dict[str, Tensor], micro_batches: Sequence[MicroBatch]) -> Tensor:
         """This rank's sums of the loss -> the numbers of a Pending step, on the device."""
+        mesh, optimizer = self.world.mesh, self.engine.optimizer
         total = torch.stack([sums[name] for name in self.reported])
-        if self.world.mesh.gradient_ranks > 1:
-            dist.all_reduce(total, group=self.world.mesh.gradient_group)
-        optimizer = self.engine.optimizer
-        return torch.cat([total, torch.stack([optimizer.grad_norm, optimizer.finite, optimizer.loss_scale])])
+        if mesh.gradient_ranks > 1:
+            own = torch.zeros(mesh.batch_ranks, device=total.device)  # other ranks' losses are theirs to fill in
+            for term, weight in self.objective.terms.items():
+                count = sum(batch.counts[term] for batch in micro_batches)
+                own[mesh.batch_rank] += weight * sums[term] / max(1.0, count)
+            total = torch.cat([total, own])
+            dist.all_reduce(total, group=mesh.gradient_group)
+        return torch.cat([torch.stack([optimizer.grad_norm, optimizer.finite, optimizer.loss_scale]), total])
 
     def report(self) -> None:
         """Reads the numbers of the pending step, if there is one, and logs it where it is due or was skipped."""
         pending, self.pending = self.pending, None
         if pending is None:
             return
-        numbers = dict(zip([*self.reported, *CONTROL], pending.numbers.tolist(), strict=True))
+        found = pending.numbers.tolist()
+        numbers = dict(zip([*CONTROL, *self.reported], found, strict=False))
+        rank_losses = found[len(numbers) :]
         loss_scale = numbers["loss_scale"] if self.train.precision == "fp16" else None
         loss_is_finite = all(math.isfinite(numbers[term]) for term in self.objective.terms)
         loss, parts, lacking = means(numbers, pending.totals.counts, self.objective.terms)
@@ -266,6 +274,7 @@ class Trainer:
             loss_scale=loss_scale,
             spike=bool(numbers["finite"]) and note is not None,
             rank_seconds=pending.totals.rank_seconds,
+            loss_max=max(rank_losses) if rank_losses else None,
             peak_bytes=pending.totals.peak_bytes,
             flops=throughput.flops(pending.units),
             data_seconds=pending.data_seconds,

@@ -36,6 +36,7 @@ def keys_of_lines() -> set[str]:
             data_seconds=1.0,
             training_seconds=1.0,
             peak_bytes=1,
+            loss_max=1.0,
         )
         found |= set(as_written(line, 1.0))
     return found

@@ -61,7 +61,7 @@ def _line(title: str, *curves: str, x: str = "step", smooth: bool = False, **mor
 
 def loss_panels() -> list[Any]:
     return [
-        _line("Training loss", "train/loss", smooth=True, ignore_outliers=True),
+        _line("Training loss", "train/loss", "train/loss_max", smooth=True, ignore_outliers=True),
         _line("Validation loss", "valid/loss"),
         _line("Training and validation over tokens", "train/loss", "valid/loss", x="tokens", log_x=True),
         _line("Bits per byte", "valid/bits_per_byte"),

@@ -37,7 +37,7 @@ class TrainingLine:
     grad_norm: before clipping; not finite where the step was skipped. loss_scale: under fp16 only. rank_seconds: of
     each rank's own work, see phases.py; empty for one rank. flops: of the run so far. data_seconds: of this step, in
     which rank 0 waited for data. training_seconds: of all steps of the run that count. peak_bytes: of memory, of the
-    rank that has taken most.
+    rank that has taken most. loss_max: the largest that a data-parallel rank had on its own samples; None for one.
     """
 
     step: int
@@ -61,6 +61,7 @@ class TrainingLine:
     data_seconds: float | None = None
     training_seconds: float | None = None
     peak_bytes: int = 0
+    loss_max: float | None = None
 
     def as_json(self) -> Values:
         line: Values = {
@@ -88,6 +89,8 @@ class TrainingLine:
             line["skipped"] = True
         if self.spike:
             line["spike"] = True
+        if self.loss_max is not None:
+            line["loss_max"] = finite(self.loss_max)
         if self.rank_seconds:
             slowest = max(range(len(self.rank_seconds)), key=lambda rank: self.rank_seconds[rank])
             line["slowest_rank"], line["slowest_rank_seconds"] = slowest, self.rank_seconds[slowest]

@@ -45,7 +45,8 @@ def logged() -> set[str]:
         training = {"step": 1, "loss": 1.0, "grad_norm": 1.0, "lr": 1.0, "samples": 1, "step_seconds": 1.0}
         training |= {"units_per_second": 1.0, "batch_hash": 1, "utilization": {"tflops": 1.0, "mfu": 1.0}}
         training |= {"skipped": False, "loss_scale": 1.0, "spike": True, "rank_seconds": (1.0, 2.0), "flops": 1.0}
-        lines.append(TrainingLine(**training, **values, data_seconds=1.0, training_seconds=1.0, peak_bytes=1))  # type: ignore[arg-type]
+        more = {"data_seconds": 1.0, "training_seconds": 1.0, "peak_bytes": 1, "loss_max": 1.0}
+        lines.append(TrainingLine(**training, **values, **more))  # type: ignore[arg-type]
     return {name for line in lines for name in charted(line, 1.0, 1)}
 
 

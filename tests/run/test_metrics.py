@@ -7,6 +7,7 @@ import math
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,10 @@ from pretraining.run.metrics import (
     cut_metrics,
     last_evaluation,
     last_line,
+    read_metrics,
     step_of,
 )
+from tests.helpers import TINY, run_world, train_alone, train_in_world
 
 
 def training_line(unit: str = "tokens", **changes: object) -> TrainingLine:
@@ -104,3 +107,22 @@ def test_a_million_lines_are_not_read_at_a_start(tmp_path: Path) -> None:
     assert last_evaluation(path) == -1  # none: the whole file is searched, and no line parsed
     assert time.process_time() - began < 1.5
     assert sum(1 for _ in path.open()) == 999_001
+
+
+def _two_ranks(world: Any, corpus: Path, folder: Path) -> None:
+    arguments = (*TINY, f"data.path={corpus}", "train.steps=1", "train.micro_batch_size=2", "model.dropout=0")
+    train_in_world(world, *arguments, "train.global_batch_size=4", f"run_dir={folder}")
+
+
+def test_the_largest_loss_is_that_of_one_rank_s_own_samples(corpus: Path, tmp_path: Path) -> None:
+    """Rank 0 has the first two sequences of four, all of the same length."""
+    run_world(2, _two_ranks, corpus, tmp_path / "two")
+    arguments = (*TINY, f"data.path={corpus}", "train.steps=1", "train.micro_batch_size=2", "model.dropout=0")
+    train_alone(*arguments, "train.global_batch_size=2", f"run_dir={tmp_path}/first")
+    whole, first = (
+        read_metrics(tmp_path / "two" / "metrics.jsonl")[0],
+        read_metrics(tmp_path / "first/metrics.jsonl")[0],
+    )
+    loss, own = float(str(whole["loss"])), float(str(first["loss"]))
+    assert whole["loss_max"] == pytest.approx(max(own, 2 * loss - own), abs=1e-5)
+    assert float(str(whole["loss_max"])) > loss and "loss_max" not in first
