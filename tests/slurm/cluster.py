@@ -76,7 +76,8 @@ def install() -> None:
         return
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *PACKAGES]):
-        subprocess.run(["apt-get", *command], env=environment, check=False, stdout=subprocess.DEVNULL)
+        quick = ("-o", "Acquire::http::Timeout=20", "-o", "Acquire::Retries=1")  # where there is no network
+        subprocess.run(["apt-get", *quick, *command], env=environment, check=False, stdout=subprocess.DEVNULL)
 
 
 def _path() -> str:
