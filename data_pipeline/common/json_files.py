@@ -72,11 +72,6 @@ def parse_json(data: bytes | str) -> Any:
     return values
 
 
-def what_is_broken(error: KeyError | TypeError | AttributeError) -> str:
-    """What stood in the way of reading parsed JSON, in words."""
-    return f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-
-
 def write_json(location: Location, values: dict[str, Any]) -> None:
     """Atomically, one key or item a line."""
     write_atomically(location, json.dumps(values, indent=1, allow_nan=False) + "\n")
