@@ -27,6 +27,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from pretraining.models.gpt.config import GPTConfig
 from pretraining.models.registry import build_model
 from pretraining.models.shapes import MetaLayers
+from pretraining.models.vocabulary import Vocabulary
 from pretraining.parallel.fragments import Fragment, Shape
 from pretraining.parallel.mesh import Axis, Mesh
 from pretraining.parallel.replicas import unequal_replicas
@@ -46,7 +47,7 @@ LARGEST_BLOCKING_SECONDS = 0.2
 
 
 def main() -> None:
-    shapes = {n: tuple(p.shape) for n, p in build_model(GPT2_XL, 50257, MetaLayers()).named_parameters()}
+    shapes = {n: tuple(p.shape) for n, p in build_model(GPT2_XL, Vocabulary(50257), MetaLayers()).named_parameters()}
     elements = sum(map(math.prod, shapes.values()))
     print(f"gpt2_xl with AdamW's averages: {elements / 1e9:.2f} billion parameters in {len(shapes)} tensors, ZeRO-3")
     slowest = max(measure(shapes, ranks) for ranks in map(int, sys.argv[1:] or ("64", "256", "1024")))

@@ -15,6 +15,8 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from pretraining.models.vocabulary import Vocabulary
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from pretraining.objectives.base import Objective
     from pretraining.parallel.layers import Layers
 
-VOCABULARY = 50257
+VOCABULARY = Vocabulary(50257)
 LARGEST_SECONDS = {"new": 10.0, "resumed": 2.0}  # of gpt2_xl
 
 
@@ -121,9 +123,7 @@ class WithHead:
     """As much of an objective as a model needs."""
 
     def heads(self, model: object, layers: Layers) -> Mapping[str, nn.Module]:
-        from pretraining.models.heads import token_head
-
-        return {"head": token_head(cast("TokenModel", model), layers)}
+        return {"head": cast("TokenModel", model).make_token_head(layers)}
 
 
 def peak_bytes() -> int:

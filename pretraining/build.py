@@ -120,8 +120,9 @@ def read_start(config: RunConfig, data: Data, checkpoint: Checkpoint | None) -> 
     from pretraining.hub.init_from import HuggingFaceFolder
     from pretraining.models.shapes import shapes_of
 
-    shapes = shapes_of(config.model, data.prepared.outputs, data.objective)
-    return HuggingFaceFolder(config.model.init_from, shapes, data.prepared.outputs, data.prepared.tokenizer)
+    vocabulary = data.prepared.vocabulary
+    shapes = shapes_of(config.model, vocabulary, data.objective)
+    return HuggingFaceFolder(config.model.init_from, shapes, vocabulary.outputs, data.prepared.tokenizer)
 
 
 def inputs_at(config: RunConfig, checkpoint: Checkpoint | None) -> Inputs:
@@ -190,7 +191,7 @@ def build_recorded(
     torch.use_deterministic_algorithms(config.train.deterministic)
     objective = inputs.objective
     layers = make_layers(config.engine, world.mesh)
-    model = attach_heads(build_model(config.model, inputs.data.outputs, layers), objective, layers)
+    model = attach_heads(build_model(config.model, inputs.data.vocabulary, layers), objective, layers)
     throughput = _throughput(objective, model, world)
     freeze(model, config.train.freeze)
     module = LossModule(model, objective, config.train.precision)
@@ -318,12 +319,12 @@ def _derived(config: RunConfig, inputs: Inputs, world: World) -> dict[str, int]:
     """What a run's numbers follow from and its config does not say."""
     from pretraining.models.shapes import shapes_of
 
-    whole = shapes_of(config.model, inputs.data.outputs, inputs.objective)  # a rank may hold parts of its tensors
+    whole = shapes_of(config.model, inputs.data.vocabulary, inputs.objective)  # a rank may hold parts of its tensors
     outputs = "vocab_size" if inputs.data.tokenizer else "classes"
     return {
         "parameters": sum(p.numel() for p in whole.parameters()),
         "world_size": world.size,
-        outputs: inputs.data.outputs,
+        outputs: inputs.data.vocabulary.outputs,
     }
 
 

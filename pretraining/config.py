@@ -238,6 +238,7 @@ class RunConfig:
             for key, size in self.model.split_over_ranks().items()
             if size % parts
         ]
+        problems += self.model.layout_problems(self.engine.name, self.engine.zero_stage, parts)
         if not self.engine.sequence_parallel or not check_length:
             return problems
         images = self.data_kind == "images"

@@ -12,9 +12,11 @@ from torch import nn
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.hub.init_from import HuggingFaceFolder
 from pretraining.models.config import TransformerConfig
-from pretraining.models.heads import MaskedTokenHead, PairHead, attach_heads, class_head, token_head
+from pretraining.models.heads import attach_heads
 from pretraining.models.registry import build_model
 from pretraining.models.shapes import shapes_of
+from pretraining.models.vision import VisionConfig
+from pretraining.models.vocabulary import Vocabulary
 from pretraining.parallel.layers import Layers, PlainLayers
 
 
@@ -27,21 +29,27 @@ class UsualHeads:
     def heads(self, model: Any, layers: Layers) -> Mapping[str, nn.Module]:
         name = model.config.name
         if name in ("gpt", "t5"):
-            return {"head": token_head(model, layers)}
+            return {"head": model.make_token_head(layers)}
         if name == "bert":
-            heads: dict[str, nn.Module] = {"head": MaskedTokenHead(model, layers)}
-            return {**heads, "pair_head": PairHead(model)} if self.pairs else heads
-        return {"head": class_head(model)} if name == "vit" else {}
+            heads: dict[str, nn.Module] = {"head": model.make_masked_head(layers)}
+            return {**heads, "pair_head": model.make_pair_head()} if self.pairs else heads
+        return {"head": model.make_class_head()} if name == "vit" else {}
+
+
+def vocabulary_for(config: TransformerConfig, outputs: int) -> Vocabulary:
+    """outputs: tokens of a text model, classes of an image model."""
+    return Vocabulary(classes=outputs) if isinstance(config, VisionConfig) else Vocabulary(outputs)
 
 
 def build(config: TransformerConfig, outputs: int, layers: Layers | None = None, pairs: bool = True) -> Any:
-    """The model, its weights still empty. outputs: as for build_model."""
+    """The model, its weights still empty. outputs: as for vocabulary_for."""
     layers = layers or PlainLayers()
-    return attach_heads(build_model(config, outputs, layers), UsualHeads(pairs), layers)
+    return attach_heads(build_model(config, vocabulary_for(config, outputs), layers), UsualHeads(pairs), layers)
 
 
 def open_folder(
     folder: Path, config: TransformerConfig, outputs: int, tokenizer: Tokenizer | None = None, pairs: bool = True
 ) -> HuggingFaceFolder:
     """A Hugging Face folder that such a model starts from, as checked."""
-    return HuggingFaceFolder(str(folder), shapes_of(config, outputs, UsualHeads(pairs)), outputs, tokenizer)
+    shapes = shapes_of(config, vocabulary_for(config, outputs), UsualHeads(pairs))
+    return HuggingFaceFolder(str(folder), shapes, outputs, tokenizer)

@@ -17,6 +17,7 @@ from data_pipeline.common.errors import InputError
 from data_pipeline.common.json_files import read_json_if_there, typed
 from pretraining.cluster.plan import Plan
 from pretraining.config import identity
+from pretraining.models.vocabulary import Vocabulary
 from pretraining.run.metrics import METRICS, read_metrics
 from pretraining.run.run_dir import Recorded
 
@@ -47,17 +48,17 @@ class Unknown:
 
 
 class Shapes:
-    """The model of a plan without values. outputs, objective: as the prepared data make them."""
+    """The model of a plan without values. vocabulary, objective: as the prepared data make them."""
 
-    def __init__(self, plan: Plan, outputs: int, objective: Objective) -> None:
-        self.plan, self.outputs, self.objective = plan, outputs, objective
+    def __init__(self, plan: Plan, vocabulary: Vocabulary, objective: Objective) -> None:
+        self.plan, self.vocabulary, self.objective = plan, vocabulary, objective
 
     @cached_property
     def model(self) -> Model:
         from pretraining.build import freeze
         from pretraining.models.shapes import shapes_of
 
-        model = shapes_of(self.plan.run.model, self.outputs, self.objective)
+        model = shapes_of(self.plan.run.model, self.vocabulary, self.objective)
         freeze(model, self.plan.run.train.freeze)
         return model
 

@@ -94,7 +94,7 @@ def _run_findings(plan: Plan, data: Data) -> list[Finding]:
         text = _readable(checkpoint) if checkpoint is not None else f"none yet: {_beginning(plan)}"
     except InputError as error:
         return [*found, Finding("checkpoint", "problem", str(error))]
-    shapes = Shapes(plan, data.prepared.outputs, data.objective)
+    shapes = Shapes(plan, data.prepared.vocabulary, data.objective)
     try:
         size = saved_bytes(checkpoint.manifest) if checkpoint is not None else shapes.checkpoint_bytes()
         step = step_time(plan, data.prepared.manifest.fingerprint, shapes)

@@ -56,7 +56,7 @@ def show(overrides: list[str]) -> None:
     objective = build_objective(run.objective, data.spec).for_evaluation()
     stream = Stream(data.reader("valid"), objective.packing(), config.seed)
     samples = first_samples(stream, objective, VALIDATION_SAMPLES)
-    model = load_plain_model(run, data.outputs, objective, checkpoint)
+    model = load_plain_model(run, data.vocabulary, objective, checkpoint)
     print(objective.demonstrate(model, Demonstration(samples, run_dir, config.seed)))
 
 

@@ -27,7 +27,7 @@ from pretraining.objectives.image.views import ImageViewsConfig
 from pretraining.objectives.registry import build_objective
 from pretraining.run.checkpoint_format import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
 from pretraining.run.metrics import METRICS
-from pretraining.run.prepared import sample_spec
+from pretraining.run.prepared import sample_spec, vocabulary_of
 from pretraining.run.run_dir import load_plain_model, read_run_config
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     """Writes `config.output` -> what its parity.json says. Raises InputError, and then leaves no folder."""
     source = Source(config)
     values = source.huggingface_config()
-    model: Model = load_plain_model(source.run, source.outputs, source.objective, source.checkpoint)
+    model: Model = load_plain_model(source.run, source.vocabulary, source.objective, source.checkpoint)
     with new_folder(Path(config.output)) as folder:
         _write_json(folder / "config.json", values)
         _write_generation_config(folder, values)
@@ -94,7 +94,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 class Source:
     """What is read and checked before anything is written: run config, checkpoint, tokenizer.
 
-    outputs: the size of the vocabulary or the number of classes. objective: the run's, whose heads the model has. used:
+    vocabulary: what the model reads and predicts. objective: the run's, whose heads the model has. used:
     the ids that leave, without gaps and in this order; None for images.
     """
 
@@ -110,7 +110,7 @@ class Source:
         self.manifest = manifest = load_manifest(data)
         self.tokenizer = Tokenizer.load(data / "tokenizer") if manifest.kind == "text" else None
         self.classes = manifest.classes
-        self.outputs = self.tokenizer.total_size if self.tokenizer else len(self.classes)
+        self.vocabulary = vocabulary_of(self.tokenizer, self.classes)
         self.objective = build_objective(self.run.objective, sample_spec(self.run, self.tokenizer, self.classes))
         self.used = self.objective.used_ids()
 
@@ -118,7 +118,7 @@ class Source:
         """config.json. Raises InputError where transformers has no such model."""
         from pretraining.models.shapes import shapes_of
 
-        model = shapes_of(self.run.model, self.outputs, self.objective)
+        model = shapes_of(self.run.model, self.vocabulary, self.objective)
         values = self.family.huggingface_config(model, self.special_ids)
         if self.used is not None:
             return {**values, "vocab_size": len(self.used)}
@@ -224,7 +224,7 @@ def _prove_model(folder: Path, source: Source, model: Model, values: dict[str, A
 
     (architecture,) = values["architectures"]
     assert architecture in source.family.architectures, architecture
-    examples = parity.probes(source.family, model, source.outputs, source.used)
+    examples = parity.probes(source.family, model, source.vocabulary.outputs, source.used)
     ours = parity.our_outputs(source.family, model, examples, values, source.used)
     theirs = parity.their_outputs(folder, architecture, examples, list(ours[0]))
     difference = parity.largest_difference(ours, theirs)

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Protocol
 from pretraining.models.config import TransformerConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
     from torch import Tensor, nn
 
     from pretraining.models.blocks import BlockStack
     from pretraining.parallel.layers import Layers
+
+    Ids = npt.NDArray[np.int64]
 
 
 class Model(Protocol):
@@ -76,6 +80,13 @@ class TokenModel(Model, Protocol):
         """Forward and backward of one token in sequences of `length` tokens, head included."""
         ...
 
+    def make_token_head(self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> nn.Module:
+        """A VocabularyHead of objectives.models, still empty: every position predicts a token.
+
+        used: ascending ids that take part in the softmax, None for all. z_loss: see models.loss.VocabularyLoss.
+        """
+        ...
+
 
 class Decoder(TokenModel, Protocol):
     """Role.DECODER: a token sees those before it."""
@@ -105,6 +116,14 @@ class TokenEncoder(TokenModel, Protocol):
         """
         ...
 
+    def make_masked_head(self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> nn.Module:
+        """A MaskedHead of objectives.models, still empty. used, z_loss: as in make_token_head."""
+        ...
+
+    def make_pair_head(self) -> nn.Module:
+        """hidden states -> logits [batch, 2] of how two segments belong together, still empty."""
+        ...
+
 
 class EncoderDecoder(TokenModel, Protocol):
     """Role.ENCODER_DECODER: reads one sequence, writes another."""
@@ -132,6 +151,10 @@ class ImageEncoder(Model, Protocol):
 
     def __call__(self, images: Tensor) -> Tensor:
         """images: [batch, 3, image_size, image_size], normalized -> features [batch, hidden]."""
+        ...
+
+    def make_class_head(self) -> nn.Module:
+        """features -> logits [batch, classes], still empty."""
         ...
 
     def flops_per_image(self) -> float:

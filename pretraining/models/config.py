@@ -63,6 +63,13 @@ class TransformerConfig:
         """What tensor parallelism divides: each must be divisible by the number of ranks."""
         return {"model.num_heads": self.num_heads, "model.intermediate_size": self.mlp_size}
 
+    def layout_problems(self, engine: str, zero_stage: int, tensor_parallel: int) -> list[str]:
+        """Why the model does not run under this layout: one that is not proven is refused by name, with the reason.
+
+        engine: engine.name. zero_stage: 0 to 3, 0 where the engine has none.
+        """
+        return []
+
     def stated_outputs(self) -> dict[str, int]:
         """The key that states how many tokens or classes are predicted, if one does: the prepared data must agree."""
         return {}

@@ -1,5 +1,6 @@
-"""What objectives put on top of a model. Heads are built where they are used: an objective names them and
-`attach_heads` makes them part of the model, so that a model has the heads that its objective trains and no others."""
+"""What objectives put on top of a model. Heads are built where they are used: an objective asks the model for those of
+its family, and `attach_heads` makes them part of it, so that a model has the heads that its objective trains and no
+others."""
 
 from __future__ import annotations
 

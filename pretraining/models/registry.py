@@ -14,6 +14,7 @@ from data_pipeline.common.errors import InputError
 from data_pipeline.common.registry import load
 from pretraining.models.config import TransformerConfig
 from pretraining.models.roles import Role
+from pretraining.models.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from pretraining.models.base import Model
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Family:
     """config, model: "module:Class". The config class is a TransformerConfig; the model's is made as Class(config,
-    outputs, layers) and keeps the contract of models.base. huggingface: a module with the members of HuggingFaceFamily,
-    None where transformers has no counterpart. roles: what objectives can ask of it.
+    vocabulary, layers) and keeps the contract of models.base. huggingface: a module with the members of
+    HuggingFaceFamily, None where transformers has no counterpart. roles: what objectives can ask of it.
     """
 
     config: str
@@ -68,12 +69,9 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def build_model(config: TransformerConfig, outputs: int, layers: Layers) -> Model:
-    """The torch module without heads, its weights still empty.
-
-    outputs: the size of the vocabulary, without padding, or the number of classes of the prepared data.
-    """
-    return load(FAMILIES[config.name].model)(config, outputs, layers)
+def build_model(config: TransformerConfig, vocabulary: Vocabulary, layers: Layers) -> Model:
+    """The torch module without heads, its weights still empty."""
+    return load(FAMILIES[config.name].model)(config, vocabulary, layers)
 
 
 def huggingface_family(name: str) -> HuggingFaceFamily[Any]:

@@ -9,6 +9,7 @@ from pretraining.models.base import Model
 from pretraining.models.config import TransformerConfig
 from pretraining.models.heads import BringsHeads, attach_heads
 from pretraining.models.registry import build_model
+from pretraining.models.vocabulary import Vocabulary
 from pretraining.parallel.layers import PlainLayers
 
 
@@ -27,8 +28,8 @@ class MetaLayers(PlainLayers):
         return nn.Parameter(torch.empty(shape, device="meta"))
 
 
-def shapes_of(config: TransformerConfig, outputs: int, objective: BringsHeads) -> Model:
+def shapes_of(config: TransformerConfig, vocabulary: Vocabulary, objective: BringsHeads) -> Model:
     """The model with its objective's heads, every tensor whole. What Layers make is on the meta device; fixed positions
-    and small modules are real. outputs: as for build_model."""
+    and small modules are real."""
     layers = MetaLayers()
-    return attach_heads(build_model(config, outputs, layers), objective, layers)
+    return attach_heads(build_model(config, vocabulary, layers), objective, layers)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
 from pretraining.models.blocks import BlockStack, depths_by_name
-from pretraining.models.heads import TokenHead
+from pretraining.models.heads import Ids, TokenHead, token_head
 from pretraining.models.vocabulary import padded_vocabulary
 from pretraining.parallel.layers import Layers
+
+if TYPE_CHECKING:
+    from pretraining.models.base import TokenModel
 
 
 class TransformerModel(nn.Module):
@@ -42,6 +46,9 @@ class TextModel(TransformerModel):
     vocab_size: int
     tie_embeddings: bool = True
     token_embedding: nn.Module
+
+    def make_token_head(self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> TokenHead:
+        return token_head(cast("TokenModel", self), layers, used, z_loss)
 
     def padded_rows(self, name: str) -> int:
         """Those of the embedding and of the heads that project to the vocabulary."""

@@ -1,6 +1,28 @@
-"""How large the tables of a vocabulary are; free of torch."""
+"""What of the prepared data a model must know, and how large the tables of a vocabulary are; free of torch."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a model reads and predicts.
+
+    size: tokens without padding; 0 for images. special_ids: role -> id (pad, bos, eos, unk, mask, cls, sep, ...); empty
+    for images. classes: of labeled images; 0 for text.
+    """
+
+    size: int = 0
+    special_ids: Mapping[str, int] = field(default_factory=dict)
+    classes: int = 0
+
+    @property
+    def outputs(self) -> int:
+        """How many tokens or classes are predicted."""
+        return self.size or self.classes
+
 
 VOCABULARY_MULTIPLE = 128
 

@@ -12,6 +12,7 @@ from data_pipeline.shards.text import TextReader
 from data_pipeline.stream.stream import Reader
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.config import RunConfig
+from pretraining.models.vocabulary import Vocabulary
 from pretraining.objectives.base import SampleSpec
 
 
@@ -22,11 +23,18 @@ def sample_spec(config: RunConfig, tokenizer: Tokenizer | None, classes: Sequenc
     return SampleSpec(seq_len=config.seq_len, tokenizer=tokenizer)
 
 
+def vocabulary_of(tokenizer: Tokenizer | None, classes: Sequence[str]) -> Vocabulary:
+    """What a model must know of the prepared data. tokenizer: None for images; classes: empty for text."""
+    if tokenizer is None:
+        return Vocabulary(classes=len(classes))
+    return Vocabulary(tokenizer.total_size, tokenizer.special_ids)
+
+
 class Prepared:
     """What pretrain-data wrote to `data.path`.
 
-    spec: what an objective's samples must fit. outputs: how many tokens or classes a model predicts. Raises InputError
-    where files are missing, or where model and objective are for another kind of data.
+    spec: what an objective's samples must fit. vocabulary: what a model reads and predicts. Raises InputError where
+    files are missing, or where model and objective are for another kind of data.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -40,10 +48,12 @@ class Prepared:
         check_files(self.manifest)
         self.tokenizer = self._load_tokenizer()
         self.spec = sample_spec(config, self.tokenizer, self.manifest.classes)
-        self.outputs = self.tokenizer.total_size if self.tokenizer else len(self.manifest.classes)
+        self.vocabulary = vocabulary_of(self.tokenizer, self.manifest.classes)
         for key, stated in config.model.stated_outputs().items():
-            if stated != self.outputs:
-                raise InputError(f"{key}={stated}, but data.path={config.data.path} was prepared with {self.outputs}")
+            if stated != self.vocabulary.outputs:
+                raise InputError(
+                    f"{key}={stated}, but data.path={config.data.path} was prepared with {self.vocabulary.outputs}"
+                )
 
     def _load_tokenizer(self) -> Tokenizer | None:
         described = self.manifest.tokenizer

@@ -20,6 +20,7 @@ from data_pipeline.common.files import exists, is_local, read_bytes, write_atomi
 from data_pipeline.common.json_files import read_json_if_there, typed
 from data_pipeline.common.yaml_files import read_yaml
 from pretraining.config import RunConfig, course
+from pretraining.models.vocabulary import Vocabulary
 from pretraining.run.checkpoint_format import (
     MANIFEST,
     Checkpoint,
@@ -324,16 +325,15 @@ def read_run_config(run_dir: Path, modules: Sequence[str] = ()) -> RunConfig:
         raise InputError(f"{path} is not a config of this version: {error}") from error
 
 
-def load_plain_model(config: RunConfig, outputs: int, objective: BringsHeads, checkpoint: Checkpoint) -> Any:
-    """The model on one process with its objective's heads and the checkpoint's weights; outputs: the size of its
-    vocabulary or number of classes."""
+def load_plain_model(config: RunConfig, vocabulary: Vocabulary, objective: BringsHeads, checkpoint: Checkpoint) -> Any:
+    """The model on one process with its objective's heads and the checkpoint's weights."""
     from pretraining.models.heads import attach_heads
     from pretraining.models.registry import build_model
     from pretraining.parallel.fragments import Fragment
     from pretraining.parallel.layers import PlainLayers
     from pretraining.run.checkpoint_reader import load_tensors
 
-    model = attach_heads(build_model(config.model, outputs, PlainLayers()), objective, PlainLayers())
+    model = attach_heads(build_model(config.model, vocabulary, PlainLayers()), objective, PlainLayers())
     load_tensors(
         checkpoint,
         [(Fragment.whole(f"weights.{name}", tuple(p.shape)), p.data) for name, p in model.named_parameters()],

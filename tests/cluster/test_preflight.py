@@ -39,7 +39,7 @@ def found(plan: Plan) -> dict[str, Finding]:
 
 def shapes(plan: Plan) -> Shapes:
     data = read_data(plan.run)
-    return Shapes(plan, data.prepared.outputs, data.objective)
+    return Shapes(plan, data.prepared.vocabulary, data.objective)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pretraining.objectives.base import SampleSpec
 from pretraining.objectives.registry import build_objective
 from pretraining.parallel.layers import PlainLayers
 from pretraining.run import throughput
+from tests.building import vocabulary_for
 
 
 def flops_per_unit(overrides: Sequence[str], outputs: int) -> float:
@@ -20,7 +21,7 @@ def flops_per_unit(overrides: Sequence[str], outputs: int) -> float:
     outputs: entries of the vocabulary, or classes."""
     config = load_config([*overrides, "data.path=none"])
     with torch.device("meta"):
-        model: Any = build_model(config.model, outputs, PlainLayers())
+        model: Any = build_model(config.model, vocabulary_for(config.model, outputs), PlainLayers())
     if config.data_kind == "text":
         return float(model.flops_per_token(config.seq_len))
     spec = SampleSpec(grid=config.grid, classes=("class",) * outputs)

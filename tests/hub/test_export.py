@@ -27,6 +27,7 @@ from pretraining.models.gpt import huggingface as gpt_huggingface
 from pretraining.models.gpt.config import GPTConfig
 from pretraining.models.registry import huggingface_family
 from pretraining.models.t5.config import T5Config
+from pretraining.models.vocabulary import Vocabulary
 from pretraining.objectives.image.classification import ImageClassificationConfig
 from pretraining.run.checkpoint_format import newest_checkpoint, open_checkpoint
 from pretraining.run.run_dir import load_plain_model, read_run_config
@@ -112,21 +113,21 @@ def test_a_run_leaves_with_its_proof_and_comes_back_bit_for_bit(kind, train, dat
     assert len(lengths) == 3  # rows of several lengths, none padded
 
     source = export_module.Source(ExportConfig(str(train(kind)), str(tmp_path / "again"), None))
-    ours = load_plain_model(source.run, source.outputs, source.objective, source.checkpoint)
+    ours = load_plain_model(source.run, source.vocabulary, source.objective, source.checkpoint)
     pairs = kind != "bert without pairs"
-    back = build(source.run.model, source.outputs, pairs=pairs)
+    back = build(source.run.model, source.vocabulary.outputs, pairs=pairs)
     back.initialize(1)
     for table in (p for name, p in back.named_parameters() if name in ("token_embedding.weight", "head.weight")):
-        unused = np.setdiff1d(np.arange(source.outputs), source.used)
+        unused = np.setdiff1d(np.arange(source.vocabulary.outputs), source.used)
         table.data[unused] = 0.0  # ids that do not leave have rows of 0
-    open_folder(tmp_path / "out", source.run.model, source.outputs, source.tokenizer, pairs).load_into(back)
+    open_folder(tmp_path / "out", source.run.model, source.vocabulary.outputs, source.tokenizer, pairs).load_into(back)
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), back.parameters(), strict=True))
 
     run_dir = tmp_path / "next"
     start = [f"model.init_from={tmp_path / 'out'}", f"run_dir={run_dir}", f"data.path={data}"]
     assert pretrain([*RUNS[kind], *TRAIN, *start, "train.steps=1", "optimizer.lr=1e-30"]) == 0
     checkpoint = run_dir / "checkpoints" / "step_00000001"
-    moved = load_plain_model(source.run, source.outputs, source.objective, open_checkpoint(checkpoint))
+    moved = load_plain_model(source.run, source.vocabulary, source.objective, open_checkpoint(checkpoint))
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), moved.parameters(), strict=True))
 
 
@@ -139,7 +140,9 @@ def test_a_vision_model_leaves_with_its_proof_and_comes_back(model, objective, d
     again = [*start, f"model.init_from={tmp_path / 'out'}", "train.steps=1", "optimizer.lr=1e-30"]
     assert pretrain([*again, f"run_dir={tmp_path / 'again'}"]) == 0
     first, second = (
-        load_plain_model(read_run_config(run), 10, UsualHeads(), newest_checkpoint(run / "checkpoints"))
+        load_plain_model(
+            read_run_config(run), Vocabulary(classes=10), UsualHeads(), newest_checkpoint(run / "checkpoints")
+        )
         for run in (run_dir, tmp_path / "again")
     )
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

@@ -27,6 +27,7 @@ from pretraining.models.mae.config import MAEConfig
 from pretraining.models.registry import build_model, huggingface_family
 from pretraining.models.t5.config import T5Config
 from pretraining.models.vit.config import ViTConfig
+from pretraining.models.vocabulary import Vocabulary
 from pretraining.objectives.base import SampleSpec
 from pretraining.objectives.text.causal_lm import CausalLM, CausalLMConfig
 from pretraining.parallel.layers import PlainLayers
@@ -253,7 +254,7 @@ def test_the_command_starts_from_a_published_folder(published, tmp_path, capsys)
     tokenizer = Tokenizer.load(data / "tokenizer")
     model = load_plain_model(
         read_run_config(tmp_path / "r"),
-        tokenizer.total_size,
+        Vocabulary(tokenizer.total_size),
         UsualHeads(),
         newest_checkpoint(tmp_path / "r" / "checkpoints"),
     )
@@ -500,7 +501,7 @@ def test_the_first_loss_of_a_published_gpt2_is_transformers_own(published):
     tokenizer = Tokenizer.load(data / "tokenizer")
     objective = CausalLM(CausalLMConfig("causal_lm"), SampleSpec(seq_len=64, tokenizer=tokenizer))
     config = PUBLISHED["gpt"][1]
-    model = attach_heads(build_model(config, tokenizer.total_size, PlainLayers()), objective, PlainLayers())
+    model = attach_heads(build_model(config, Vocabulary(tokenizer.total_size), PlainLayers()), objective, PlainLayers())
     model.initialize(1)
     HuggingFaceFolder(str(folder), model, tokenizer.total_size, tokenizer).load_into(model)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()

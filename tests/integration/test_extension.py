@@ -39,10 +39,10 @@ from pretraining.models.vocabulary import padded_vocabulary
 
 
 class Bigram(TextModel):
-    def __init__(self, config, vocab_size, layers):
+    def __init__(self, config, vocabulary, layers):
         super().__init__()
-        self.config, self.vocab_size, self.layers = config, vocab_size, layers
-        self.token_embedding = layers.embedding(padded_vocabulary(vocab_size), config.hidden_size)
+        self.config, self.vocab_size, self.layers = config, vocabulary.size, layers
+        self.token_embedding = layers.embedding(padded_vocabulary(vocabulary.size), config.hidden_size)
         self.mix = layers.row(config.hidden_size, config.hidden_size)
 
     def forward(self, tokens, positions=None, documents=None):

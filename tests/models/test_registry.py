@@ -19,11 +19,13 @@ from pretraining.models.heads import attach_heads
 from pretraining.models.huggingface_map import HuggingFaceFamily
 from pretraining.models.registry import FAMILIES, Family, build_model, huggingface_family
 from pretraining.models.roles import Role
+from pretraining.models.vocabulary import Vocabulary
 from pretraining.objectives.base import SampleSpec
 from pretraining.objectives.text.causal_lm import CausalLM, CausalLMConfig
 from pretraining.objectives.text.masked_lm import MaskedLM, MaskedLMConfig
 from pretraining.optim.groups import settings_by_name
 from pretraining.parallel.layers import PlainLayers
+from tests.building import vocabulary_for
 
 CONFIG = """
 from typing import Literal
@@ -47,10 +49,10 @@ class Block(Attention):
         return x + super().forward(x, causal=True)
 
 class Toy(TextModel):
-    def __init__(self, config, vocab_size, layers):
+    def __init__(self, config, vocabulary, layers):
         super().__init__()
-        self.config, self.vocab_size, self.layers = config, vocab_size, layers
-        self.token_embedding = layers.embedding(padded_vocabulary(vocab_size), config.hidden_size)
+        self.config, self.vocab_size, self.layers = config, vocabulary.size, layers
+        self.token_embedding = layers.embedding(padded_vocabulary(vocabulary.size), config.hidden_size)
         towers = (Block(layers, config.hidden_size, config.num_heads) for _ in range(config.num_layers))
         self.towers = nn.ModuleList(towers)
 
@@ -78,7 +80,7 @@ def test_a_family_from_outside_is_one_entry(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(FAMILIES, "toy", Family("toy_config:ToyConfig", "toy_model:Toy", frozenset({Role.DECODER})))
     config = load(FAMILIES["toy"].config)("toy", 2, 16, 2, 8)
     layers, objective = PlainLayers(), CausalLM(CausalLMConfig("causal_lm"), SampleSpec(seq_len=8, tokenizer=TOKENIZER))
-    model: Any = attach_heads(build_model(config, 40, layers), objective, layers)
+    model: Any = attach_heads(build_model(config, vocabulary_for(config, 40), layers), objective, layers)
     model.initialize(1)
     batch = {"tokens": torch.arange(8)[None], "labels": torch.arange(8)[None], "positions": torch.arange(8)[None]}
     objective.loss(model, batch)["causal_lm"].backward()
@@ -110,7 +112,7 @@ def test_bert_has_the_heads_that_its_objective_trains_and_no_others(pairing: Any
     )
     objective = MaskedLM(MaskedLMConfig("masked_lm", pairing=pairing), SampleSpec(seq_len=16, tokenizer=tokenizer))
     layers = PlainLayers()
-    model: Any = attach_heads(build_model(BertConfig("bert", 1, 16, 2, 16), 40, layers), objective, layers)
+    model: Any = attach_heads(build_model(BertConfig("bert", 1, 16, 2, 16), Vocabulary(40), layers), objective, layers)
     model.initialize(1)
     assert model.head_names == (("head",) if pairing == "none" else ("head", "pair_head"))
     tokens = torch.arange(16)[None]

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 
 from pretraining.labels import IGNORED
 from pretraining.models.gpt.config import GPTConfig
-from pretraining.models.heads import attach_heads, token_head
+from pretraining.models.heads import attach_heads
 from pretraining.models.loss import Rows, VocabularyLoss
 from pretraining.models.registry import build_model
+from pretraining.models.vocabulary import Vocabulary
 from pretraining.parallel.layers import PlainLayers
 
 USED = np.array([0, 1, 2, 5, 6, 9])
@@ -39,13 +40,13 @@ def test_each_rank_leaves_out_its_own(first):
 
 class OnlyUsed:
     def heads(self, model, layers):
-        return {"head": token_head(model, layers, used=USED)}
+        return {"head": model.make_token_head(layers, used=USED)}
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_their_rows_are_0_and_their_logits_never_win(tied):
     config = GPTConfig("gpt", 1, 16, 2, max_seq_len=8, tie_embeddings=tied)
-    model = attach_heads(build_model(config, 12, PlainLayers()), OnlyUsed(), PlainLayers())
+    model = attach_heads(build_model(config, Vocabulary(12), PlainLayers()), OnlyUsed(), PlainLayers())
     model.initialize(1)
     for table in (model.token_embedding.weight, model.head.weight):
         assert table[USED].any(1).all() and not table[np.setdiff1d(np.arange(len(table)), USED)].any()

@@ -94,7 +94,7 @@ def built(request: pytest.FixtureRequest, corpus: Path, digits: Path) -> Iterato
     data = Prepared(config)
     objective = build_objective(config.objective, data.spec)
     layers = PlainLayers()
-    model: Any = attach_heads(build_model(config.model, data.outputs, layers), objective, layers)
+    model: Any = attach_heads(build_model(config.model, data.vocabulary, layers), objective, layers)
     model.initialize(1)
     yield Built(name, objective, Stream(data.reader("train"), objective.packing(), 1), model)
 

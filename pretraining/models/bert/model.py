@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from pretraining.models.attention import Attention, document_mask
 from pretraining.models.bert.config import BertConfig
 from pretraining.models.blocks import BlockStack, run_blocks
-from pretraining.models.heads import MaskedTokenHead, PairHead
+from pretraining.models.heads import Ids, MaskedTokenHead, PairHead
 from pretraining.models.initialization import initialize
 from pretraining.models.layers import Dropout, FeedForward, make_norm
 from pretraining.models.transformer import TextModel
-from pretraining.models.vocabulary import padded_vocabulary
+from pretraining.models.vocabulary import Vocabulary, padded_vocabulary
 from pretraining.parallel.layers import Layers
 
 SEGMENTS = 2
@@ -49,11 +49,11 @@ class BERT(TextModel):
     head: MaskedTokenHead
     pair_head: PairHead
 
-    def __init__(self, config: BertConfig, vocab_size: int, layers: Layers) -> None:
+    def __init__(self, config: BertConfig, vocabulary: Vocabulary, layers: Layers) -> None:
         super().__init__()
-        self.config, self.vocab_size, self.layers = config, vocab_size, layers
+        self.config, self.vocab_size, self.layers = config, vocabulary.size, layers
         size = config.hidden_size
-        self.token_embedding = layers.embedding(padded_vocabulary(vocab_size), size)
+        self.token_embedding = layers.embedding(padded_vocabulary(vocabulary.size), size)
         self.position_embedding = nn.Embedding(config.max_seq_len, size)
         self.segment_embedding = nn.Embedding(SEGMENTS, size)
         self.embedding_norm = make_norm("layernorm", size, config.norm_eps)
@@ -79,6 +79,12 @@ class BERT(TextModel):
         checkpointing = self.config.activation_checkpointing and self.training
         x = run_blocks(self.blocks, x, mask, checkpointing=checkpointing)
         return self.layers.gather_from_sequence_region(x if self.final_norm is None else self.final_norm(x))
+
+    def make_masked_head(self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> MaskedTokenHead:
+        return MaskedTokenHead(self, layers, used, z_loss)
+
+    def make_pair_head(self) -> PairHead:
+        return PairHead(self)
 
     def flops_per_token(self, length: int) -> float:
         """Forward and backward of one token: 6 per weight used, and attention's 12 x layers x hidden x length

@@ -18,7 +18,7 @@ from pretraining.models.heads import TokenHead
 from pretraining.models.initialization import initialize
 from pretraining.models.layers import Dropout, FeedForward, make_norm
 from pretraining.models.transformer import TextModel
-from pretraining.models.vocabulary import padded_vocabulary
+from pretraining.models.vocabulary import Vocabulary, padded_vocabulary
 from pretraining.parallel.layers import Layers
 
 
@@ -52,10 +52,10 @@ class GPT(TextModel):
 
     head: TokenHead
 
-    def __init__(self, config: GPTConfig, vocab_size: int, layers: Layers) -> None:
+    def __init__(self, config: GPTConfig, vocabulary: Vocabulary, layers: Layers) -> None:
         super().__init__()
-        self.config, self.vocab_size, self.layers = config, vocab_size, layers
-        self.token_embedding = layers.embedding(padded_vocabulary(vocab_size), config.hidden_size)
+        self.config, self.vocab_size, self.layers = config, vocabulary.size, layers
+        self.token_embedding = layers.embedding(padded_vocabulary(vocabulary.size), config.hidden_size)
         self.tie_embeddings = config.tie_embeddings
         learned = config.positions == "learned"
         self.position_embedding = nn.Embedding(config.max_seq_len, config.hidden_size) if learned else None

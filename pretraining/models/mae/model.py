@@ -12,6 +12,7 @@ from pretraining.models.initialization import initialize
 from pretraining.models.mae.config import MAEConfig
 from pretraining.models.transformer import TransformerModel
 from pretraining.models.vit.model import Block, Encoder, blocks_flops, sinusoidal_positions
+from pretraining.models.vocabulary import Vocabulary
 from pretraining.parallel.layers import Layers
 
 FUSED = ("attention.query.weight", "attention.key.weight", "attention.value.weight")
@@ -49,12 +50,10 @@ class Decoder(nn.Module):
 
 
 class MAE(TransformerModel):
-    """Role.MASKED_IMAGE_AUTOENCODER: images and the patches that are visible -> the pixels of every patch.
+    """Role.MASKED_IMAGE_AUTOENCODER: images and the patches that are visible -> the pixels of every patch. No
+    label takes part: the vocabulary is not used."""
 
-    num_classes: not used, since no label takes part; every family's class takes its number of outputs.
-    """
-
-    def __init__(self, config: MAEConfig, num_classes: int, layers: Layers) -> None:
+    def __init__(self, config: MAEConfig, vocabulary: Vocabulary, layers: Layers) -> None:
         super().__init__()
         self.config, self.layers = config, layers
         self.encoder = Encoder(config, layers, class_token=True)

@@ -19,7 +19,7 @@ from pretraining.models.initialization import initialize
 from pretraining.models.layers import Dropout, FeedForward, make_norm
 from pretraining.models.t5.config import T5Config
 from pretraining.models.transformer import TextModel
-from pretraining.models.vocabulary import padded_vocabulary
+from pretraining.models.vocabulary import Vocabulary, padded_vocabulary
 from pretraining.parallel.layers import Layers
 
 TARGET_SHARE = 114 / 512  # tokens that the decoder sees for each of the encoder: section 3.1.4's span corruption
@@ -126,10 +126,10 @@ class T5(TextModel):
 
     head: TokenHead
 
-    def __init__(self, config: T5Config, vocab_size: int, layers: Layers) -> None:
+    def __init__(self, config: T5Config, vocabulary: Vocabulary, layers: Layers) -> None:
         super().__init__()
-        self.config, self.vocab_size, self.layers = config, vocab_size, layers
-        self.token_embedding = layers.embedding(padded_vocabulary(vocab_size), config.hidden_size)
+        self.config, self.vocab_size, self.layers = config, vocabulary.size, layers
+        self.token_embedding = layers.embedding(padded_vocabulary(vocabulary.size), config.hidden_size)
         self.encoder = Stack(config, layers, config.num_layers, cross=False)
         self.decoder = Stack(config, layers, config.decoder_layers, cross=True)
         self.tie_embeddings = config.tie_embeddings

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from pretraining.models.attention import Attention
 from pretraining.models.blocks import BlockStack, run_blocks
+from pretraining.models.heads import class_head
 from pretraining.models.initialization import initialize
 from pretraining.models.layers import Dropout, FeedForward
 from pretraining.models.transformer import TransformerModel
 from pretraining.models.vision import VisionConfig
 from pretraining.models.vit.config import ViTConfig
+from pretraining.models.vocabulary import Vocabulary
 from pretraining.parallel.layers import Layers
 from pretraining.patches import patchify, take_patches
 
@@ -124,14 +126,17 @@ class ViT(TransformerModel):
 
     head: nn.Linear
 
-    def __init__(self, config: ViTConfig, num_classes: int, layers: Layers) -> None:
+    def __init__(self, config: ViTConfig, vocabulary: Vocabulary, layers: Layers) -> None:
         super().__init__()
-        self.config, self.num_classes, self.layers = config, num_classes, layers
+        self.config, self.num_classes, self.layers = config, vocabulary.classes, layers
         self.encoder = Encoder(config, layers, class_token=config.pooling == "cls")
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.encoder(images)
         return hidden[:, 0] if self.config.pooling == "cls" else hidden.mean(1)
+
+    def make_class_head(self) -> nn.Linear:
+        return class_head(self)
 
     def flops_per_image(self) -> float:
         """Forward and backward of one image."""

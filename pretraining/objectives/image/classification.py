@@ -116,9 +116,7 @@ class ImageClassification(Objective[EncodedImage, ImageEncoderWithHead]):
         return 1
 
     def heads(self, model: ImageEncoder, layers: Layers) -> dict[str, nn.Module]:
-        from pretraining.models.heads import class_head
-
-        return {"head": class_head(model)}
+        return {"head": model.make_class_head()}
 
     def loss(self, model: ImageEncoderWithHead, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         import torch.nn.functional as F

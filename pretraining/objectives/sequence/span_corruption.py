@@ -177,9 +177,7 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
         return self.targets_length
 
     def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
-        from pretraining.models.heads import token_head
-
-        return {"head": token_head(model, layers, self.used_ids(), self.config.z_loss)}
+        return {"head": model.make_token_head(layers, self.used_ids(), self.config.z_loss)}
 
     def used_ids(self) -> npt.NDArray[np.int64]:
         return self.tokenizer.used_ids(("pad", "eos"), sentinels=True)

@@ -111,9 +111,7 @@ class CausalLM(Objective[np.ndarray, DecoderWithHead]):
         return len(sample["tokens"])
 
     def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
-        from pretraining.models.heads import token_head
-
-        return {"head": token_head(model, layers, self.used_ids(), self.config.z_loss)}
+        return {"head": model.make_token_head(layers, self.used_ids(), self.config.z_loss)}
 
     def used_ids(self) -> npt.NDArray[np.int64]:
         fim = ("fim_prefix", "fim_middle", "fim_suffix") if self.config.fim_rate else ()

@@ -27,7 +27,7 @@ from pretraining.objectives.text.sentence_pairs import IN_ORDER, Pair, next_sent
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pretraining.models.base import TokenModel
+    from pretraining.models.base import TokenEncoder
     from pretraining.parallel.layers import Layers
 
 LONGEST_NGRAM = {"token": 1, "whole_word": 1, "ngram": 3}
@@ -130,12 +130,10 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
     def size(self, sample: Sample) -> int:
         return len(sample["tokens"])
 
-    def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
+    def heads(self, model: TokenEncoder, layers: Layers) -> dict[str, nn.Module]:
         """Without pairs there is no pooler and no pair head."""
-        from pretraining.models.heads import MaskedTokenHead, PairHead
-
-        heads: dict[str, nn.Module] = {"head": MaskedTokenHead(model, layers, self.used_ids(), self.config.z_loss)}
-        return heads if self.config.pairing == "none" else {**heads, "pair_head": PairHead(model)}
+        heads = {"head": model.make_masked_head(layers, self.used_ids(), self.config.z_loss)}
+        return heads if self.config.pairing == "none" else {**heads, "pair_head": model.make_pair_head()}
 
     def used_ids(self) -> npt.NDArray[np.int64]:
         return self.tokenizer.used_ids(("pad", "cls", "sep", "mask"))
