@@ -11,7 +11,7 @@ VOCABULARY := $(if $(filter gpt,$(FAMILY)),512,384)
 OUT ?= quickstart/$(FAMILY)
 TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
 
-.PHONY: quickstart test check golden parity any-checkpoint resume any-signal soak test-slurm hostile gpu-check convergence convergence-optimizers setup \
+.PHONY: quickstart test check golden models parity any-checkpoint resume any-signal soak test-slurm hostile gpu-check convergence convergence-optimizers setup \
 	bench bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-optimizers bench-tokenizer-memory \
 	bench-agreement bench-scale bench-start-up
 
@@ -46,6 +46,10 @@ check: setup
 # The values that tests/golden pins, computed anew: for a change that is meant, with a line in CHANGELOG.md
 golden: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.golden.rewrite
+
+# The table of docs/models.md, read off the code
+models: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.models.catalog
 
 parity: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.distributed.parity

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.run.metrics import EvaluationLine, TrainingLine, as_written
 from tests.helpers import ROOT
+from tests.models import catalog
 
 
 def keys_of_lines() -> set[str]:
@@ -47,3 +50,7 @@ def test_users_md_lists_every_key_of_metrics_jsonl() -> None:
     table = text[text.index("### metrics.jsonl") : text.index("## Exit codes")]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == keys_of_lines()
+
+
+def test_models_md_is_what_the_code_has(corpus: Path) -> None:
+    assert catalog.PAGE.read_text() == catalog.page(Tokenizer.load(corpus / "tokenizer")), "make models writes it anew"
