@@ -161,7 +161,7 @@ class RunConfig:
     modules: list[str] = Field(default_factory=list)
 
     @property
-    def data_kind(self) -> Literal["text", "images"]:
+    def data_kind(self) -> Literal["text", "pairs", "images"]:
         """What samples are made of."""
         return OBJECTIVES[self.objective.name].data
 
@@ -174,7 +174,7 @@ class RunConfig:
     @property
     def seq_len(self) -> int:
         """Tokens of a text sequence."""
-        assert self.data_kind == "text", "an image has no sequence length"
+        assert self.data_kind != "images", "an image has no sequence length"
         return self.data.seq_len or cast(TextConfig, self.model).max_seq_len
 
     def problems(self, ranks: int, members: Mapping[str, str] = NO_MEMBERS) -> list[str]:

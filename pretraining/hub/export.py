@@ -108,7 +108,7 @@ class Source:
         if not (data / "manifest.json").is_file():
             raise InputError(f"{data}: there is no prepared data; data_path=DIR says where it is now")
         self.manifest = manifest = load_manifest(data)
-        self.tokenizer = Tokenizer.load(data / "tokenizer") if manifest.kind == "text" else None
+        self.tokenizer = Tokenizer.load(data / "tokenizer") if manifest.tokenizer else None
         self.classes = manifest.classes
         self.vocabulary = vocabulary_of(self.tokenizer, self.classes)
         self.objective = build_objective(self.run.objective, sample_spec(self.run, self.tokenizer, self.classes))
