@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.common.errors import InputError
 from pretraining.config import MIXED_BATCHES, RunConfig, TrainConfig, identity
@@ -39,7 +39,7 @@ from pretraining.run.shared_folder import prove_shared
 from pretraining.run.signals import StopRequest
 
 if TYPE_CHECKING:  # heavy: imported where they are used, after the inputs were checked
-    from data_pipeline.stream.stream import Stream
+    from data_pipeline.stream.sequence_source import SequenceSource
     from pretraining.engines.base import Engine
     from pretraining.feeds import Feeds
     from pretraining.hub.init_from import HuggingFaceFolder
@@ -63,8 +63,8 @@ class Inputs:
 
     data: Prepared
     objective: Objective
-    training: Stream
-    validation: Stream
+    training: SequenceSource[Any]
+    validation: SequenceSource[Any]
     identity: Identity
     checkpoint: Checkpoint | None
     pretrained: HuggingFaceFolder | None
@@ -76,8 +76,8 @@ class Data:
 
     prepared: Prepared
     objective: Objective
-    training: Stream
-    validation: Stream
+    training: SequenceSource[Any]
+    validation: SequenceSource[Any]
 
 
 def read_inputs(config: RunConfig, ranks: Ranks = ALONE, claim: Callable[[], None] = lambda: None) -> Inputs:
@@ -86,8 +86,8 @@ def read_inputs(config: RunConfig, ranks: Ranks = ALONE, claim: Callable[[], Non
     claim: called on rank 0 once the run folder has proved to be of this run, before its checkpoints are looked at.
     """
     data = run_on_all_ranks(ranks, partial(read_data, config))
-    run = identity(config, data.prepared.manifest.fingerprint)
-    require_same(ranks, {"data.path's content": run["data.content"]})
+    run = identity(config, data.prepared.bound)
+    require_same(ranks, {"data.path's content": data.prepared.fingerprint})
     if not config.inspect:
         run_on_all_ranks(ranks, partial(check_run_dir, config, run))
         run_on_all_ranks(ranks, claim if ranks.is_main else lambda: None)
@@ -128,7 +128,7 @@ def read_start(config: RunConfig, data: Data, checkpoint: Checkpoint | None) -> 
 def inputs_at(config: RunConfig, checkpoint: Checkpoint | None) -> Inputs:
     """As read_inputs, at this checkpoint, or at the beginning; no run_dir is looked at. Raises InputError."""
     data = read_data(config)
-    run = identity(config, data.prepared.manifest.fingerprint)
+    run = identity(config, data.prepared.bound)
     if checkpoint is not None:
         require_of_run(checkpoint, run)
     pretrained = read_start(config, data, checkpoint)
@@ -310,7 +310,7 @@ def _open_run_dir(
         "layout": {str(axis): world.mesh.size(axis) for axis in Axis},
         "cluster": {"hosts": list(this.hosts), "ranks": this.ranks, "device": world.device.type, "job": this.job},
         "code": this.code,
-        "manifest": inputs.data.manifest.fingerprint,
+        "manifest": inputs.data.fingerprint,
     }
     return RunTracker(config.tracking, run_dir, start, config.train.steps, settings, this)
 
@@ -328,17 +328,10 @@ def _derived(config: RunConfig, inputs: Inputs, world: World) -> dict[str, int]:
     }
 
 
-def make_stream(config: RunConfig, data: Prepared, objective: Objective, split: str) -> Stream:
+def make_stream(config: RunConfig, data: Prepared, objective: Objective, split: str) -> SequenceSource[Any]:
     """The order of one split's sequences."""
-    from data_pipeline.stream.stream import Stream
-
-    return Stream(
-        data.reader(split),
-        objective.packing(),
-        config.train.seed,
-        window_blocks=config.data.window_blocks,
-        least_sequences=MIXED_BATCHES * config.train.global_batch_size,
-    )
+    least = MIXED_BATCHES * config.train.global_batch_size
+    return data.source(split, objective.packing(), config.train.seed, least)
 
 
 def _feeds(config: RunConfig, inputs: Inputs, world: World) -> Feeds:

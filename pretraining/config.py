@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from data_pipeline.common.compose import compose_config, conf_dir
 from data_pipeline.common.fields import (
@@ -17,6 +17,7 @@ from data_pipeline.common.fields import (
     PositiveFloat,
     configclass,
     to_dict,
+    used_with,
 )
 from pretraining.engines.config import PROVEN_TENSOR_PARALLEL, EngineConfig
 from pretraining.models.config import TextConfig, TransformerConfig
@@ -30,6 +31,9 @@ from pretraining.patches import PatchGrid
 from pretraining.synonyms import SYNONYMS
 
 NO_MEMBERS: Mapping[str, str] = {}
+# Part of keys in metrics.jsonl, and of what a shard is called in messages
+SourceName = Annotated[str, StringConstraints(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Smoothing = Annotated[float, Field(gt=0.0, le=1.0)]
 MIXED_BATCHES = 4  # global batches that a window of the data holds at least, where the data has so many
 
 
@@ -37,8 +41,13 @@ MIXED_BATCHES = 4  # global batches that a window of the data holds at least, wh
 class DataConfig:
     """Which prepared data is read, and how.
 
-    name: shards, which pretrain-data wrote.
+    name: shards is one folder that pretrain-data wrote, mixture several.
     path: the folder that pretrain-data wrote; required.
+    sources: the folders of a mixture by name, as in {en: DIR, de: DIR}, prepared with one tokenizer. Each is walked in
+        its own order; they may change when a run is continued, and each goes on where it stands.
+    smoothing: a corpus' share of the samples goes by its tokens (images, where it has none) to this power: 1 is by
+        size, 0.7 and 0.3 lift small ones.
+    shares: of the samples, as in {en: 2, de: 1}, by their proportions; null takes them from the sizes.
     seq_len: tokens of a sequence; null means model.max_seq_len. For text only.
     num_workers: processes of each rank that make samples; 0 makes them in the training process.
     window_blocks: blocks of the data whose documents are shuffled and packed together, and whose sequences are handed
@@ -46,11 +55,29 @@ class DataConfig:
         of an epoch are shared among its windows, so that these have up to twice as many.
     """
 
-    name: Literal["shards"] = "shards"
-    path: PathText | None = None
+    name: Literal["shards", "mixture"] = "shards"
+    path: Annotated[PathText | None, used_with("name", "shards")] = None
+    sources: Annotated[dict[SourceName, PathText], used_with("name", "mixture")] = Field(default_factory=dict)
+    smoothing: Annotated[Smoothing, used_with("name", "mixture"), used_with("shares", None)] = 1.0
+    shares: Annotated[dict[SourceName, PositiveFloat] | None, used_with("name", "mixture")] = None
     seq_len: Positive | None = None
     num_workers: NonNegative = 2
     window_blocks: Positive = 64
+
+    @property
+    def folders(self) -> Mapping[str, str]:
+        """What pretrain-data wrote, by the names of a mixture's corpora; of a single one by ''."""
+        return self.sources if self.name == "mixture" else {"": self.path or ""}
+
+    def problems(self) -> list[str]:
+        if self.name == "shards":
+            return [] if self.path is not None else ["data.path is missing: the folder that pretrain-data wrote"]
+        if not self.sources:
+            return ["data.sources is missing: folders that pretrain-data wrote, by name, as in {en: DIR, de: DIR}"]
+        if self.shares is not None and self.shares.keys() != self.sources.keys():
+            names, others = ", ".join(sorted(self.sources)), ", ".join(sorted(self.shares))
+            return [f"data.shares names {others}, data.sources {names}: each corpus has one share"]
+        return []
 
 
 @configclass
@@ -161,7 +188,7 @@ class RunConfig:
     modules: list[str] = Field(default_factory=list)
 
     @property
-    def data_kind(self) -> Literal["text", "images"]:
+    def data_kind(self) -> Literal["text", "pairs", "images"]:
         """What samples are made of."""
         return OBJECTIVES[self.objective.name].data
 
@@ -174,7 +201,7 @@ class RunConfig:
     @property
     def seq_len(self) -> int:
         """Tokens of a text sequence."""
-        assert self.data_kind == "text", "an image has no sequence length"
+        assert self.data_kind != "images", "an image has no sequence length"
         return self.data.seq_len or cast(TextConfig, self.model).max_seq_len
 
     def problems(self, ranks: int, members: Mapping[str, str] = NO_MEMBERS) -> list[str]:
@@ -184,8 +211,7 @@ class RunConfig:
         """
         problems = self.model.problems() + self.engine.problems()
         unfit = self._fit_problems(members)
-        if self.data.path is None:
-            problems.append("data.path is missing: the folder that pretrain-data wrote")
+        problems += self.data.problems()
         problems += unfit or self._sample_problems()
         if self.engine.tensor_parallel not in PROVEN_TENSOR_PARALLEL[self.engine.name]:  # which was reported
             return problems
@@ -286,18 +312,21 @@ IDENTITY = {
     "objective": (),
     "optimizer": (),
     "scheduler": None,
-    "data": ("num_workers", "path"),
+    "data": ("num_workers", "path", "sources", "smoothing", "shares"),
     "engine": None,
     "tracking": None,
 }
 IDENTITY_OF_TRAIN = ("seed", "global_batch_size", "freeze")
 
 
-def identity(config: RunConfig, data_fingerprint: str) -> dict[str, Any]:
-    """What must stay as it is when a run is continued, flat and plain: {"model.num_layers": 12, ...}."""
+def identity(config: RunConfig, data_content: str) -> dict[str, Any]:
+    """What must stay as it is when a run is continued, flat and plain: {"model.num_layers": 12, ...}.
+
+    data_content: a hash of what of the data must stay as it is.
+    """
     values = to_dict(config)
     flat: dict[str, Any] = {f"train.{key}": values["train"][key] for key in IDENTITY_OF_TRAIN}
-    flat["data.content"] = data_fingerprint
+    flat["data.content"] = data_content
     for group, free in IDENTITY.items():
         if free is not None:
             flat.update({f"{group}.{k}": v for k, v in values[group].items() if k not in free})
@@ -315,4 +344,6 @@ def course(config: RunConfig) -> dict[str, Any]:
     values = to_dict(config)
     flat: dict[str, Any] = {f"train.{key}": values["train"][key] for key in COURSE_OF_TRAIN}
     flat |= {f"scheduler.{key}": value for key, value in values["scheduler"].items()}
+    if config.data.name == "mixture":
+        flat |= {f"data.{key}": values["data"][key] for key in ("smoothing", "shares")}
     return {**flat, "modules": values["modules"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -10,7 +10,7 @@ from typing import Any
 
 from data_pipeline.common.randomness import Purpose, generator
 from data_pipeline.loader import Fault, MicroBatch, RankSlice, Sample, load
-from data_pipeline.stream.sequence_source import Origin, SequenceSource
+from data_pipeline.stream.sequence_source import Origin, Part, SequenceSource
 from pretraining.objectives.base import Objective
 from pretraining.parallel.host import host_sum, raise_on_all_ranks
 from pretraining.parallel.memory import peak_bytes
@@ -45,6 +45,10 @@ class Feeds:
         """How many training sequences were handed out before this position."""
         return self.source.number(self.source.from_json(position))
 
+    def drawn(self, position: Json) -> Mapping[str, int]:
+        """How many of these each corpus of a mixture has given; none of a single corpus."""
+        return self.source.drawn(self.source.from_json(position))
+
     def origins(self, position: Json, count: int) -> list[tuple[int, Sequence[Origin]]]:
         """(global number, documents) of each of the `count` training sequences from `position` on."""
         state, found = self.source.from_json(position), []
@@ -75,9 +79,14 @@ class Feeds:
             state = source.advance(state, 1)
         return samples
 
-    def validation(self) -> Feed:
-        """The same of the validation data: all of them once from their beginning, unaugmented."""
-        source, objective = self.validation_source, self.objective.for_evaluation()
+    def validations(self) -> Iterator[tuple[str, float, Feed]]:
+        """(name, share, micro-batches) of each corpus of a mixture; of a single one without a name. All of its
+        validation data once from their beginning, unaugmented."""
+        parts = self.validation_source.parts or {"": Part(self.validation_source, 1.0)}
+        return ((name, part.share, self._once(part.source)) for name, part in parts.items())
+
+    def _once(self, source: SequenceSource[Any]) -> Feed:
+        objective = self.objective.for_evaluation()
         feed = load(source, objective, self.share, source.start(), num_workers=0, passes=1)
         return ((item, source.to_json(state)) for item, state in feed)
 

@@ -194,7 +194,7 @@ def run(
         watchdog.start_step = trainer.step
         begin()
         if world.is_main:
-            tell("\n".join(rate_lines(config)))
+            tell("\n".join([*rate_lines(config), *inputs.data.mixture_lines()]))
         with trainer.record.tracker:
             trainer.fit()
     if world.is_main:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,5 +52,6 @@ class Pending:
     seconds: float
     data_seconds: float
     training_seconds: float
+    drawn: Mapping[str, int]  # samples so far, of each corpus of a mixture
     numbers: Tensor
     measured: Tensor | None

@@ -53,7 +53,8 @@ class Sweep:
         problems: dict[str, None] = {}
         for member in self.members:
             try:
-                load_manifest(load_config(member.arguments).data.path or "")
+                for folder in load_config(member.arguments).data.folders.values():
+                    load_manifest(folder)
             except InputError as error:
                 problems[f"{' '.join(member.combination.chosen)}: {str(error).strip()}"] = None
         raise_problems(list(problems))

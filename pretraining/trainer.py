@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import time
 from collections.abc import Generator, Sequence
@@ -17,6 +16,7 @@ from data_pipeline.common.errors import Failure, InputError
 from data_pipeline.loader import MicroBatch
 from pretraining.config import RunConfig, course
 from pretraining.engines.base import Engine
+from pretraining.evaluation import evaluate
 from pretraining.feeds import Feeds, Json, StepData, gather_steps
 from pretraining.objectives.base import Objective
 from pretraining.parallel.host import broadcast_text, host_sum
@@ -214,11 +214,11 @@ class Trainer:
         self.units += data.totals.units
         self.report()  # of the step before
         now = time.perf_counter()
-        samples = self.feeds.samples(self.position)
+        samples, drawn = self.feeds.samples(self.position), self.feeds.drawn(self.position)
         self.training_seconds += now - began
         times = (now - began, self.phases.take_data_seconds(), self.training_seconds)
         self.pending = Pending(
-            step, start, lr, samples, self.units, data.totals, *times, numbers, self.engine.optimizer.measured
+            step, start, lr, samples, self.units, data.totals, *times, drawn, numbers, self.engine.optimizer.measured
         )
         return now
 
@@ -279,6 +279,7 @@ class Trainer:
             flops=throughput.flops(pending.units),
             data_seconds=pending.data_seconds,
             training_seconds=pending.training_seconds,
+            drawn=pending.drawn,
         )
         self.record.tracker.log(line)
         if diverged is not None:
@@ -304,41 +305,29 @@ class Trainer:
         """Logs the mean loss over the validation split, or over its first train.eval_batches global batches; nothing
         where a stop is asked for meanwhile."""
         self.phases.enter("evaluate")
-        sums, counts = dict.fromkeys(self.reported, 0.0), dict.fromkeys(self.reported, 0.0)
-        steps = gather_steps(
-            self.feeds.validation(),
-            self.feeds.share.micro_batches,
-            self.reported,
-            self.world,
-            self.stop,
-            self.phases,
+        found = evaluate(
+            self.engine, self.objective, self.feeds, self.world, self.stop, self.phases, self.train.eval_batches
         )
-        units = text_bytes = batches = 0
-        for data in itertools.islice(steps, self.train.eval_batches):
-            if data.totals.stop:  # the trainer meets it next, and the evaluation is made up for after a resume
-                return
-            batches += 1
-            for batch in data.micro_batches:
-                found = self.engine.evaluate(batch.arrays)  # also where the rank's share is empty: others wait for it
-                for name, value in found.items() if batch.samples else ():
-                    sums[name] += float(value)
-            for name, count in data.totals.counts.items():
-                counts[name] += count
-            units, text_bytes = units + data.totals.units, text_bytes + data.totals.target_bytes
-        small = self.split.see(batches)
+        if found is None:  # the trainer meets the stop next, and the evaluation is made up for after a resume
+            return
+        small = self.split.see(found.batches)
         if small is not None:
             self.record.tracker.note(small)
-        totals = dict(zip(sums, host_sum(self.world, list(sums.values())), strict=True))
-        loss, parts, lacking = means(totals, counts, self.objective.terms)
-        bits = None
-        if text_bytes and self.objective.text_term is not None:
-            bits = totals[self.objective.text_term] / math.log(2) / text_bytes
         throughput = self.record.throughput
         reached = (self.feeds.samples(self.position), self.units, throughput.flops(self.units))
-        line = EvaluationLine(self.step, loss, parts, lacking, throughput.unit, units, bits, *reached)
+        line = EvaluationLine(
+            self.step,
+            found.loss,
+            found.parts,
+            found.lacking,
+            throughput.unit,
+            found.units,
+            found.bits_per_byte,
+            *reached,
+        )
         self.record.tracker.log(line)
         self.evaluated_step = self.step
-        if self.record.showing is not None and math.isfinite(loss):  # a model that diverged can show nothing
+        if self.record.showing is not None and math.isfinite(found.loss):  # a model that diverged can show nothing
             self.record.showing.show(self.step)
 
     def save(self) -> None:

@@ -15,6 +15,7 @@ class Purpose(IntEnum):
     CORRUPTION = 2  # of a sample: masks, noise, crops
     DROPOUT = 3
     SEQUENCES = 4  # the order in which a window's sequences are handed out
+    MIXTURE = 5  # the order in which corpora take turns
 
 
 def generator(seed: int, purpose: Purpose, *keys: int) -> np.random.Generator:

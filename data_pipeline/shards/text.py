@@ -32,6 +32,12 @@ class TokenizedDocument:
     sentences: npt.NDArray[np.int64]
 
 
+def halves(pair: TokenizedDocument) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The source and the target [tokens] of a document of corpus=pairs: its second sentence is the target."""
+    border = int(pair.sentences[1])
+    return pair.tokens[:border], pair.tokens[border:]
+
+
 Block = Sequence[TokenizedDocument]
 
 

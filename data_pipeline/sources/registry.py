@@ -21,6 +21,7 @@ class CorpusEntry(NamedTuple):
 
 CORPORA = {
     "text": CorpusEntry("data_pipeline.sources.text:TextConfig", "data_pipeline.sources.text_corpus:TextCorpus"),
+    "pairs": CorpusEntry("data_pipeline.sources.pairs:PairsConfig", "data_pipeline.sources.pairs_corpus:PairsCorpus"),
     "images": CorpusEntry(
         "data_pipeline.sources.images:ImagesConfig", "data_pipeline.sources.image_corpus:ImageCorpus"
     ),

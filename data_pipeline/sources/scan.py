@@ -6,7 +6,7 @@ import hashlib
 import heapq
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from data_pipeline.common.progress import PassProgress
@@ -27,13 +27,19 @@ class Hashed(NamedTuple):
     sample_hash: int  # below 2^64
 
 
-def hashed(documents: Iterable[RawDocument], seed: int) -> Iterator[Hashed]:
-    """`documents` with their hashes under `seed`."""
+def hashed(
+    documents: Iterable[RawDocument], seed: int, split_by: Callable[[str], str] | None = None
+) -> Iterator[Hashed]:
+    """`documents` with their hashes under `seed`. split_by: the part of a text whose hash decides its split; None takes
+    all of it."""
     key = str(seed).encode()
     for document in documents:
         data = document.text.encode()
         digest = hashlib.blake2b(data, key=key, digest_size=16).digest()
         split_hash, sample_hash = (int.from_bytes(half, "big") for half in (digest[:8], digest[8:]))
+        if split_by is not None:
+            part = hashlib.blake2b(split_by(document.text).encode(), key=key, digest_size=16).digest()
+            split_hash = int.from_bytes(part[:8], "big")
         yield Hashed(document.text, len(data), digest, split_hash, sample_hash)
 
 

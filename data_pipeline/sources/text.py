@@ -8,7 +8,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Annotated, Literal, NamedTuple
+from typing import IO, Annotated, Literal, NamedTuple, Protocol
 
 import pydantic
 
@@ -52,7 +52,26 @@ class RawDocument(NamedTuple):
     source: str
 
 
-class _BadLine(Exception):
+class RawSource(Protocol):
+    """The texts of a corpus that `pretrain-data` makes documents of.
+
+    files: sorted or in the user's order, without repeats. After a pass: left_out, what of the inputs is no document;
+    bad_lines, what could not be read; encodings, how files were read that are not UTF-8; replaced, how many characters
+    of them could not be.
+    """
+
+    files: list[str]
+    left_out: LeftOut
+    bad_lines: list[str]
+    encodings: Counter[str]
+    replaced: int
+
+    def documents(self) -> Iterator[RawDocument]:
+        """Every document in order, from the beginning at each call. InputError names file and line."""
+        ...
+
+
+class BadLine(Exception):
     """Why a line of a .jsonl file holds no document."""
 
 
@@ -149,8 +168,8 @@ class TextSource:
 
     def _record(self, name: str, data: bytes) -> Iterator[str]:
         try:
-            text = _field(data, self._config.text_field)
-        except _BadLine as why:
+            text = field_text(data, self._config.text_field)
+        except BadLine as why:
             self._count(f"{name}: {why}")
             return
         parts = _read_parts(io.BytesIO(text), self._config.max_document_bytes)
@@ -232,39 +251,39 @@ def _character_start(data: bytes, limit: int) -> int:
     return limit
 
 
-def _field(data: bytes, field: str) -> bytes:
-    """The UTF-8 of `field` in the JSON object that `data` holds. Raises _BadLine."""
+def field_text(data: bytes, field: str, key: str = "corpus.text_field") -> bytes:
+    """The UTF-8 of `field` in the JSON object that `data` holds. key: which names the field. Raises BadLine."""
     try:
         record = json.loads(data.decode("utf-8-sig"))  # the file may begin with a byte order mark
     except UnicodeDecodeError as error:
-        raise _BadLine(
+        raise BadLine(
             f"not UTF-8 at byte {error.start} of the line (corpus.encoding names another encoding)"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise _BadLine(f"not JSON ({error})") from error
-    text = _look_up(record, field)
+        raise BadLine(f"not JSON ({error})") from error
+    text = _look_up(record, field, key)
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise _BadLine(f"an unpaired surrogate in the field {field!r}") from error
+        raise BadLine(f"an unpaired surrogate in the field {field!r}") from error
 
 
-def _look_up(record: object, field: str) -> str:
-    """A field by its whole name, else part by part. Raises _BadLine that says what stands there instead of text."""
+def _look_up(record: object, field: str, key: str) -> str:
+    """A field by its whole name, else part by part. Raises BadLine that says what stands there instead of text."""
     if not isinstance(record, dict):
-        raise _BadLine(f"no text in the field {field!r} (corpus.text_field); it is {_named_type(record)}, no object")
+        raise BadLine(f"no text in the field {field!r} ({key}); it is {_named_type(record)}, no object")
     value: object = record
     parts = [field] if field in record else field.split(".")
     for number, part in enumerate(parts):
         above = ".".join(parts[:number]) or "it"
         if not isinstance(value, dict):
-            raise _BadLine(f"no text in the field {field!r} (corpus.text_field): {above} is {_named_type(value)}")
+            raise BadLine(f"no text in the field {field!r} ({key}): {above} is {_named_type(value)}")
         if part not in value:
             keys = ", ".join(list(value)[:8])
-            raise _BadLine(f"no text in the field {field!r} (corpus.text_field); {above} has: {keys}")
+            raise BadLine(f"no text in the field {field!r} ({key}); {above} has: {keys}")
         value = value[part]
     if not isinstance(value, str):
-        raise _BadLine(f"no text in the field {field!r} (corpus.text_field): it is {_named_type(value)}")
+        raise BadLine(f"no text in the field {field!r} ({key}): it is {_named_type(value)}")
     return value
 
 

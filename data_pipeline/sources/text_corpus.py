@@ -16,9 +16,9 @@ from data_pipeline.shards.continuation import Scan
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.text import BlockWriter, TextIndex, TokenizedDocument
 from data_pipeline.sources.corpus import Vocabulary
-from data_pipeline.sources.scan import Scanner, hashed, listing_hash, scan_documents, split_of
-from data_pipeline.sources.text import RawDocument, TextConfig, TextSource
-from data_pipeline.tokenizers.encoding import encode_documents
+from data_pipeline.sources.scan import Hashed, Scanner, hashed, listing_hash, scan_documents, split_of
+from data_pipeline.sources.text import RawDocument, RawSource, TextConfig, TextSource
+from data_pipeline.tokenizers.encoding import Encode, encode_documents
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 
 _FEW_DOCUMENTS = 20
@@ -33,13 +33,32 @@ class TextCorpus:
     index_type = TextIndex
 
     def __init__(self, config: PrepareConfig) -> None:
-        assert isinstance(config.corpus, TextConfig)
-        self._config, self._source = config, TextSource(config.corpus, skip=os.path.realpath(config.output))
+        self._config, self._source = config, self._open_source(config)
         path = config.tokenizer.path
         self._given = Tokenizer.from_file(path, config.tokenizer.special_tokens) if path else None
         self._scanner: Scanner | None = None
-        self.settings = _settings(config, config.corpus, self._given)
+        self.settings = _settings(config, self._own_settings(config), self._given)
         self.listing = listing_hash(self._source.files)
+
+    def _open_source(self, config: PrepareConfig) -> RawSource:
+        assert isinstance(config.corpus, TextConfig)
+        return TextSource(config.corpus, skip=os.path.realpath(config.output))
+
+    def _own_settings(self, config: PrepareConfig) -> dict[str, object]:
+        """What of config.corpus decides the output, the inputs apart."""
+        assert isinstance(config.corpus, TextConfig)
+        kept = ("text_field", "encoding", "max_document_bytes")
+        return {f"corpus.{key}": getattr(config.corpus, key) for key in kept}
+
+    def _encoder(self) -> Encode:
+        return Tokenizer.encode_with_starts
+
+    def _hashed(self) -> Iterator[Hashed]:
+        """Every document, with the hash that decides its split."""
+        return hashed(self._documents(), self._config.seed)
+
+    def _makes_tokens(self, tokenizer: Tokenizer, text: str) -> bool:
+        return _has_word(text) or bool(tokenizer.encode(text))
 
     def needs_scan(self, root: str) -> bool:
         """The scan itself is in plan.json; only a tokenizer needs the sample."""
@@ -50,7 +69,7 @@ class TextCorpus:
         sample_bytes = min(wanted.sample_bytes, _CHECK_BYTES) if wanted.path else wanted.sample_bytes
         count_characters = wanted.path is None and wanted.model_type == "char"
         self._scanner = Scanner(self._config.valid_fraction, sample_bytes, count_characters)
-        scan_documents(hashed(self._documents(), self._config.seed), self._scanner)
+        scan_documents(self._hashed(), self._scanner)
         scan, files = self._scanner.result(), len(self._source.files)
         self._report()
         if scan.documents == 0:
@@ -79,7 +98,8 @@ class TextCorpus:
         return BlockWriter(root, split, self._config.block_tokens, self._config.shard_bytes, first)
 
     def documents(self, root: str, scan: Scan, done: Mapping[str, int]) -> Iterator[tuple[str, TokenizedDocument]]:
-        return encode_documents(self._texts(scan, done), join(root, "tokenizer"), self._config.num_workers)
+        texts, folder = self._texts(scan, done), join(root, "tokenizer")
+        return encode_documents(texts, folder, self._config.num_workers, self._encoder())
 
     def summary(self, manifest: Manifest, scan: Scan) -> str:
         assert manifest.tokenizer is not None
@@ -94,7 +114,7 @@ class TextCorpus:
     def _documents(self) -> Iterator[RawDocument]:
         """Those of which the tokenizer makes any token: one from elsewhere may strip spaces and control characters."""
         for document in self._source.documents():
-            if self._given is None or _has_word(document.text) or self._given.encode(document.text):
+            if self._given is None or self._makes_tokens(self._given, document.text):
                 yield document
             else:
                 self._source.left_out.add("documents of which the tokenizer makes no token")
@@ -132,7 +152,7 @@ class TextCorpus:
         to_skip, config = dict(done), self._config
         again = Scanner(config.valid_fraction, sample_bytes=0, count_characters=False)
         with PassProgress("tokenizing", scan.bytes) as progress:
-            for document in hashed(self._documents(), config.seed):
+            for document in self._hashed():
                 again.take(document)
                 progress.add(document.size)
                 split = split_of(document.split_hash, scan.smallest_hash, config.valid_fraction)
@@ -146,7 +166,7 @@ class TextCorpus:
             )
 
 
-def _in_parentheses(source: TextSource) -> str:
+def _in_parentheses(source: RawSource) -> str:
     """Why a corpus is empty, as far as anything of it was read."""
     reasons = [str(source.left_out)] if str(source.left_out) else []
     if source.bad_lines:
@@ -183,14 +203,12 @@ def _few(scan: Scan) -> str:
     )
 
 
-def _settings(config: PrepareConfig, corpus: TextConfig, given: Tokenizer | None) -> dict[str, Any]:
+def _settings(config: PrepareConfig, own: Mapping[str, object], given: Tokenizer | None) -> dict[str, Any]:
     trained = {f"tokenizer.{key}": value for key, value in to_dict(config.tokenizer).items()}
     del trained["tokenizer.path"], trained["tokenizer.special_tokens"]
     return {
-        "corpus.kind": corpus.kind,
-        "corpus.text_field": corpus.text_field,
-        "corpus.encoding": corpus.encoding,
-        "corpus.max_document_bytes": corpus.max_document_bytes,
+        "corpus.kind": config.corpus.kind,
+        **own,
         **(trained if given is None else {"tokenizer.path": given.fingerprint}),
         "valid_fraction": config.valid_fraction,
         "seed": config.seed,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 State = TypeVar("State")
@@ -11,11 +11,18 @@ State = TypeVar("State")
 class Origin(NamedTuple):
     """Where a segment of a sequence comes from: tokens [start, stop) of a framed document of a block of a shard."""
 
-    shard: str  # its name in the manifest
+    shard: str  # its name in the manifest; in a mixture CORPUS:NAME
     block: int
     document: int
     start: int
     stop: int
+
+
+class Part(NamedTuple):
+    """One corpus of a mixture."""
+
+    source: SequenceSource[Any]
+    share: float  # of the samples
 
 
 class SequenceSource(Protocol[State]):
@@ -25,6 +32,11 @@ class SequenceSource(Protocol[State]):
     """
 
     seed: int
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """The corpora of a mixture, by name; none of a single one."""
+        ...
 
     def start(self) -> State:
         """Before the first sequence."""
@@ -44,6 +56,10 @@ class SequenceSource(Protocol[State]):
 
     def passes(self, state: State) -> int:
         """How often every sequence was handed out before this state."""
+        ...
+
+    def drawn(self, state: State) -> Mapping[str, int]:
+        """How many sequences each corpus of a mixture has given before this state; none of a single one."""
         ...
 
     def advance(self, state: State, count: int) -> State:

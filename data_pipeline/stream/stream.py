@@ -8,7 +8,7 @@ and the seed alone. The state is small and plain: epoch, window, next sequence i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -18,7 +18,7 @@ import numpy as np
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.randomness import Purpose, generator
 from data_pipeline.stream.packing import Packing, PackingPlan
-from data_pipeline.stream.sequence_source import Origin
+from data_pipeline.stream.sequence_source import Origin, Part
 
 # Of what a position means. 1 had no such entry: a window's sequences came in the order of their packing.
 FORMAT = 2
@@ -102,6 +102,7 @@ class Stream:
         """Raises InputError where the split has no blocks."""
         self.reader, self.packing, self.seed = reader, packing, seed
         self.window_blocks, self.window_shards, self.least_sequences = window_blocks, window_shards, least_sequences
+        self.parts: Mapping[str, Part] = {}
         self.blocks = sum(reader.blocks_per_shard)
         if not self.blocks:
             raise InputError(f"{reader.name} has no blocks: the corpus is too small, or valid_fraction too large")
@@ -143,6 +144,9 @@ class Stream:
 
     def passes(self, state: Position) -> int:
         return self.advance(state, 0).epoch
+
+    def drawn(self, state: Position) -> Mapping[str, int]:
+        return {}
 
     def advance(self, state: Position, count: int) -> Position:
         """Raises InputError where no document of the split gives a sequence."""

@@ -5,21 +5,24 @@ from __future__ import annotations
 import functools
 import multiprocessing
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 
 import numpy as np
+import numpy.typing as npt
 
 from data_pipeline.common.workers import end_with_parent
 from data_pipeline.shards.text import TokenizedDocument, token_dtype
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 
+# A text -> its ids, and the first of each sentence, int64 [sentences]. A function of a module: it goes to the workers.
+Encode = Callable[[Tokenizer, str], tuple[list[int], npt.NDArray[np.int64]]]
 _CHUNK_CHARACTERS = 1 << 19
 _CHUNKS_AHEAD_PER_WORKER = 3
 
 
 def encode_documents(
-    texts: Iterable[tuple[str, str]], folder: str, num_workers: int
+    texts: Iterable[tuple[str, str]], folder: str, num_workers: int, encode: Encode = Tokenizer.encode_with_starts
 ) -> Iterator[tuple[str, TokenizedDocument]]:
     """(split, text) to (split, document) in the same order, by the tokenizer stored in `folder`.
 
@@ -28,25 +31,25 @@ def encode_documents(
     chunks = _chunks(texts)
     if num_workers <= 1:
         for splits, chunk in chunks:
-            yield from zip(splits, encode_chunk(folder, chunk), strict=True)
+            yield from zip(splits, encode_chunk(folder, chunk, encode), strict=True)
         return
     # spawn: a forked worker would hold its parent's lock and pipes open
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, context, initializer=end_with_parent) as pool:
         waiting: deque[tuple[list[str], Future[list[TokenizedDocument]]]] = deque()
         for splits, chunk in chunks:
-            waiting.append((splits, pool.submit(encode_chunk, folder, chunk)))
+            waiting.append((splits, pool.submit(encode_chunk, folder, chunk, encode)))
             if len(waiting) >= num_workers * _CHUNKS_AHEAD_PER_WORKER:
                 yield from _result(*waiting.popleft())
         while waiting:
             yield from _result(*waiting.popleft())
 
 
-def encode_chunk(folder: str, texts: list[str]) -> list[TokenizedDocument]:
+def encode_chunk(folder: str, texts: list[str], encode: Encode) -> list[TokenizedDocument]:
     """The documents of one chunk, in a worker."""
     tokenizer = _load_tokenizer(folder)
     dtype = token_dtype(tokenizer.total_size)
-    encoded = map(tokenizer.encode_with_starts, texts)
+    encoded = (encode(tokenizer, text) for text in texts)
     return [TokenizedDocument(np.array(ids, dtype=dtype), starts) for ids, starts in encoded]
 
 

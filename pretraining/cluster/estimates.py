@@ -87,7 +87,7 @@ class Shapes:
     def flops_per_step(self) -> float:
         """Forward and backward, over all ranks, of a batch without padding."""
         run = self.plan.run
-        units = run.seq_len if run.data_kind == "text" else 1
+        units = run.seq_len if run.data_kind != "images" else 1
         return self.objective.flops_per_unit(self.model) * units * run.train.global_batch_size
 
 

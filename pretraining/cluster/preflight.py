@@ -56,12 +56,13 @@ def _batches(plan: Plan) -> Finding:
 
 def _shards(plan: Plan) -> str:
     """Raises InputError where a shard is missing, or has another size than the manifest says."""
-    if plan.run.data.path is None:
-        raise InputError("data.path is missing")
-    manifest = load_manifest(plan.run.data.path)
-    check_files(manifest)
-    size = sum(shard.bytes for shard in manifest.shards)
-    return f"{len(manifest.shards)} shards, {_bytes(size)}, all there in their size"
+    if plan.run.data.problems():
+        raise InputError("; ".join(plan.run.data.problems()))
+    manifests = [load_manifest(folder) for folder in plan.run.data.folders.values()]
+    for manifest in manifests:
+        check_files(manifest)
+    shards = [shard for manifest in manifests for shard in manifest.shards]
+    return f"{len(shards)} shards, {_bytes(sum(shard.bytes for shard in shards))}, all there in their size"
 
 
 def _place(plan: Plan, run: Identity | None = None) -> Finding | str:
@@ -86,7 +87,7 @@ def _place(plan: Plan, run: Identity | None = None) -> Finding | str:
 
 def _run_findings(plan: Plan, data: Data) -> list[Finding]:
     """What follows from the data: identity, checkpoint, disk, times."""
-    run = identity(plan.run, data.prepared.manifest.fingerprint)
+    run = identity(plan.run, data.prepared.bound)
     found = [found_by("run folder", lambda: _place(plan, run)), found_by("tracking", lambda: _tracking(plan))]
     try:
         checkpoint = find_checkpoint(plan.run, run)
@@ -97,7 +98,7 @@ def _run_findings(plan: Plan, data: Data) -> list[Finding]:
     shapes = Shapes(plan, data.prepared.vocabulary, data.objective)
     try:
         size = saved_bytes(checkpoint.manifest) if checkpoint is not None else shapes.checkpoint_bytes()
-        step = step_time(plan, data.prepared.manifest.fingerprint, shapes)
+        step = step_time(plan, data.prepared.bound, shapes)
         save = save_seconds(plan, size)
     except InputError as error:  # train.freeze, cluster.measured
         return [*found, Finding("checkpoint", "ok", text), Finding("size and speed", "problem", str(error))]

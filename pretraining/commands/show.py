@@ -38,7 +38,6 @@ def main() -> int:
 
 
 def show(overrides: list[str]) -> None:
-    from data_pipeline.stream.stream import Stream
     from pretraining.objectives.base import Demonstration
     from pretraining.objectives.registry import build_objective
     from pretraining.objectives.samples import first_samples
@@ -54,8 +53,8 @@ def show(overrides: list[str]) -> None:
         raise InputError(f"{run_dir / 'checkpoints'} holds no checkpoint")
     data = Prepared(run)
     objective = build_objective(run.objective, data.spec).for_evaluation()
-    stream = Stream(data.reader("valid"), objective.packing(), config.seed)
-    samples = first_samples(stream, objective, VALIDATION_SAMPLES)
+    source = data.source("valid", objective.packing(), config.seed)
+    samples = first_samples(source, objective, VALIDATION_SAMPLES)
     model = load_plain_model(run, data.vocabulary, objective, checkpoint)
     print(objective.demonstrate(model, Demonstration(samples, run_dir, config.seed)))
 

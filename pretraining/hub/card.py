@@ -30,7 +30,8 @@ class Facts:
     """What the card tells beside the run's config.
 
     tokens: units so far, None where the checkpoint doesn't say. difference: between our outputs and transformers'.
-    splits: of the prepared data. seen: tokens or images. metrics: the run's metrics.jsonl.
+    splits: of the prepared data, in a mixture with their corpus' name. seen: tokens or images. metrics: the run's
+        metrics.jsonl.
     """
 
     architecture: str
@@ -65,8 +66,9 @@ def _data(facts: Facts, run: RunConfig) -> str:
         f"- {name}: {split.documents} {units}" + (f", {split.tokens} tokens" if facts.seen == "tokens" else "")
         for name, split in facts.splits.items()
     ]
+    folders = ", ".join(f"`{folder}`" for folder in run.data.folders.values())
     trained = "" if facts.tokens is None else f" Trained on {facts.tokens} {facts.seen}, repetitions included."
-    return f"Prepared with `pretrain-data` in `{run.data.path}`.{trained}\n" + "\n".join(lines)
+    return f"Prepared with `pretrain-data` in {folders}.{trained}\n" + "\n".join(lines)
 
 
 def _losses(facts: Facts) -> str:

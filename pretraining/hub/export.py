@@ -104,12 +104,17 @@ class Source:
         self.checkpoint = find_checkpoint(Path(config.checkpoint))
         self.run = read_run_config(self.checkpoint.folder.resolve().parents[1], config.modules)
         self.family = huggingface_family(self.run.model.name)
-        data = Path(config.data_path or self.run.data.path or "")
-        if not (data / "manifest.json").is_file():
-            raise InputError(f"{data}: there is no prepared data; data_path=DIR says where it is now")
-        self.manifest = manifest = load_manifest(data)
-        self.tokenizer = Tokenizer.load(data / "tokenizer") if manifest.kind == "text" else None
-        self.classes = manifest.classes
+        folders = {"": config.data_path} if config.data_path is not None else self.run.data.folders
+        for folder in folders.values():
+            if not (Path(folder) / "manifest.json").is_file():
+                raise InputError(f"{folder}: there is no prepared data; data_path=DIR says where it is now")
+        manifests = {name: load_manifest(folder) for name, folder in folders.items()}
+        self.splits = {
+            f"{name} {split}".strip(): found for name, m in manifests.items() for split, found in m.splits.items()
+        }
+        first = next(iter(manifests.values()))  # the corpora of a mixture have one vocabulary
+        self.tokenizer = Tokenizer.load(Path(first.root) / "tokenizer") if first.tokenizer else None
+        self.classes = first.classes
         self.vocabulary = vocabulary_of(self.tokenizer, self.classes)
         self.objective = build_objective(self.run.objective, sample_spec(self.run, self.tokenizer, self.classes))
         self.used = self.objective.used_ids()
@@ -145,7 +150,7 @@ class Source:
             step=report["step"],
             tokens=self.checkpoint.state.get("tokens"),
             difference=report["max_abs_difference"],
-            splits=self.manifest.splits,
+            splits=self.splits,
             seen="images" if self.tokenizer is None else "tokens",
             metrics=self.checkpoint.folder.resolve().parents[1] / METRICS,
         )

@@ -22,7 +22,7 @@ class ObjectiveEntry:
     config: str
     objective: str
     role: Role
-    data: Literal["text", "images"]
+    data: Literal["text", "pairs", "images"]
 
 
 OBJECTIVES: dict[str, ObjectiveEntry] = {

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.common.randomness import Purpose, generator
 from data_pipeline.loader import Sample, SampleMaker
-from data_pipeline.stream.stream import Position, Stream
+from data_pipeline.stream.sequence_source import SequenceSource
 from pretraining.models.base import Model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def first_samples(stream: Stream, maker: SampleMaker, count: int) -> list[Sample]:
-    """The first `count` samples of a stream; fewer where its first epoch has fewer."""
+def first_samples(source: SequenceSource[Any], maker: SampleMaker, count: int) -> list[Sample]:
+    """The first `count` samples of a source; fewer where its first epoch has fewer."""
     samples: list[Sample] = []
-    position = Position()
-    while len(samples) < count and position.epoch == 0:
-        rng = generator(stream.seed, Purpose.CORRUPTION, position.number)
-        samples.append(maker.corrupt(stream.sequence(position), rng))
-        position = stream.advance(position, 1)
+    state = source.start()
+    while len(samples) < count and source.passes(state) == 0:
+        rng = generator(source.seed, Purpose.CORRUPTION, source.number(state))
+        samples.append(maker.corrupt(source.sequence(state), rng))
+        state = source.advance(state, 1)
     return samples
 
 

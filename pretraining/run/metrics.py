@@ -11,7 +11,7 @@ import os
 import stat
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -38,6 +38,7 @@ class TrainingLine:
     each rank's own work, see phases.py; empty for one rank. flops: of the run so far. data_seconds: of this step, in
     which rank 0 waited for data. training_seconds: of all steps of the run that count. peak_bytes: of memory, of the
     rank that has taken most. loss_max: the largest that a data-parallel rank had on its own samples; None for one.
+    drawn: samples so far of each corpus of a mixture.
     """
 
     step: int
@@ -62,6 +63,7 @@ class TrainingLine:
     training_seconds: float | None = None
     peak_bytes: int = 0
     loss_max: float | None = None
+    drawn: Mapping[str, int] = field(default_factory=dict)
 
     def as_json(self) -> Values:
         line: Values = {
@@ -76,6 +78,7 @@ class TrainingLine:
             "batch_hash": self.batch_hash if self.batch_hash <= LARGEST_EXACT else str(self.batch_hash),
             **self.utilization,
             **{name: finite(value) for name, value in self.parts.items()},
+            **{f"drawn/{name}": number for name, number in self.drawn.items()},
         }
         if self.flops is not None:
             line["flops"] = self.flops

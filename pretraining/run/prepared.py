@@ -1,15 +1,22 @@
-"""Prepared data of either kind, as a model and an objective need them."""
+"""Prepared data of any kind, as a model and an objective need them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.shards.images import ImageReader
-from data_pipeline.shards.manifest import check_files, load_manifest
+from data_pipeline.shards.manifest import Manifest, check_files, load_manifest
 from data_pipeline.shards.text import TextReader
-from data_pipeline.stream.stream import Reader
+from data_pipeline.stream.mixture import Corpus, Mixture
+from data_pipeline.stream.packing import Packing
+from data_pipeline.stream.sequence_source import SequenceSource
+from data_pipeline.stream.shares import smoothed_shares
+from data_pipeline.stream.stream import Reader, Stream
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.config import RunConfig
 from pretraining.models.vocabulary import Vocabulary
@@ -31,41 +38,115 @@ def vocabulary_of(tokenizer: Tokenizer | None, classes: Sequence[str]) -> Vocabu
 
 
 class Prepared:
-    """What pretrain-data wrote to `data.path`.
+    """What pretrain-data wrote to `data.path`, or to the folders of a mixture.
 
-    spec: what an objective's samples must fit. vocabulary: what a model reads and predicts. Raises InputError where
-    files are missing, or where model and objective are for another kind of data.
+    manifests: by the corpora's names; of a single one by ''. spec: what an objective's samples must fit. vocabulary:
+    what a model reads and predicts. Raises InputError where files are missing, where model and objective are
+    for another kind of data, or where the corpora of a mixture don't have one tokenizer.
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.root = Path(config.data.path or "")
-        self.manifest = load_manifest(self.root)
-        if self.manifest.kind != config.data_kind:
-            raise InputError(
-                f"data.path={config.data.path} holds {self.manifest.kind}, objective="
-                f"{config.objective.name} needs {config.data_kind}"
-            )
-        check_files(self.manifest)
-        self.tokenizer = self._load_tokenizer()
-        self.spec = sample_spec(config, self.tokenizer, self.manifest.classes)
-        self.vocabulary = vocabulary_of(self.tokenizer, self.manifest.classes)
+        self.config = config.data
+        self.manifests = load_manifests(config.data.folders)
+        for manifest in self.manifests.values():
+            if manifest.kind != config.data_kind:
+                raise InputError(
+                    f"{self._named(manifest)} holds {manifest.kind}, objective={config.objective.name} needs "
+                    f"{config.data_kind}"
+                )
+            check_files(manifest)
+        self.first = _alike(self.manifests)
+        self.tokenizer = _tokenizer_of(self.first)
+        self.spec = sample_spec(config, self.tokenizer, self.first.classes)
+        self.vocabulary = vocabulary_of(self.tokenizer, self.first.classes)
         for key, stated in config.model.stated_outputs().items():
             if stated != self.vocabulary.outputs:
-                raise InputError(
-                    f"{key}={stated}, but data.path={config.data.path} was prepared with {self.vocabulary.outputs}"
-                )
+                where = self._named(self.first)
+                raise InputError(f"{key}={stated}, but {where} was prepared with {self.vocabulary.outputs}")
 
-    def _load_tokenizer(self) -> Tokenizer | None:
-        described = self.manifest.tokenizer
-        if described is None:
-            return None
-        tokenizer = Tokenizer.load(self.root / "tokenizer")
-        if tokenizer.fingerprint != described.fingerprint:
+    @property
+    def is_mixture(self) -> bool:
+        return self.config.name == "mixture"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that is read, and of the shares: equal on all ranks."""
+        if not self.is_mixture:
+            return self.first.fingerprint
+        contents = {name: manifest.fingerprint for name, manifest in sorted(self.manifests.items())}
+        return hashlib.sha256(json.dumps([contents, sorted(self.shares().items())]).encode()).hexdigest()
+
+    @property
+    def bound(self) -> str:
+        """Of what must stay as it is when a run is continued: of a mixture not its corpora, each of which its position
+        knows, but the vocabulary that they have in common."""
+        if not self.is_mixture:
+            return self.first.fingerprint
+        info = self.first.tokenizer
+        return info.fingerprint if info else hashlib.sha256(json.dumps(self.first.classes).encode()).hexdigest()
+
+    def shares(self) -> dict[str, float]:
+        """Of the samples, for each corpus of a mixture; they add up to 1."""
+        if self.config.shares is not None:
+            return smoothed_shares(self.config.shares, 1.0)
+        splits = {name: manifest.splits["train"] for name, manifest in self.manifests.items()}
+        return smoothed_shares({name: s.tokens or s.documents for name, s in splits.items()}, self.config.smoothing)
+
+    def mixture_lines(self) -> list[str]:
+        """What a mixture draws, in words."""
+        if not self.is_mixture:
+            return []
+        shares = sorted(self.shares().items(), key=lambda item: -item[1])
+        return [f"mixture: {', '.join(f'{name} {share:.3%}' for name, share in shares)} of the samples"]
+
+    def reader(self, split: str, corpus: str = "") -> Reader:
+        return (TextReader if self.tokenizer else ImageReader)(self.manifests[corpus], split)
+
+    def source(self, split: str, packing: Packing, seed: int, least_sequences: int = 0) -> SequenceSource[Any]:
+        """The order of one split's sequences. least_sequences: see Stream."""
+        width = self.config.window_blocks
+        streams = {
+            name: Stream(self.reader(split, name), packing, seed, window_blocks=width, least_sequences=least_sequences)
+            for name in self.manifests
+        }
+        if not self.is_mixture:
+            return streams[""]
+        shares = self.shares()
+        corpora = {name: Corpus(s, shares[name], self.manifests[name].fingerprint) for name, s in streams.items()}
+        return Mixture(corpora, seed)
+
+    def _named(self, manifest: Manifest) -> str:
+        name = next(name for name, found in self.manifests.items() if found is manifest)
+        return f"data.sources.{name}={manifest.root}" if self.is_mixture else f"data.path={manifest.root}"
+
+
+def load_manifests(folders: Mapping[str, str]) -> dict[str, Manifest]:
+    return {name: load_manifest(Path(folder)) for name, folder in folders.items()}
+
+
+def _alike(manifests: Mapping[str, Manifest]) -> Manifest:
+    """The first one. Raises InputError where the others have another vocabulary."""
+    first = next(iter(manifests.values()))
+    for name, manifest in manifests.items():
+        if manifest.tokenizer != first.tokenizer:
             raise InputError(
-                f"{self.root / 'tokenizer'} is not the tokenizer that the shards were written with: its "
-                f"fingerprint differs from {self.root / 'manifest.json'}"
+                f"data.sources: {manifest.root} ({name}) was prepared with another tokenizer than {first.root}; "
+                f"tokenizer.path={first.root}/tokenizer prepares it with the same"
             )
-        return tokenizer
+        if manifest.classes != first.classes:
+            raise InputError(f"data.sources: {manifest.root} ({name}) has other classes than {first.root}")
+    return first
 
-    def reader(self, split: str) -> Reader:
-        return (TextReader if self.tokenizer else ImageReader)(self.manifest, split)
+
+def _tokenizer_of(manifest: Manifest) -> Tokenizer | None:
+    described = manifest.tokenizer
+    if described is None:
+        return None
+    folder = Path(manifest.root) / "tokenizer"
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.fingerprint != described.fingerprint:
+        raise InputError(
+            f"{folder} is not the tokenizer that the shards were written with: its fingerprint differs from "
+            f"{Path(manifest.root) / 'manifest.json'}"
+        )
+    return tokenizer

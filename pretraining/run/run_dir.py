@@ -253,7 +253,11 @@ def _refuse_changes(what: str, before: Identity, now: Identity) -> None:
         if before.get(key) != now.get(key) and key != "data.content"
     ]
     if before.get("data.content") != now["data.content"]:
-        changed.append("data.path holds other data, or was prepared again: its content differs")
+        changed.append(
+            "data.sources have another tokenizer, or other classes"
+            if now.get("data.name") == "mixture"
+            else "data.path holds other data, or was prepared again: its content differs"
+        )
     if changed:
         raise InputError(f"{what}. Differences: {'; '.join(changed)}")
 
@@ -262,10 +266,15 @@ def recorded_config(config: RunConfig) -> dict[str, Any]:
     """The config as a run records it: what it reads is named so that it is found from any folder."""
     values = to_dict(config)
     for group, key in (("data", "path"), ("model", "init_from")):
-        found = values[group][key]
-        if found is not None and is_local(found):
-            values[group][key] = os.path.abspath(found)
+        if values[group][key] is not None:
+            values[group][key] = _from_anywhere(values[group][key])
+    sources = values["data"]["sources"]
+    values["data"]["sources"] = {name: _from_anywhere(folder) for name, folder in sources.items()}
     return values
+
+
+def _from_anywhere(path: str) -> str:
+    return os.path.abspath(path) if is_local(path) else path
 
 
 def write_config(config: RunConfig, run_dir: Path, run: Identity, start: Checkpoint | None = None) -> None:

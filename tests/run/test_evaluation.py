@@ -82,7 +82,7 @@ def test_bytes_are_those_of_the_text(corpus: Path, tmp_path: Path) -> None:
         for block in range(blocks)
         for document in range(len(reader.document_lengths(shard, block)))
     ]
-    split = data.manifest.splits["valid"]
+    split = data.first.splits["valid"]
     targets = split.tokens + split.documents  # and an end for each document
     size = sum(len(text.encode()) for text in texts)
     assert line["valid_bits_per_byte"] == pytest.approx(line["valid_loss"] * targets / size / math.log(2), rel=0.01)
