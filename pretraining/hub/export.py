@@ -103,7 +103,7 @@ class Source:
             raise InputError(f"output={config.output} exists already and is not overwritten")
         self.checkpoint = find_checkpoint(Path(config.checkpoint))
         self.run = read_run_config(self.checkpoint.folder.resolve().parents[1], config.modules)
-        self.family = huggingface_family(self.run.model.name)
+        self.family = huggingface_family(self.run.model.name, self.run.model)
         data = Path(config.data_path or self.run.data.path or "")
         if not (data / "manifest.json").is_file():
             raise InputError(f"{data}: there is no prepared data; data_path=DIR says where it is now")
