@@ -251,7 +251,8 @@ def freeze(model: Model, patterns: Iterable[str]) -> None:
             f"{', '.join(list(parameters)[:5])}, ..."
         )
     for name, parameter in parameters.items():
-        parameter.requires_grad_(not any(fnmatch(name, pattern) for pattern in patterns))
+        if any(fnmatch(name, pattern) for pattern in patterns):
+            parameter.requires_grad_(False)
     if not any(p.requires_grad for p in parameters.values()):
         raise InputError(f"train.freeze={patterns} leaves nothing to train")
 

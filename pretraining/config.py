@@ -19,9 +19,11 @@ from data_pipeline.common.fields import (
     to_dict,
     used_with,
 )
+from data_pipeline.common.registry import load
 from pretraining.engines.config import PROVEN_TENSOR_PARALLEL, EngineConfig
-from pretraining.models.config import TextConfig, TransformerConfig
+from pretraining.models.config import ModelConfig, TextConfig
 from pretraining.models.registry import FAMILIES
+from pretraining.models.roles import Role
 from pretraining.models.vision import VisionConfig
 from pretraining.objectives.registry import OBJECTIVES, objectives_for
 from pretraining.objectives.registry import NamedConfig as ObjectiveConfig
@@ -175,7 +177,7 @@ class RunConfig:
     modules: Python modules to import first; they may add families, objectives and optimizers to the tables.
     """
 
-    model: Annotated[TransformerConfig, PickedBy("pretraining.models.registry:FAMILIES")]
+    model: Annotated[ModelConfig, PickedBy("pretraining.models.registry:FAMILIES")]
     objective: Annotated[ObjectiveConfig, PickedBy("pretraining.objectives.registry:OBJECTIVES")]
     optimizer: Annotated[OptimizerConfig, PickedBy("pretraining.optim.registry:OPTIMIZERS")]
     scheduler: Annotated[ScheduleConfig, PickedBy("pretraining.optim.schedules:SCHEDULES")]
@@ -220,12 +222,12 @@ class RunConfig:
 
     def _fit_problems(self, members: Mapping[str, str]) -> list[str]:
         role, name = OBJECTIVES[self.objective.name].role, self.model.name
-        fitting = objectives_for(FAMILIES[name].roles)
+        fitting = objectives_for(self.model.roles(FAMILIES[name].roles))
         if self.objective.name in fitting:
             return []
         model = f"model={members['model']}" if "model" in members else f"model.name={name}"
         objectives = " or ".join(f"objective={objective}" for objective in fitting)
-        models = [m for family, entry in FAMILIES.items() if role in entry.roles for m in presets(family)]
+        models = [m for family, entry in FAMILIES.items() if role in entry.roles for m in presets(family, role)]
         return [
             f"objective={self.objective.name} does not fit {model}: {objectives or 'no objective'} fits {model}; "
             f"objective={self.objective.name} fits {' or '.join(models) or 'no model yet'}"
@@ -290,12 +292,19 @@ class RunConfig:
         ]
 
 
-def presets(family: str) -> list[str]:
-    """The members of the group model that begin a family's sizes, as they are typed; model.name of one without."""
+def presets(family: str, role: Role) -> list[str]:
+    """The members of the group model that begin a family's sizes in this role, as they are typed; model.name of one
+    without."""
     import yaml
 
-    files = sorted((conf_dir() / "model").glob("*.yaml"))
-    found = [f"model={file.stem}" for file in files if yaml.safe_load(file.read_text()).get("name") == family]
+    entry, found = FAMILIES[family], []
+    for file in sorted((conf_dir() / "model").glob("*.yaml")):
+        values = yaml.safe_load(file.read_text())
+        if values.get("name") != family:
+            continue
+        # a family of one role plays it in every size; of another the config says which
+        if len(entry.roles) == 1 or role in load(entry.config)(**values).roles(entry.roles):
+            found.append(f"model={file.stem}")
     return found or [f"model.name={family}"]
 
 

@@ -9,6 +9,7 @@ import yaml
 from data_pipeline.common.compose import compose_config, composed, conf_dir
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import configclass, to_dict
+from data_pipeline.common.registry import load
 from data_pipeline.common.schema import get
 from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.verify import VerifyConfig
@@ -16,6 +17,8 @@ from pretraining.commands.replay import ReplayConfig
 from pretraining.commands.show import ShowConfig
 from pretraining.config import RunConfig, identity, load_config
 from pretraining.hub.export import ExportConfig
+from pretraining.models.registry import FAMILIES
+from pretraining.objectives.registry import objectives_for
 from pretraining.optim.registry import OPTIMIZERS
 from pretraining.run.run_dir import read_run_config, write_config
 from pretraining.run.verdict import named_run_dir
@@ -373,13 +376,13 @@ def test_a_table_is_extended_by_a_module_of_the_users(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("group", ["model", "objective", "optimizer", "scheduler", "engine"])
 def test_every_member_of_a_group_has_only_keys_with_an_effect(group):
-    fitting = {"bert": "masked_lm", "t5": "span_corruption", "vit": "image_classification", "mae": "masked_image"}
     for file in sorted((conf_dir() / group).glob("*.yaml")):
         found = composed("pretrain", [f"{group}={file.stem}"], RunConfig)
         assert found.problems == [], file
         if group == "model":
-            name = found.values["model"]["name"]
-            load_config(["data.path=x", f"model={file.stem}", f"objective={fitting.get(name, 'causal_lm')}"])
+            entry = FAMILIES[found.values["model"]["name"]]
+            fitting = objectives_for(load(entry.config)(**found.values["model"]).roles(entry.roles))
+            load_config(["data.path=x", f"model={file.stem}", f"objective={fitting[0]}"])
 
 
 def test_yaml_files_repeat_no_default():

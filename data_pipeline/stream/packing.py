@@ -99,6 +99,46 @@ class ConcatenationPlan:
 
 
 @dataclass(frozen=True)
+class Pieces:
+    """One document a sequence: each framed document (`before` + tokens + `after`) is cut every `stride` tokens into
+    pieces of at most `length` tokens. `cut` gives an array of tokens.
+
+    shortest: tokens; a document's last piece of fewer is left out, and a document that has no other.
+    """
+
+    length: int
+    stride: int
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    shortest: int = 1
+
+    def plan(self, lengths: np.ndarray, sentences: SentenceStarts | None = None) -> PiecesPlan:
+        """lengths: int [documents], in tokens, unframed."""
+        framed = lengths.astype(np.int64) + len(self.before) + len(self.after)
+        # a piece that holds what overlaps alone stands in the piece before
+        least = max(self.shortest, self.length - self.stride + 1)
+        pieces = np.maximum(0, (framed - least) // self.stride + 1)
+        return PiecesPlan(framed, np.concatenate([[0], np.cumsum(pieces)]), self.length, self.stride)
+
+    def cut(self, document: TokenizedDocument, segment: Segment) -> np.ndarray:
+        return Concatenation(self.length, self.stride, self.before, self.after).cut(document, segment)
+
+
+class PiecesPlan:
+    """framed: int64 [documents], their lengths. firsts: int64 [documents + 1], the sequence of each one's first piece,
+    then the number of sequences."""
+
+    def __init__(self, framed: np.ndarray, firsts: np.ndarray, length: int, stride: int) -> None:
+        self.framed, self.firsts, self.length, self.stride = framed, firsts, length, stride
+        self.num_sequences = int(firsts[-1])
+
+    def segments(self, sequence: int) -> list[Segment]:
+        document = int(np.searchsorted(self.firsts, sequence, side="right")) - 1
+        start = (sequence - int(self.firsts[document])) * self.stride
+        return [Segment(document, start, min(start + self.length, int(self.framed[document])))]
+
+
+@dataclass(frozen=True)
 class Single:
     """One document a sequence: an image. With `partner`, a second document of the window follows it, half a window
     further, to be mixed into it (mixup, CutMix)."""

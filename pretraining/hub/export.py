@@ -103,7 +103,7 @@ class Source:
             raise InputError(f"output={config.output} exists already and is not overwritten")
         self.checkpoint = find_checkpoint(Path(config.checkpoint))
         self.run = read_run_config(self.checkpoint.folder.resolve().parents[1], config.modules)
-        self.family = huggingface_family(self.run.model.name)
+        self.family = huggingface_family(self.run.model.name, self.run.model)
         folders = {"": config.data_path} if config.data_path is not None else self.run.data.folders
         for folder in folders.values():
             if not (Path(folder) / "manifest.json").is_file():

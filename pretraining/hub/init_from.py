@@ -40,7 +40,7 @@ class HuggingFaceFolder:
     def __init__(self, folder: str, model: Model, outputs: int, tokenizer: Tokenizer | None) -> None:
         self.folder, self.vocab_size = Path(folder), outputs
         _refuse_own(self.folder)
-        family = huggingface_family(model.config.name)
+        family = huggingface_family(model.config.name, model.config)
         values = read_json(self.folder / "config.json", key="model.init_from")
         self.stored, problems = _stored_tensors(self.folder)
         free = {"vocab_size"} if "classifier.weight" in self.stored else {"vocab_size", "num_classes"}

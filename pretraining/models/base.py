@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from pretraining.models.config import TransformerConfig
+from pretraining.models.config import ModelConfig, TransformerConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,7 @@ class Model(Protocol):
     training: bool
 
     @property
-    def config(self) -> TransformerConfig: ...
+    def config(self) -> ModelConfig: ...
 
     def block_stacks(self) -> Sequence[BlockStack]:
         """Its stacks of blocks, in the order in which a batch meets them, each with what lies below and above it."""
@@ -160,6 +160,20 @@ class ImageEncoder(Model, Protocol):
     def flops_per_image(self) -> float:
         """Forward and backward of one image, head included."""
         ...
+
+
+class ShapedTokenModel(TokenModel, Protocol):
+    """What the heads of models/heads.py are made for: a model that states its width."""
+
+    @property
+    def config(self) -> TransformerConfig: ...
+
+
+class ShapedImageEncoder(ImageEncoder, Protocol):
+    """The same of images."""
+
+    @property
+    def config(self) -> TransformerConfig: ...
 
 
 class MaskedImageAutoencoder(Model, Protocol):

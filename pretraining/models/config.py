@@ -5,10 +5,53 @@ from __future__ import annotations
 from dataclasses import KW_ONLY
 
 from data_pipeline.common.fields import Fraction, PathText, Positive, PositiveFloat, configclass
+from pretraining.models.roles import Role
 
 
 @configclass
-class TransformerConfig:
+class ModelConfig:
+    """What every family's config has.
+
+    activation_checkpointing: compute each block again in the backward pass instead of keeping its activations.
+    init_from: a Hugging Face folder whose weights a new run starts from.
+    """
+
+    name: str
+    _: KW_ONLY
+    activation_checkpointing: bool = False
+    init_from: PathText | None = None
+
+    @property
+    def packs_documents(self) -> bool:
+        """Whether several documents may share a sequence, with no attention between them."""
+        return True
+
+    def roles(self, of_family: frozenset[Role]) -> frozenset[Role]:
+        """Those of its family's roles that a model of this config plays."""
+        return of_family
+
+    def problems(self) -> list[str]:
+        """Contradictions between keys, each reported with its values."""
+        return []
+
+    def split_over_ranks(self) -> dict[str, int]:
+        """What tensor parallelism divides: each must be divisible by the number of ranks."""
+        return {}
+
+    def layout_problems(self, engine: str, zero_stage: int, tensor_parallel: int) -> list[str]:
+        """Why the model does not run under this layout: one that is not proven is refused by name, with the reason.
+
+        engine: engine.name. zero_stage: 0 to 3, 0 where the engine has none.
+        """
+        return []
+
+    def stated_outputs(self) -> dict[str, int]:
+        """The key that states how many tokens or classes are predicted, if one does: the prepared data must agree."""
+        return {}
+
+
+@configclass
+class TransformerConfig(ModelConfig):
     """The shape of a stack of blocks, and how it is run.
 
     num_layers: blocks of a stack.
@@ -21,11 +64,8 @@ class TransformerConfig:
         models, dropout in all others.
     mlp_dropout: rate between a feed-forward's activation and its last layer; null takes what the family was published
         with: dropout in T5 and in images' models, none in others.
-    activation_checkpointing: compute each block again in the backward pass instead of keeping its activations.
-    init_from: a Hugging Face folder whose weights a new run starts from.
     """
 
-    name: str
     num_layers: Positive
     hidden_size: Positive
     num_heads: Positive
@@ -35,8 +75,6 @@ class TransformerConfig:
     dropout: Fraction = 0.0
     attention_dropout: Fraction | None = None
     mlp_dropout: Fraction | None = None
-    activation_checkpointing: bool = False
-    init_from: PathText | None = None
 
     @property
     def mlp_size(self) -> int:
@@ -54,25 +92,12 @@ class TransformerConfig:
         return 0.0 if self.mlp_dropout is None else self.mlp_dropout
 
     def problems(self) -> list[str]:
-        """Contradictions between keys, each reported with its values."""
         if self.hidden_size % self.num_heads == 0:
             return []
         return [f"model.hidden_size={self.hidden_size} is not divisible by model.num_heads={self.num_heads}"]
 
     def split_over_ranks(self) -> dict[str, int]:
-        """What tensor parallelism divides: each must be divisible by the number of ranks."""
         return {"model.num_heads": self.num_heads, "model.intermediate_size": self.mlp_size}
-
-    def layout_problems(self, engine: str, zero_stage: int, tensor_parallel: int) -> list[str]:
-        """Why the model does not run under this layout: one that is not proven is refused by name, with the reason.
-
-        engine: engine.name. zero_stage: 0 to 3, 0 where the engine has none.
-        """
-        return []
-
-    def stated_outputs(self) -> dict[str, int]:
-        """The key that states how many tokens or classes are predicted, if one does: the prepared data must agree."""
-        return {}
 
 
 @configclass

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretraining.models.base import ImageEncoder, Model, TokenModel
+from pretraining.models.base import Model, ShapedImageEncoder, ShapedTokenModel
 from pretraining.models.layers import make_norm
 from pretraining.models.loss import Rows, VocabularyLoss
 from pretraining.models.vocabulary import padded_vocabulary
@@ -88,7 +88,7 @@ def _ranges_without(used: Ids, vocab_size: int) -> tuple[tuple[int, int], ...]:
     return tuple((a + 1, b) for a, b in pairwise(borders) if b > a + 1)
 
 
-def token_head(model: TokenModel, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> TokenHead:
+def token_head(model: ShapedTokenModel, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> TokenHead:
     """Every position predicts a token; with the embedding's table where the model ties it, else with one of its own."""
     if model.tie_embeddings:
         table = model.token_embedding.get_parameter("weight")
@@ -101,7 +101,7 @@ class MaskedTokenHead(nn.Module):
     """Losses or logits of the masked positions alone: a dense layer, GELU, norm, then the embedding's table with a bias
     (Devlin et al. 2018; google-research/bert, run_pretraining.py, get_masked_lm_output)."""
 
-    def __init__(self, model: TokenModel, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> None:
+    def __init__(self, model: ShapedTokenModel, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> None:
         super().__init__()
         size, table = model.config.hidden_size, model.token_embedding.get_parameter("weight")
         self.transform = nn.Linear(size, size)
@@ -126,7 +126,7 @@ class PairHead(nn.Module):
     """How two segments belong together, from the pooled first token: 0 as in the text, 1 otherwise (Devlin et al. 2018,
     section 3.1, task 2)."""
 
-    def __init__(self, model: TokenModel) -> None:
+    def __init__(self, model: ShapedTokenModel) -> None:
         super().__init__()
         size = model.config.hidden_size
         self.pooler = nn.Linear(size, size)
@@ -137,6 +137,6 @@ class PairHead(nn.Module):
         return self.classifier(torch.tanh(self.pooler(hidden[:, 0])))
 
 
-def class_head(model: ImageEncoder) -> nn.Linear:
+def class_head(model: ShapedImageEncoder) -> nn.Linear:
     """features [batch, hidden] -> logits [batch, classes]."""
     return nn.utils.skip_init(nn.Linear, model.config.hidden_size, model.num_classes)

@@ -35,7 +35,7 @@ def initialize(model: nn.Module, layers: Layers, seed: int, rule: Rule) -> None:
         in_place = box.size == shape and parameter.device.type == "cpu" and parameter.is_contiguous()
         with torch.no_grad():  # of each thread
             whole = parameter.data if in_place else torch.empty(shape)
-            rule(name, whole, _generator(seed, name))
+            rule(name, whole, torch.Generator().manual_seed(named_seed(seed, name)))
             for start, stop in unused if name in tables else ():
                 whole[start:stop] = 0.0
             if not in_place:
@@ -51,6 +51,7 @@ def initialize(model: nn.Module, layers: Layers, seed: int, rule: Rule) -> None:
             pass
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def named_seed(seed: int, name: str) -> int:
+    """Of the generator that draws what has this name."""
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") % 2**63)
+    return int.from_bytes(digest, "little") % 2**63

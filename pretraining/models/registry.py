@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.registry import load
-from pretraining.models.config import TransformerConfig
+from pretraining.models.config import ModelConfig
 from pretraining.models.roles import Role
 from pretraining.models.vocabulary import Vocabulary
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """config, model: "module:Class". The config class is a TransformerConfig; the model's is made as Class(config,
+    """config, model: "module:Class". The config class is a ModelConfig; the model's is made as Class(config,
     vocabulary, layers) and keeps the contract of models.base. huggingface: a module with the members of
-    HuggingFaceFamily, None where transformers has no counterpart. roles: what objectives can ask of it.
+    HuggingFaceFamily, or "module:Class" of what is made as Class(config) and has them; None where transformers has no
+    counterpart. roles: what objectives can ask of it.
     """
 
     config: str
@@ -66,18 +67,25 @@ FAMILIES: dict[str, Family] = {
         roles=frozenset({Role.MASKED_IMAGE_AUTOENCODER}),
         huggingface="pretraining.models.mae.huggingface",
     ),
+    "huggingface": Family(
+        config="pretraining.models.huggingface.config:HuggingFaceConfig",
+        model="pretraining.models.huggingface.model:build",
+        roles=frozenset({Role.DECODER, Role.TOKEN_ENCODER, Role.ENCODER_DECODER, Role.IMAGE_ENCODER}),
+        huggingface="pretraining.models.huggingface.huggingface:Counterpart",
+    ),
 }
 
 
-def build_model(config: TransformerConfig, vocabulary: Vocabulary, layers: Layers) -> Model:
+def build_model(config: ModelConfig, vocabulary: Vocabulary, layers: Layers) -> Model:
     """The torch module without heads, its weights still empty."""
     return load(FAMILIES[config.name].model)(config, vocabulary, layers)
 
 
-def huggingface_family(name: str) -> HuggingFaceFamily[Any]:
-    """The module that maps this family to transformers. Raises InputError where it has none."""
-    module = FAMILIES[name].huggingface
-    if module is None:
+def huggingface_family(name: str, config: ModelConfig | None = None) -> HuggingFaceFamily[Any]:
+    """What maps this family to transformers. config: of the model, for a family that has a counterpart for each.
+    Raises InputError where it has none."""
+    found = FAMILIES[name].huggingface
+    if found is None:
         raise InputError(f"model.name={name} has no Hugging Face counterpart")
-    family: Any = import_module(module)
+    family: Any = load(found)(config) if ":" in found else import_module(found)
     return family

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pretraining.models.base import Model
-from pretraining.models.config import TransformerConfig
+from pretraining.models.config import ModelConfig
 from pretraining.models.heads import BringsHeads, attach_heads
 from pretraining.models.registry import build_model
 from pretraining.models.vocabulary import Vocabulary
@@ -28,7 +28,7 @@ class MetaLayers(PlainLayers):
         return nn.Parameter(torch.empty(shape, device="meta"))
 
 
-def shapes_of(config: TransformerConfig, vocabulary: Vocabulary, objective: BringsHeads) -> Model:
+def shapes_of(config: ModelConfig, vocabulary: Vocabulary, objective: BringsHeads) -> Model:
     """The model with its objective's heads, every tensor whole. What Layers make is on the meta device; fixed positions
     and small modules are real."""
     layers = MetaLayers()

@@ -13,7 +13,7 @@ from pretraining.models.vocabulary import padded_vocabulary
 from pretraining.parallel.layers import Layers
 
 if TYPE_CHECKING:
-    from pretraining.models.base import TokenModel
+    from pretraining.models.base import ShapedTokenModel
 
 
 class TransformerModel(nn.Module):
@@ -48,7 +48,7 @@ class TextModel(TransformerModel):
     token_embedding: nn.Module
 
     def make_token_head(self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> TokenHead:
-        return token_head(cast("TokenModel", self), layers, used, z_loss)
+        return token_head(cast("ShapedTokenModel", self), layers, used, z_loss)
 
     def padded_rows(self, name: str) -> int:
         """Those of the embedding and of the heads that project to the vocabulary."""

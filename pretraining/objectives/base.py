@@ -40,12 +40,14 @@ class SampleSpec:
     seq_len: tokens of a text sequence (0 for images).
     grid: of an image (None for text).
     tokenizer: None for images.
+    packs_documents: whether the model keeps documents of one sequence apart; else a sequence has one.
     classes: names of the labels of images, by number.
     """
 
     seq_len: int = 0
     grid: PatchGrid | None = None
     tokenizer: Tokenizer | None = None
+    packs_documents: bool = True
     classes: tuple[str, ...] = ()
 
 

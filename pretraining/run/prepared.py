@@ -27,7 +27,7 @@ def sample_spec(config: RunConfig, tokenizer: Tokenizer | None, classes: Sequenc
     """What the samples of a run must fit. tokenizer: None for images; classes: empty for text."""
     if tokenizer is None:
         return SampleSpec(grid=config.grid, classes=tuple(classes))
-    return SampleSpec(seq_len=config.seq_len, tokenizer=tokenizer)
+    return SampleSpec(seq_len=config.seq_len, tokenizer=tokenizer, packs_documents=config.model.packs_documents)
 
 
 def vocabulary_of(tokenizer: Tokenizer | None, classes: Sequence[str]) -> Vocabulary:

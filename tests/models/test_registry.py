@@ -14,7 +14,7 @@ import torch
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.registry import load
 from pretraining.models.bert.config import BertConfig
-from pretraining.models.config import TransformerConfig
+from pretraining.models.config import ModelConfig
 from pretraining.models.heads import attach_heads
 from pretraining.models.huggingface_map import HuggingFaceFamily
 from pretraining.models.registry import FAMILIES, Family, build_model, huggingface_family
@@ -98,7 +98,7 @@ def test_a_family_from_outside_is_one_entry(tmp_path: Path, monkeypatch: pytest.
 def test_an_entry_is_complete(name: str) -> None:
     """The config knows its name, and the Hugging Face module has what its Protocol says."""
     config = load(FAMILIES[name].config)
-    assert issubclass(config, TransformerConfig) and repr(name) in str(get_type_hints(config)["name"])
+    assert issubclass(config, ModelConfig) and repr(name) in str(get_type_hints(config)["name"])
     assert FAMILIES[name].roles
     if FAMILIES[name].huggingface is not None:
         members = {m for m in vars(HuggingFaceFamily) if not m.startswith("_")} | {"architectures"}

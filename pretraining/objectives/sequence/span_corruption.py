@@ -117,6 +117,11 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
         """Raises InputError where the lengths leave no room for a segment, or there are too few sentinels."""
         assert spec.tokenizer is not None
         tokenizer = spec.tokenizer
+        if config.documents == "apart" and not spec.packs_documents:
+            raise InputError(
+                "objective.documents=apart: this model does not keep the documents of a sequence apart; use "
+                "objective.documents=joined"
+            )
         self.config, self.inputs_length, self.tokenizer = config, spec.seq_len, tokenizer
         self.pad, self.eos, self.all_sentinels = tokenizer.pad, tokenizer.eos, tokenizer.sentinels
         self.mixture = mixture(config)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from data_pipeline.common.fields import NonNegativeFloat, Probability, configclass
 from data_pipeline.loader import Sample
-from data_pipeline.stream.packing import Concatenation
+from data_pipeline.stream.packing import Concatenation, Pieces
 from pretraining.labels import IGNORED
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.inspect import decode_with_specials
@@ -61,6 +61,7 @@ class CausalLM(Objective[np.ndarray, DecoderWithHead]):
     def __init__(self, config: CausalLMConfig, spec: SampleSpec) -> None:
         assert spec.tokenizer is not None
         self.config, self.length, self.tokenizer = config, spec.seq_len, spec.tokenizer
+        self.packs = spec.packs_documents or config.cross_document_attention
         self.rearranges, self.rolls = config.fim_rate > 0, False
         self.pad, self.bos, self.eos = self.tokenizer.pad, self.tokenizer.bos, self.tokenizer.eos
         self.fim = (self.tokenizer.fim_prefix, self.tokenizer.fim_suffix, self.tokenizer.fim_middle)
@@ -70,9 +71,11 @@ class CausalLM(Objective[np.ndarray, DecoderWithHead]):
         evaluation.rearranges, evaluation.rolls = False, not self.config.cross_document_attention
         return evaluation
 
-    def packing(self) -> Concatenation | RollingWindows:
+    def packing(self) -> Concatenation | Pieces | RollingWindows:
         if self.rolls:
-            return RollingWindows(self.length, self.bos, self.eos)
+            return RollingWindows(self.length, self.bos, self.eos, together=self.packs)
+        if not self.packs:
+            return Pieces(self.length + 1, self.length, before=(self.bos,), after=(self.eos,))
         # Neighboring sequences share a token: the last label of one is the first token of the next
         return Concatenation(self.length + 1, self.length, before=(self.bos,), after=(self.eos,))
 

@@ -13,7 +13,7 @@ from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import NonNegativeFloat, PositiveFloat, configclass, unused_with
 from data_pipeline.loader import Sample
 from data_pipeline.shards.text import TokenizedDocument
-from data_pipeline.stream.packing import Concatenation, Packing
+from data_pipeline.stream.packing import Concatenation, Packing, Pieces
 from data_pipeline.stream.sentence_packing import PairPart, SentencePairs, SentenceSpans
 from pretraining.labels import IGNORED
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
@@ -44,7 +44,8 @@ class MaskedLMConfig:
         text is.
     pairing: next_sentence (BERT) and sentence_order (ALBERT) build each sequence from two segments and add a loss of
         their own; none packs documents, each with its own first and last token and no attention to the others
-        (Liu et al. 2019, "RoBERTa", section 4.2: DOC-SENTENCES, several to a sequence).
+        (Liu et al. 2019, "RoBERTa", section 4.2: DOC-SENTENCES, several to a sequence). A model that cannot keep them
+        apart is given one in a sequence.
     masked_lm_weight: of the loss of masked tokens in the total.
     pair_weight: of the loss of pairs in the total. Not 0, which would leave a head to decay alone: pairing=none has
         none.
@@ -81,6 +82,7 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
                 f"objective=masked_lm needs sequences of at least {SHORTEST_SEQUENCE} tokens, not {spec.seq_len}"
             )
         self.config, self.length, self.tokenizer = config, spec.seq_len, spec.tokenizer
+        self.packs = spec.packs_documents
         tokenizer = spec.tokenizer
         self.pad, self.cls, self.sep, self.mask = tokenizer.pad, tokenizer.cls, tokenizer.sep, tokenizer.mask
         self.is_text = tokenizer.is_text
@@ -92,6 +94,8 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
             self.terms[config.pairing] = config.pair_weight
 
     def packing(self) -> Packing:
+        if self.config.pairing == "none" and not self.packs:
+            return Pieces(self.length - 2, self.length - 2, shortest=SHORTEST_SEQUENCE)
         if self.config.pairing == "none":  # two tokens short: a segment that was cut gets a [cls] or [sep] of its own
             return Concatenation(self.length - 2, self.length - 2, before=(self.cls,), after=(self.sep,))
         if self.config.pairing == "next_sentence":

@@ -17,12 +17,14 @@ class RollingWindows:
 
     These are the windows of lm-evaluation-harness' loglikelihood_rolling (lm_eval/utils.py, get_rolling_token_windows
     with context_len=1): they follow one another, and a document's last one reaches back to be a full one. `cut` gives
-    int64 [2, tokens]: the tokens, and 1 for those that are predicted here, 0 for those that are context.
+    int64 [2, tokens]: the tokens, and 1 for those that are predicted here, 0 for those that are context. Not
+    together: each window has a sequence of its own.
     """
 
     length: int
     bos: int
     eos: int
+    together: bool = True
 
     def plan(self, lengths: np.ndarray, sentences: SentenceStarts | None = None) -> RollingPlan:
         """lengths: int [documents], in tokens, unframed."""
@@ -33,7 +35,7 @@ class RollingWindows:
                 stop = min(stop, length + 2)
                 segment = Segment(document, max(0, stop - self.length - 1), stop)
                 inputs = segment.stop - segment.start - 1
-                if inputs > left:
+                if inputs > left or not self.together:
                     plan.append([])
                     left = self.length
                 plan[-1].append(segment)

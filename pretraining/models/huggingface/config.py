@@ -1,0 +1,96 @@
+"""The options of an architecture of transformers; what its config class says of them is looked up in `problems`."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from data_pipeline.common.fields import Fraction, Positive, configclass
+from data_pipeline.common.registry import load
+from pretraining.models.config import ModelConfig
+from pretraining.models.huggingface.architectures import KNOWN, ROLE_BY_ENDING, facts_of, role_of
+from pretraining.models.roles import Role
+from pretraining.patches import PatchGrid
+
+PROBLEMS = "pretraining.models.huggingface.settings:setting_problems"  # it imports transformers, which takes seconds
+
+
+@configclass
+class HuggingFaceConfig(ModelConfig):
+    """A model class of transformers, trained by the objective of its role: ...ForMaskedLM, ...LMHeadModel,
+    ...ForConditionalGeneration, ...ForImageClassification.
+
+    architecture: the class, as config.json's architectures name it.
+    settings: keys of its config class, as config.json has them; what it leaves out is that class's default.
+    num_layers, hidden_size, num_heads, intermediate_size: the config class's keys of that meaning, of encoder and
+        decoder alike; null leaves them to settings.
+    max_seq_len: the most tokens that the model reads at once.
+    vocab_size: null takes that of the prepared data; a number must agree with it.
+    image_size: pixels along one side, of a model of images.
+    dropout: every rate of the config class between its layers, whatever that class's default.
+    attention_dropout: rate of attention's weights; null means dropout.
+    """
+
+    name: Literal["huggingface"]
+    _: KW_ONLY
+    architecture: str
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    num_layers: Positive | None = None
+    hidden_size: Positive | None = None
+    num_heads: Positive | None = None
+    intermediate_size: Positive | None = None
+    max_seq_len: Positive = 512
+    vocab_size: Positive | None = None
+    image_size: Positive = 224
+    dropout: Fraction = 0.0
+    attention_dropout: Fraction | None = None
+
+    @property
+    def attention_dropout_rate(self) -> float:
+        """attention_dropout, with null resolved."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
+
+    @property
+    def grid(self) -> PatchGrid:
+        """An image as one patch: what the class cuts it into is its own affair."""
+        return PatchGrid(self.image_size, self.image_size)
+
+    @property
+    def packs_documents(self) -> bool:
+        return facts_of(self.architecture).packs
+
+    def roles(self, of_family: frozenset[Role]) -> frozenset[Role]:
+        role = role_of(self.architecture)
+        return frozenset() if role is None else frozenset({role})
+
+    def stated_outputs(self) -> dict[str, int]:
+        return {} if self.vocab_size is None else {"model.vocab_size": self.vocab_size}
+
+    def split_over_ranks(self) -> dict[str, int]:
+        return {}
+
+    def problems(self) -> list[str]:
+        if role_of(self.architecture) is None:
+            endings = ", ".join(f"...{ending}" for ending in ROLE_BY_ENDING)
+            return [
+                f"model.architecture={self.architecture}: no objective is known for it, only for {endings} and "
+                f"{', '.join(name for name in KNOWN if not name.endswith(tuple(ROLE_BY_ENDING)))}"
+            ]
+        found: list[str] = load(PROBLEMS)(self)
+        return found
+
+    def layout_problems(self, engine: str, zero_stage: int, tensor_parallel: int) -> list[str]:
+        name = self.architecture
+        if tensor_parallel > 1:
+            return [
+                f"engine.tensor_parallel={tensor_parallel} is not supported with model.name=huggingface: the layers of "
+                f"transformers' {name} are whole; use engine=torch or engine=deepspeed with engine.tensor_parallel=1"
+            ]
+        if engine != "deepspeed" or zero_stage in facts_of(name).zero_stages:
+            return []
+        return [
+            f"engine=deepspeed with engine.zero_stage={zero_stage} is not proven for model.architecture={name}; "
+            "use engine=torch"
+        ]

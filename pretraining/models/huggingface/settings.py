@@ -1,0 +1,153 @@
+"""A config class of transformers, filled: from model.settings, the keys that all families share, and the vocabulary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import transformers
+
+from pretraining.models.huggingface.architectures import facts_of, position_offset
+from pretraining.models.huggingface.config import HuggingFaceConfig
+from pretraining.models.roles import Role
+from pretraining.models.vocabulary import Vocabulary, padded_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+# Our keys -> theirs, all of them that a config class has; attribute_map adds a class's own names
+SHAPES = {
+    "num_layers": ("num_hidden_layers", "decoder_layers"),
+    "hidden_size": ("hidden_size",),
+    "num_heads": ("num_attention_heads", "decoder_attention_heads"),
+    "intermediate_size": (
+        "intermediate_size",
+        "encoder_ffn_dim",
+        "decoder_ffn_dim",
+        "hidden_dim",
+        "n_inner",
+        "feed_forward_size",
+    ),
+}
+DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout", "resid_pdrop", "embd_pdrop")
+ATTENTION_DROPOUT = (
+    "attention_probs_dropout_prob",
+    "attention_dropout",
+    "attn_pdrop",
+    "local_attention_probs_dropout_prob",
+    "lsh_attention_probs_dropout_prob",
+)
+POSITIONS = "max_position_embeddings"
+# Which of our keys sets a key of theirs, which may then not stand in settings
+SET_BY = {
+    **dict.fromkeys(DROPOUT, "model.dropout"),
+    **dict.fromkeys(ATTENTION_DROPOUT, "model.attention_dropout"),
+    POSITIONS: "model.max_seq_len",
+    "vocab_size": "the prepared data",
+    "num_labels": "the prepared data",
+    "id2label": "the prepared data",
+    "label2id": "the prepared data",
+}
+SPECIAL_IDS = {  # theirs -> ours
+    "pad_token_id": "pad",
+    "bos_token_id": "bos",
+    "eos_token_id": "eos",
+    "sep_token_id": "sep",
+    "cls_token_id": "cls",
+    "mask_token_id": "mask",
+    "decoder_start_token_id": "eos",
+}
+PROBE = Vocabulary(1024, {"pad": 0, "bos": 1, "eos": 2, "unk": 3, "mask": 4, "cls": 5, "sep": 6}, 2)
+
+
+def model_class(architecture: str) -> type[PreTrainedModel]:
+    """Raises ValueError where this version of transformers has no such class."""
+    try:
+        found: object = getattr(transformers, architecture)
+    except AttributeError:
+        found = None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ValueError(f"transformers {transformers.__version__} has no model class of this name")
+    return found
+
+
+def setting_problems(config: HuggingFaceConfig) -> list[str]:
+    """What the architecture's config class has to say against the config."""
+    try:
+        keys = keys_of(config)
+    except ValueError as error:
+        return [f"model.architecture={config.architecture}: {error}"]
+    problems = [
+        f"model.settings.{key} is set by {SET_BY[key]}" for key in config.settings if _canonical(keys, key) in SET_BY
+    ]
+    unknown = [key for key in config.settings if key not in keys]
+    if unknown:
+        problems.append(
+            f"model.settings: transformers' {config.architecture} has no {', '.join(unknown)}; it has "
+            f"{', '.join(sorted(keys))}"
+        )
+    for ours, theirs in SHAPES.items():
+        stated = vars(config)[ours]
+        names = [keys[name] for name in theirs if name in keys]
+        if stated is not None and not names:
+            problems.append(f"model.{ours}={stated} has no key in the config of transformers' {config.architecture}")
+        problems += [
+            f"model.settings.{key} and model.{ours} say the same twice"
+            for key in config.settings
+            if stated is not None and keys.get(key) in names
+        ]
+    if problems:
+        return problems
+    try:
+        filled_config(config, PROBE)
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:  # whatever that class checks
+        return [f"model.settings: transformers' {config.architecture} does not take them: {str(error)[:300]}"]
+    return []
+
+
+def filled_config(config: HuggingFaceConfig, vocabulary: Vocabulary) -> PreTrainedConfig:
+    """The architecture's config, for a vocabulary padded to our multiple."""
+    keys = keys_of(config)
+    values: dict[str, Any] = {**config.settings}
+
+    def put(name: str, value: object) -> None:
+        if name in keys:
+            values[keys[name]] = value
+
+    for ours, theirs in SHAPES.items():
+        for name in theirs if vars(config)[ours] is not None else ():
+            put(name, vars(config)[ours])
+    for name in DROPOUT:
+        put(name, config.dropout)
+    for name in ATTENTION_DROPOUT:
+        put(name, config.attention_dropout_rate)
+    if facts_of(config.architecture).role is Role.IMAGE_ENCODER:
+        put("image_size", config.image_size)
+        values["num_labels"] = vocabulary.classes
+    else:
+        put("vocab_size", padded_vocabulary(vocabulary.size))
+        put(POSITIONS, config.max_seq_len + position_offset(config.architecture, vocabulary))
+        values |= special_settings(config, vocabulary.special_ids)
+        put("use_cache", False)
+    config_class: Any = model_class(config.architecture).config_class
+    found: PreTrainedConfig = config_class(**values)
+    return found
+
+
+def special_settings(config: HuggingFaceConfig, special_ids: Mapping[str, int]) -> dict[str, int | None]:
+    """The keys of the config class that name special tokens. special_ids: role -> id, of the roles that there are."""
+    keys = keys_of(config)
+    return {theirs: special_ids.get(role) for theirs, role in SPECIAL_IDS.items() if theirs in keys}
+
+
+def keys_of(config: HuggingFaceConfig) -> dict[str, str]:
+    """Name -> the key that it means, of every key of the config class and every other name that it has for one."""
+    config_class: Any = model_class(config.architecture).config_class
+    fields = {field.name: field.name for field in dataclasses.fields(config_class)}
+    return fields | dict(config_class.attribute_map)
+
+
+def _canonical(keys: dict[str, str], key: str) -> str:
+    """The name under which SET_BY knows a key of the class's own."""
+    return next((name for name, own in keys.items() if own == key and name in SET_BY), key)

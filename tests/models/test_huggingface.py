@@ -1,0 +1,126 @@
+"""The adapter over transformers: what holds for every architecture in its table."""
+
+import pytest
+import torch
+
+from data_pipeline.common.errors import InputError
+from pretraining.config import load_config
+from pretraining.models.huggingface import flops
+from pretraining.models.huggingface.architectures import KNOWN
+from pretraining.models.huggingface.config import HuggingFaceConfig
+from pretraining.models.roles import Role
+from pretraining.models.vocabulary import Vocabulary
+from tests.models.huggingface import LENGTH, SIZE, TEXT, built, inputs, loss, tiny
+
+TEXTS = [name for name, facts in KNOWN.items() if facts.role is not Role.IMAGE_ENCODER]
+PACKED = [name for name, facts in KNOWN.items() if facts.packs]
+THEIRS = {"tokens": "input_ids", "inputs": "input_ids", "targets": "decoder_input_ids"}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_initial_weights_depend_on_the_seed_and_the_names_alone(name):
+    first = {n: p.detach().clone() for n, p in built(tiny(name)).named_parameters()}
+    torch.rand(5)  # whatever the process drew before
+    again, other = built(tiny(name)), built(tiny(name), seed=2)
+    assert all(torch.equal(p, first[n]) for n, p in again.named_parameters())
+    assert any(not torch.equal(p, first[n]) for n, p in other.named_parameters())
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_rows_that_nobody_uses_are_zero(name):
+    model = built(tiny(name))
+    tables = [p for n, p in model.named_parameters() if model.padded_rows(n)]
+    assert tables and all(len(p) == 384 and not p[SIZE - 20 :].any() for p in tables)
+    assert model.published_parameters() == sum(p.numel() for p in model.parameters()) - 84 * sum(
+        p[0].numel() for p in tables
+    )
+    padding = model.token_embedding.padding_idx
+    assert padding is None or not model.token_embedding.weight[padding].any()
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_head_makes_the_logits_of_the_class(name):
+    model = built(tiny(name)).eval()
+    arguments = inputs(model.facts.role)
+    with torch.no_grad():
+        outputs = model.network(**{THEIRS[key]: value for key, value in arguments.items()})
+        hidden = model(**arguments)
+        if model.facts.role is Role.TOKEN_ENCODER:
+            positions = torch.arange(LENGTH).expand(2, LENGTH)
+            ours = model.head.logits(hidden, positions)
+        else:
+            ours = model.head.logits(hidden)
+    theirs = outputs["prediction_logits" if "prediction_logits" in outputs else "logits"]
+    assert torch.equal(ours[..., : SIZE - 20], theirs[..., : SIZE - 20])
+    assert ours.shape[-1] == SIZE and torch.isinf(ours[..., SIZE - 20 :]).all()
+    if model.facts.pair_logits:
+        assert torch.equal(model.pair_head(hidden), outputs[model.facts.pair_logits])
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_parameter_that_is_trained_gets_a_gradient(name):
+    model = built(tiny(name))
+    loss(model, inputs(model.facts.role)).backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None]
+    assert without == [n for n, p in model.named_parameters() if not p.requires_grad]
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_nothing_leaks_between_packed_documents(name):
+    """The gradient of a document's features by the embedding of another one's tokens is exactly 0, and the features are
+    those of the document alone."""
+    model = built(tiny(name)).eval()
+    tokens = torch.arange(7, 7 + LENGTH)[None]
+    border = 12
+    documents = (torch.arange(LENGTH) >= border).long()[None]
+    positions = torch.cat([torch.arange(border), torch.arange(LENGTH - border)])[None]
+    features = model(tokens=tokens, positions=positions, documents=documents)[:, :LENGTH]
+    for part, other in ((slice(0, border), slice(border, None)), (slice(border, None), slice(0, border))):
+        (gradient,) = torch.autograd.grad(
+            features[:, part].square().sum(), model.token_embedding.weight, retain_graph=True
+        )
+        assert not gradient[tokens[0, other]].any() and gradient[tokens[0, part]].any()
+        alone = model(tokens=tokens[:, part])[:, : tokens[:, part].shape[1]]
+        torch.testing.assert_close(features[:, part], alone, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_depths_follow_the_order_in_which_modules_act(name):
+    """The lower of two modules acts first, but for modules that a block repeats and heads."""
+    model = built(tiny(name)).eval()
+    order: list[torch.nn.Module] = []
+    for module in model.network.modules():
+        module.register_forward_pre_hook(lambda m, _: order.append(m))
+    model(**inputs(model.facts.role))
+    blocks = [block for stack in model.block_stacks() for block in stack.blocks]
+    inside = {part for block in blocks for part in block.modules()}
+    for stack in model.block_stacks():
+        first, last = order.index(stack.blocks[0]), order.index(stack.blocks[-1])
+        assert all(order.index(part) < first for part in stack.inputs if part in order)
+        assert all(order.index(part) > last for part in stack.outputs if part in order and part not in inside)
+
+
+def test_gpt2_has_the_stated_flops():
+    """As the native family counts them, tests/golden/flops.json."""
+    config = HuggingFaceConfig(name="huggingface", architecture="GPT2LMHeadModel", max_seq_len=1024)
+    vocabulary = Vocabulary(50257, TEXT.special_ids)
+    assert 3 * flops.forward_flops_per_token(config, vocabulary, 1024) == 854_438_400
+
+
+def problems(*overrides: str) -> str:
+    with pytest.raises(InputError) as error:
+        load_config(["data.path=x", "model=hf_roberta_debug", *overrides], 2)
+    return str(error.value)
+
+
+def test_what_cannot_be_is_refused_by_name():
+    masked = ("objective=masked_lm", "objective.pairing=none")
+    assert "RobertaForMaskedLM are whole" in problems(*masked, "engine=megatron", "engine.tensor_parallel=2")
+    assert "no objective is known" in problems(*masked, "model.architecture=RobertaForTokenClassification")
+    assert "no model class of this name" in problems(*masked, "model.architecture=RubertaForMaskedLM")
+    assert "is set by the prepared data" in problems(*masked, "model.settings={vocab_size:64}")
+    assert "has no attention_windows" in problems(*masked, "model.settings={attention_windows:64}")
+    assert "model.hidden_size say the same twice" in problems(*masked, "model.settings={hidden_size:64}")
+    assert "objective=masked_lm fits model=hf_roberta_debug" in problems("objective=causal_lm")
+    unproven = (*masked, "model.architecture=ErnieForMaskedLM", "engine=deepspeed", "engine.zero_stage=2")
+    assert "engine.zero_stage=2 is not proven for model.architecture=ErnieForMaskedLM" in problems(*unproven)
