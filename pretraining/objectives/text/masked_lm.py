@@ -10,17 +10,19 @@ import numpy.typing as npt
 from pydantic import Field
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import NonNegativeFloat, PositiveFloat, configclass, unused_with
+from data_pipeline.common.fields import NonNegativeFloat, PositiveFloat, configclass, unused_with, used_with
 from data_pipeline.loader import Sample
 from data_pipeline.shards.text import TokenizedDocument
 from data_pipeline.stream.packing import Concatenation, Packing
 from data_pipeline.stream.sentence_packing import PairPart, SentencePairs, SentenceSpans
+from data_pipeline.stream.whole_sentences import WholeSentences
 from pretraining.labels import IGNORED
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.inspect import decode_with_specials
 from pretraining.objectives.models import TokenEncoderWithHeads
 from pretraining.objectives.padding import pad_to
 from pretraining.objectives.samples import on_device_of
+from pretraining.objectives.text.framing import contiguous, packed, paired
 from pretraining.objectives.text.masking import choose, find_words, replace
 from pretraining.objectives.text.sentence_pairs import IN_ORDER, Pair, next_sentence, sentence_order
 
@@ -43,8 +45,11 @@ class MaskedLMConfig:
     mask_rate: share of a sequence's tokens that are to be predicted, special ones counted as BERT counts them; only
         text is.
     pairing: next_sentence (BERT) and sentence_order (ALBERT) build each sequence from two segments and add a loss of
-        their own; none packs documents, each with its own first and last token and no attention to the others
-        (Liu et al. 2019, "RoBERTa", section 4.2: DOC-SENTENCES, several to a sequence).
+        their own; none packs text by `packing`.
+    packing: of sequences without pairs. documents fills them, cutting documents anywhere; doc_sentences takes whole
+        sentences; in both each document has its own first and last token and no attention to the others in the
+        sequence. full_sentences takes whole sentences over borders of documents, with a separator between these and
+        attention across (Liu et al. 2019, "RoBERTa", section 4.2: DOC-SENTENCES, FULL-SENTENCES).
     masked_lm_weight: of the loss of masked tokens in the total.
     pair_weight: of the loss of pairs in the total. Not 0, which would leave a head to decay alone: pairing=none has
         none.
@@ -56,6 +61,9 @@ class MaskedLMConfig:
     masking: Literal["token", "whole_word", "ngram"] = "token"
     mask_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     pairing: Literal["next_sentence", "sentence_order", "none"] = "next_sentence"
+    packing: Annotated[Literal["documents", "doc_sentences", "full_sentences"], used_with("pairing", "none")] = (
+        "documents"
+    )
     masked_lm_weight: PositiveFloat = 1.0
     pair_weight: Annotated[PositiveFloat, unused_with("pairing", "none")] = 1.0
     z_loss: NonNegativeFloat = 0.0
@@ -92,19 +100,25 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
             self.terms[config.pairing] = config.pair_weight
 
     def packing(self) -> Packing:
-        if self.config.pairing == "none":  # two tokens short: a segment that was cut gets a [cls] or [sep] of its own
-            return Concatenation(self.length - 2, self.length - 2, before=(self.cls,), after=(self.sep,))
         if self.config.pairing == "next_sentence":
             return SentencePairs(self.length - 3)
-        return SentenceSpans(self.length - 3)
+        if self.config.pairing == "sentence_order":
+            return SentenceSpans(self.length - 3)
+        if self.config.packing == "full_sentences":  # [cls], and a [sep] behind each document
+            return WholeSentences(self.length, per_sequence=1, per_document=1)
+        if self.config.packing == "doc_sentences":
+            return WholeSentences(self.length, per_sequence=0, per_document=2)
+        # two tokens short: a segment that was cut gets a [cls] or [sep] of its own
+        return Concatenation(self.length - 2, self.length - 2, before=(self.cls,), after=(self.sep,))
 
     def corrupt(self, segments: Sequence[Content], rng: np.random.Generator) -> Sample:
-        """segments: arrays of framed tokens (pairing=none), PairParts (next_sentence), a span of sentences
-        (sentence_order)."""
+        """segments: arrays of tokens (pairing=none; framed with packing=documents), PairParts (next_sentence), a span
+        of sentences (sentence_order)."""
         if self.config.pairing == "none":
-            sample = self._packed(cast("Sequence[np.ndarray]", segments))
+            frame = contiguous if self.config.packing == "full_sentences" else packed
+            sample = frame(cast("Sequence[np.ndarray]", segments), self.cls, self.sep)
         else:
-            sample = self._paired(self._pair(segments, rng))
+            sample = paired(self._pair(segments, rng), self.cls, self.sep)
         return sample | self._masked(sample["tokens"], rng)
 
     def collate(self, samples: Sequence[Sample]) -> Sample:
@@ -180,42 +194,11 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
     def _predictions(self, tokens: int) -> int:
         return max(1, round(self.config.mask_rate * tokens))
 
-    def _packed(self, segments: Sequence[np.ndarray]) -> Sample:
-        """Each segment framed by [cls] and [sep]; one that is a frame without text is left out."""
-        framed = [self._framed(segment) for segment in segments]
-        framed = [tokens for tokens in framed if len(tokens) > 2] or framed[:1]
-        lengths = [len(tokens) for tokens in framed]
-        tokens = np.concatenate(framed)
-        return {
-            "tokens": tokens,
-            "segments": np.zeros_like(tokens),
-            "positions": np.concatenate([np.arange(n) for n in lengths]),
-            "documents": np.repeat(np.arange(len(lengths)), lengths),
-        }
-
-    def _framed(self, segment: np.ndarray) -> np.ndarray:
-        before = [] if segment[0] == self.cls else [self.cls]
-        after = [] if segment[-1] == self.sep else [self.sep]
-        return np.concatenate([before, segment, after]).astype(np.int64)
-
     def _pair(self, segments: Sequence[Content], rng: np.random.Generator) -> Pair:
         length = self.length - 3  # without [cls] and two [sep]
         if self.config.pairing == "next_sentence":
             return next_sentence(cast("Sequence[PairPart]", segments), length, rng)
         return sentence_order(cast("TokenizedDocument", segments[0]), length, rng)
-
-    def _paired(self, pair: Pair) -> Sample:
-        """[cls] first [sep] second [sep], segments 0 and 1."""
-        second = [*pair.second, self.sep] if len(pair.second) else []
-        tokens = np.array([self.cls, *pair.first, self.sep, *second], np.int64)
-        segments = np.repeat([0, 1], [len(tokens) - len(second), len(second)])
-        return {
-            "tokens": tokens,
-            "segments": segments,
-            "positions": np.arange(len(tokens)),
-            "documents": np.zeros_like(tokens),
-            "pair_label": np.array(pair.label),
-        }
 
     def _masked(self, tokens: np.ndarray, rng: np.random.Generator) -> Sample:
         maskable = self.is_text[tokens]
