@@ -16,6 +16,8 @@ from pretraining.commands.replay import ReplayConfig
 from pretraining.commands.show import ShowConfig
 from pretraining.config import RunConfig, identity, load_config
 from pretraining.hub.export import ExportConfig
+from pretraining.models.registry import FAMILIES
+from pretraining.objectives.registry import objectives_for
 from pretraining.optim.registry import OPTIMIZERS
 from pretraining.run.run_dir import read_run_config, write_config
 from pretraining.run.verdict import named_run_dir
@@ -221,7 +223,8 @@ def test_one_fault_is_one_problem():
 
 def test_another_class_is_chosen_by_a_member():
     said = problems("data.path=x", "model=bert_base", "objective=masked_lm", "model.name=gpt")
-    assert "model.name=gpt: the chosen member of a group sets it; choose one with model=bert_base|" in said
+    assert "model.name=gpt: the chosen member of a group sets it; choose one with model=" in said
+    assert "|bert_base|" in said
     assert "optimizer=adafactor|" in problems("data.path=x", "optimizer.name=lamb")
     load_config(["data.path=x", "optimizer.name=adamw"])
 
@@ -373,13 +376,12 @@ def test_a_table_is_extended_by_a_module_of_the_users(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("group", ["model", "objective", "optimizer", "scheduler", "engine"])
 def test_every_member_of_a_group_has_only_keys_with_an_effect(group):
-    fitting = {"bert": "masked_lm", "t5": "span_corruption", "vit": "image_classification", "mae": "masked_image"}
     for file in sorted((conf_dir() / group).glob("*.yaml")):
         found = composed("pretrain", [f"{group}={file.stem}"], RunConfig)
         assert found.problems == [], file
         if group == "model":
             name = found.values["model"]["name"]
-            load_config(["data.path=x", f"model={file.stem}", f"objective={fitting.get(name, 'causal_lm')}"])
+            load_config(["data.path=x", f"model={file.stem}", f"objective={objectives_for(FAMILIES[name].roles)[0]}"])
 
 
 def test_yaml_files_repeat_no_default():
