@@ -11,6 +11,7 @@ from torch import nn
 
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.hub.init_from import HuggingFaceFolder
+from pretraining.models.bert.config import EncoderConfig
 from pretraining.models.config import TransformerConfig
 from pretraining.models.heads import attach_heads
 from pretraining.models.registry import build_model
@@ -18,6 +19,7 @@ from pretraining.models.shapes import shapes_of
 from pretraining.models.vision import VisionConfig
 from pretraining.models.vocabulary import Vocabulary
 from pretraining.parallel.layers import Layers, PlainLayers
+from pretraining.run.prepared import vocabulary_of
 
 
 @dataclass
@@ -30,7 +32,7 @@ class UsualHeads:
         name = model.config.name
         if name in ("gpt", "t5"):
             return {"head": model.make_token_head(layers)}
-        if name == "bert":
+        if isinstance(model.config, EncoderConfig):
             heads: dict[str, nn.Module] = {"head": model.make_masked_head(layers)}
             return {**heads, "pair_head": model.make_pair_head()} if self.pairs else heads
         return {"head": model.make_class_head()} if name == "vit" else {}
@@ -38,7 +40,7 @@ class UsualHeads:
 
 def vocabulary_for(config: TransformerConfig, outputs: int) -> Vocabulary:
     """outputs: tokens of a text model, classes of an image model."""
-    return Vocabulary(classes=outputs) if isinstance(config, VisionConfig) else Vocabulary(outputs)
+    return Vocabulary(classes=outputs) if isinstance(config, VisionConfig) else Vocabulary(outputs, {"pad": 1})
 
 
 def build(config: TransformerConfig, outputs: int, layers: Layers | None = None, pairs: bool = True) -> Any:
@@ -51,5 +53,6 @@ def open_folder(
     folder: Path, config: TransformerConfig, outputs: int, tokenizer: Tokenizer | None = None, pairs: bool = True
 ) -> HuggingFaceFolder:
     """A Hugging Face folder that such a model starts from, as checked."""
-    shapes = shapes_of(config, vocabulary_for(config, outputs), UsualHeads(pairs))
+    vocabulary = vocabulary_for(config, outputs) if tokenizer is None else vocabulary_of(tokenizer, ())
+    shapes = shapes_of(config, vocabulary, UsualHeads(pairs))
     return HuggingFaceFolder(str(folder), shapes, outputs, tokenizer)

@@ -224,7 +224,8 @@ def test_one_fault_is_one_problem():
 
 def test_another_class_is_chosen_by_a_member():
     said = problems("data.path=x", "model=bert_base", "objective=masked_lm", "model.name=gpt")
-    assert "model.name=gpt: the chosen member of a group sets it; choose one with model=bert_base|" in said
+    assert "model.name=gpt: the chosen member of a group sets it; choose one with model=" in said
+    assert "|bert_base|" in said
     assert "optimizer=adafactor|" in problems("data.path=x", "optimizer.name=lamb")
     load_config(["data.path=x", "optimizer.name=adamw"])
 
@@ -237,7 +238,7 @@ def test_nothing_is_guessed_where_nothing_is_near(override):
 
 def test_an_empty_choice_is_answered_with_the_choices():
     said = problems("data.path=x", "model=")
-    assert "did you mean" not in said and "the choices are bert_base" in said
+    assert "did you mean" not in said and "the choices are " in said and ", bert_base" in said
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,8 @@ from data_pipeline.shards.text import TokenizedDocument
 from data_pipeline.stream.packing import Segment, SentenceStarts
 
 Ints = npt.NDArray[np.int64]
-RANDOM = 0.5  # share of the spans whose second segment comes from elsewhere
-# Of those that miss their target: likewise, and up to where they are not split. The rest is as often a continuation.
-MISSING_RANDOM, MISSING_WHOLE = 0.25, 0.75
+RANDOM = 0.5  # share of the pairs whose second segment comes from elsewhere
+WHOLE = 0.5  # share of the spans that are not split, of those that miss their target
 
 
 @dataclass(frozen=True)
@@ -84,17 +83,24 @@ class PairPart:
 @dataclass(frozen=True)
 class _Draws:
     """fp64 [sentences], for a span that begins with each. chance: in [0, 1), decides what becomes of it; 1 and more
-    makes no random pair. place: in [0, 1), where it is split."""
+    makes no random pair. place: in [0, 1), where it is split. random: share of the pairs that are."""
 
     chance: np.ndarray
     place: np.ndarray
+    random: float
+
+    @property
+    def missing_random(self) -> float:
+        """Of the spans that miss their target, those that are split are as often random as others."""
+        return (1 - WHOLE) * self.random
 
     def following(self) -> Following:
         """A random segment's span goes on after its first segment."""
         chance, place = self.chance.data, self.place.data  # one number is read faster than of an array
+        random, missing_random = self.random, self.missing_random
 
         def following(first: int, last: int, missing: bool) -> int:
-            if last - first > 1 and chance[first] < (MISSING_RANDOM if missing else RANDOM):
+            if last - first > 1 and chance[first] < (missing_random if missing else random):
                 return first + 1 + int(place[first] * (last - first - 1))
             return last
 
@@ -103,17 +109,17 @@ class _Draws:
     def decide(self, firsts: Ints, lasts: Ints, missing: np.ndarray) -> tuple[np.ndarray, np.ndarray, Ints]:
         """-> for each span whether its second segment is random, whether it is not split, and where it is."""
         chance, single = self.chance[firsts], lasts - firsts == 1
-        random = (chance < np.where(missing, MISSING_RANDOM, RANDOM)) & ~single
-        whole = single | (missing & (chance >= MISSING_RANDOM) & (chance < MISSING_WHOLE))
+        random = (chance < np.where(missing, self.missing_random, self.random)) & ~single
+        whole = single | (missing & (chance >= self.missing_random) & (chance < self.missing_random + WHOLE))
         splits = firsts + 1 + (self.place[firsts] * (lasts - firsts - 1)).astype(np.int64)
         return random, whole, np.where(whole, lasts, splits)
 
 
 @dataclass(frozen=True)
 class SentencePairs:
-    """Each sequence is a span that is split at a sentence, any with equal probability. Half of the time the second
-    segment is taken from another document of the window, any with equal probability, and the sentences that it replaces
-    begin the next span. `cut` gives a PairPart.
+    """Each sequence is a span that is split at a sentence, any with equal probability. In `random_rate` of the pairs
+    the second segment is taken from another document of the window, any with equal probability, and the sentences that
+    it replaces begin the next span. `cut` gives a PairPart.
 
     A random segment begins with a random sentence that has enough text after it, if there is one. It fills the sequence
     where the span does, otherwise it is as long as the continuation would be, as nearly as sentences allow: its length
@@ -123,6 +129,7 @@ class SentencePairs:
 
     length: int
     short_rate: float = 0.1
+    random_rate: float = RANDOM
 
     def plan(self, lengths: np.ndarray, sentences: SentenceStarts | None = None) -> SentencePairsPlan:
         """lengths: int [documents], in tokens."""
@@ -131,7 +138,7 @@ class SentencePairs:
         text = Text.of(lengths, sentences())
         targets = draw_targets(len(lengths), self.length, self.short_rate, rng)
         alone = len(text.documents) < 2
-        draws = _Draws(rng.random(len(text.starts)) + alone, rng.random(len(text.starts)))
+        draws = _Draws(rng.random(len(text.starts)) + alone, rng.random(len(text.starts)), self.random_rate)
         firsts, lasts = text.spans(targets, draws.following())
         missing = text.borders[lasts] - text.starts[firsts] < targets[text.document[firsts]]
         random, whole, splits = draws.decide(firsts, lasts, missing)

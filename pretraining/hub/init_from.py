@@ -132,7 +132,8 @@ class HuggingFaceFolder:
         return [_few(wrong)] if wrong else []
 
     def _position_problems(self, buffers: dict[str, Tensor]) -> list[str]:
-        """Fixed positions must be the folder's: no checkpoint holds them, so that a resume would bring ours back."""
+        """Fixed tensors, positions for example, must be the folder's: no checkpoint holds them, so that a resume would
+        bring ours back."""
         problems = []
         for entry in (entry for entry in self.entries if entry.ours in buffers):
             with safe_open(str(self.stored[entry.theirs][0]), framework="pt") as opened:
@@ -141,8 +142,8 @@ class HuggingFaceFolder:
             difference = float((found.float() - ours.float()).abs().max())
             if not difference <= FIXED_TOLERANCE:
                 problems.append(
-                    f"its {entry.theirs} differ by up to {difference:.2g} from the fixed ones of "
-                    "model.positions=sinusoidal, which a resumed run would have again"
+                    f"its {entry.theirs} differ by up to {difference:.2g} from the fixed ones of {entry.fixed_by}, "
+                    "which a resumed run would have again"
                 )
         return problems
 

@@ -113,3 +113,12 @@ def document_mask(documents: Tensor, *, causal: bool) -> Tensor:
     """
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return same.tril() if causal else same
+
+
+def horizon_mask(first: Tensor, last: Tensor) -> Tensor:
+    """first, last: int [batch, length], the first and the last position that each token sees.
+
+    -> bool [batch, 1, length, length], True where a token may attend.
+    """
+    keys = torch.arange(first.shape[1], device=first.device)
+    return ((first[..., None] <= keys) & (keys <= last[..., None]))[:, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -26,11 +26,12 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *context: object, checkpo
 class BlockStack:
     """A stack of blocks with what lies around it.
 
-    blocks: in the order in which they run. inputs: what makes the first block's input, or acts within every block from
-    the first on. outputs: what follows the last block. A part may stand in several stacks.
+    blocks: in the order in which they run; one that runs several times stands there as often. inputs: what makes the
+    first block's input, or acts within every block from the first on. outputs: what follows the last block. A part may
+    stand in several stacks.
     """
 
-    blocks: nn.ModuleList
+    blocks: nn.ModuleList | Sequence[nn.Module]
     inputs: tuple[Part | None, ...] = ()
     outputs: tuple[Part | None, ...] = ()
 
@@ -45,7 +46,8 @@ class BlockStack:
 
 def depths_by_name(model: nn.Module, stacks: Iterable[BlockStack], heads: Iterable[nn.Module]) -> dict[str, int]:
     """How many layers lie above each parameter of the stacks and heads, in its own stack; parameters in none of these
-    are left out. One that several stacks read counts for the deepest, a tied one for the lower of its two places.
+    are left out. One that several stacks read, or several layers share, counts for the deepest, a tied one for the
+    lower of its two places.
 
     As in microsoft/unilm, beit/optim_factory.py (Bao et al. 2022), except for the relative bias, which is shared by all
     blocks: there it is at the top, here as in timm's beit.py at the bottom, where it begins to act.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretraining.models.base import Model, ShapedImageEncoder, ShapedTokenModel
-from pretraining.models.layers import make_norm
+from pretraining.models.layers import ACTIVATIONS, make_norm
 from pretraining.models.loss import Rows, VocabularyLoss
 from pretraining.models.vocabulary import padded_vocabulary
 from pretraining.parallel.layers import Layers
@@ -99,13 +99,25 @@ def token_head(model: ShapedTokenModel, layers: Layers, used: Ids | None = None,
 
 class MaskedTokenHead(nn.Module):
     """Losses or logits of the masked positions alone: a dense layer, GELU, norm, then the embedding's table with a bias
-    (Devlin et al. 2018; google-research/bert, run_pretraining.py, get_masked_lm_output)."""
+    (Devlin et al. 2018; google-research/bert, run_pretraining.py, get_masked_lm_output).
 
-    def __init__(self, model: ShapedTokenModel, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> None:
+    features: of the embedding's table (None: hidden_size). activation: as for FeedForward.
+    """
+
+    def __init__(
+        self,
+        model: ShapedTokenModel,
+        layers: Layers,
+        used: Ids | None = None,
+        z_loss: float = 0.0,
+        features: int | None = None,
+        activation: str = "gelu",
+    ) -> None:
         super().__init__()
         size, table = model.config.hidden_size, model.token_embedding.get_parameter("weight")
-        self.transform = nn.Linear(size, size)
-        self.norm = make_norm("layernorm", size, model.config.norm_eps)
+        self.activation = ACTIVATIONS[activation]
+        self.transform = nn.Linear(size, features or size)
+        self.norm = make_norm("layernorm", features or size, model.config.norm_eps)
         self.decoder = TokenHead(layers, model.vocab_size, table, bias=True, used=used, z_loss=z_loss)
 
     def forward(self, hidden: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
@@ -119,7 +131,7 @@ class MaskedTokenHead(nn.Module):
 
     def _features(self, hidden: Tensor, positions: Tensor) -> Tensor:
         rows = torch.arange(len(positions), device=positions.device)[:, None]
-        return self.norm(F.gelu(self.transform(hidden[rows, positions])))
+        return self.norm(self.activation(self.transform(hidden[rows, positions])))
 
 
 class PairHead(nn.Module):

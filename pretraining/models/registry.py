@@ -49,6 +49,24 @@ FAMILIES: dict[str, Family] = {
         roles=frozenset({Role.TOKEN_ENCODER}),
         huggingface="pretraining.models.bert.huggingface",
     ),
+    "roberta": Family(
+        config="pretraining.models.bert.config:RobertaConfig",
+        model="pretraining.models.bert.model:BERT",
+        roles=frozenset({Role.TOKEN_ENCODER}),
+        huggingface="pretraining.models.bert.roberta",
+    ),
+    "xlm_roberta": Family(
+        config="pretraining.models.bert.config:RobertaConfig",
+        model="pretraining.models.bert.model:BERT",
+        roles=frozenset({Role.TOKEN_ENCODER}),
+        huggingface="pretraining.models.bert.roberta",
+    ),
+    "albert": Family(
+        config="pretraining.models.bert.config:AlbertConfig",
+        model="pretraining.models.bert.model:BERT",
+        roles=frozenset({Role.TOKEN_ENCODER}),
+        huggingface="pretraining.models.bert.albert",
+    ),
     "t5": Family(
         config="pretraining.models.t5.config:T5Config",
         model="pretraining.models.t5.model:T5",

@@ -21,7 +21,8 @@ class WeightMap:
     """The tensor `ours` is called `theirs` in the Hugging Face model: export(our tensor) is theirs, restore(their
     tensor) is ours.
 
-    by_token: its rows are the vocabulary's ids.
+    by_token: its rows are the vocabulary's ids. fixed_by: the option under which `ours` is no parameter but has values
+    that never change.
     """
 
     ours: str
@@ -29,6 +30,7 @@ class WeightMap:
     export: Change = same
     restore: Change = same
     by_token: bool = False
+    fixed_by: str = ""
 
 
 def transposed(ours: str, theirs: str) -> WeightMap:

@@ -47,6 +47,20 @@ class TokenEncoderWithHeads(TokenEncoder, Protocol):
     pair_head: Classifier  # only where there are pairs
 
 
+class HorizonEncoder(TokenEncoder, Protocol):
+    def __call__(
+        self,
+        tokens: Tensor,
+        segments: Tensor | None = None,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        horizon: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """horizon: the first and the last position of the sequence that each token sees, int [batch, length] each
+        (None: all of its document)."""
+        ...
+
+
 class EncoderDecoderWithHead(EncoderDecoder, Protocol):
     head: VocabularyHead
 

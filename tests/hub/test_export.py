@@ -62,7 +62,10 @@ RUNS = {
     "t5 v1.0": [*T5, *SMALL, "model.activation=relu", "model.tie_embeddings=true"],
     "bert": ["model=bert_debug", "objective=masked_lm", *SMALL],
     "bert without pairs": ["model=bert_debug", "objective=masked_lm", "objective.pairing=none", *SMALL],
+    "roberta": ["model=roberta_debug", "objective=roberta", *SMALL],
+    "albert": ["model=albert_debug", "objective=albert", *SMALL],
 }
+WITHOUT_PAIRS = ("bert without pairs", "roberta")
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +117,7 @@ def test_a_run_leaves_with_its_proof_and_comes_back_bit_for_bit(kind, train, dat
 
     source = export_module.Source(ExportConfig(str(train(kind)), str(tmp_path / "again"), None))
     ours = load_plain_model(source.run, source.vocabulary, source.objective, source.checkpoint)
-    pairs = kind != "bert without pairs"
+    pairs = kind not in WITHOUT_PAIRS
     back = build(source.run.model, source.vocabulary.outputs, pairs=pairs)
     back.initialize(1)
     for table in (p for name, p in back.named_parameters() if name in ("token_embedding.weight", "head.weight")):

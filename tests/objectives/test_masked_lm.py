@@ -88,6 +88,32 @@ def test_packed_worked_example():
     assert len(alone["tokens"]) == 4  # a lone end is left out
 
 
+def test_full_sentences_worked_example():
+    """A separator between two documents, positions that run on, and attention across."""
+    task = objective(16, pairing="none", packing="full_sentences")
+    sample = task.corrupt([np.array([50, 51]), np.array([60, 61, 62])], generator(1, Purpose.CORRUPTION, 3))
+    tokens = sample["tokens"].copy()
+    tokens[sample["masked_positions"]] = sample["labels"]
+    assert tokens.tolist() == [CLS, 50, 51, SEP, 60, 61, 62, SEP]
+    assert sample["documents"].tolist() == [0] * 8 and sample["positions"].tolist() == list(range(8))
+
+
+def test_doc_sentences_are_framed_one_by_one():
+    task = objective(16, pairing="none", packing="doc_sentences")
+    sample = task.corrupt([np.array([50, 51]), np.array([60, 61, 62])], generator(1, Purpose.CORRUPTION, 3))
+    assert sample["documents"].tolist() == [0] * 4 + [1] * 5
+    assert sample["tokens"][[0, 3, 4, 8]].tolist() == [CLS, SEP, CLS, SEP]
+
+
+@pytest.mark.parametrize("packing", ["doc_sentences", "full_sentences"])
+def test_whole_sentences_of_real_text(corpus, tokenizer, packing):
+    """Full sequences, as good as: what is left is shorter than a sentence. None is longer than the model reads."""
+    task = objective(64, tokenizer, pairing="none", packing=packing)
+    found = samples(corpus, task, 200)
+    sizes = np.array([len(s["tokens"]) for s in found])
+    assert sizes.max() <= 64 and sizes.mean() > 50
+
+
 @pytest.mark.parametrize("masking", ["token", "whole_word", "ngram"])
 def test_rates(masking):
     """15% of the tokens; of those 80% masked, 10% random, 10% kept; never a special token."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from data_pipeline.common.errors import InputError
+from data_pipeline.common.fields import spelled
 from data_pipeline.tokenizers.export import Frame
-from pretraining.models.bert.model import BERT, SEGMENTS
+from pretraining.models.bert.config import EncoderConfig
+from pretraining.models.bert.model import BERT
 from pretraining.models.huggingface_map import ConfigMap, Inputs, Key, Values, probe_rows, require_model_type
 from pretraining.models.weight_map import WeightMap, vocabulary, with_and_without, with_parts
 
+ACTIVATION = Key("activation", "hidden_act", default="gelu", spelled={"gelu": "gelu", "gelu_tanh": "gelu_new"})
 PRETRAINING = ConfigMap(
     architecture="BertForPreTraining",
     model_type="bert",
@@ -24,8 +27,10 @@ PRETRAINING = ConfigMap(
         Key("intermediate_size", "intermediate_size", resolved="mlp_size"),
         Key("max_seq_len", "max_position_embeddings"),
         Key("norm_eps", "layer_norm_eps", default=1e-12),
+        ACTIVATION,
+        Key("segments", "type_vocab_size", default=2),
     ],
-    only={"hidden_act": ("gelu",), "type_vocab_size": (SEGMENTS,), "tie_word_embeddings": (True,)},
+    only={"tie_word_embeddings": (True,)},
     checked={"is_decoder": (False,), "position_embedding_type": ("absolute",)},
     written={
         "hidden_dropout_prob": "dropout",
@@ -37,6 +42,8 @@ PRETRAINING = ConfigMap(
 MASKED_LM = replace(PRETRAINING, architecture="BertForMaskedLM")
 architectures = (PRETRAINING.architecture, MASKED_LM.architecture)
 frame = Frame("cls $A sep", "cls $A sep $B:1 sep:1", token_types=True)
+
+SHOWN = 4  # values of an option that a message lists at most
 
 BLOCK = {
     "attention.query": "attention.self.query",
@@ -51,14 +58,22 @@ BLOCK = {
 
 
 def huggingface_config(model: BERT, special_ids: Mapping[str, int]) -> Values:
-    if model.config.norm_position != "post":
-        raise InputError("model.norm_position=pre is not supported by Hugging Face's BERT, only post")
+    require_options(model.config, embedding_size=(None,), shared_layers=(False,), segments=range(1, 1 << 20))
     counterpart = PRETRAINING if "pair_head" in model.head_names else MASKED_LM
     return {
         **counterpart.export(model.config),
         "vocab_size": model.vocab_size,
         "pad_token_id": special_ids["pad"],
     }
+
+
+def require_options(config: EncoderConfig, **supported: Collection[object]) -> None:
+    """Raises InputError for an option that transformers' model of this name does not have."""
+    for key, values in {"norm_position": ("post",), **supported}.items():
+        value = getattr(config, key)
+        if value not in values:
+            only = f", only {' or '.join(map(spelled, values))}" if len(values) < SHOWN else ""
+            raise InputError(f"model.{key}={spelled(value)} is not supported by Hugging Face's {config.name}{only}")
 
 
 def from_huggingface_config(values: Values) -> Values:
@@ -68,14 +83,11 @@ def from_huggingface_config(values: Values) -> Values:
 
 def weight_map(model: BERT) -> list[WeightMap]:
     entries = [
-        vocabulary("token_embedding.weight", "bert.embeddings.word_embeddings.weight", model.vocab_size),
+        *embeddings_map(model, "bert.embeddings"),
         WeightMap("position_embedding.weight", "bert.embeddings.position_embeddings.weight"),
         WeightMap("segment_embedding.weight", "bert.embeddings.token_type_embeddings.weight"),
-        *with_parts("embedding_norm", "bert.embeddings.LayerNorm"),
+        *layers_map(model, "bert.encoder.layer"),
     ]
-    for i in range(model.config.num_layers):
-        for ours, theirs in BLOCK.items():
-            entries += with_parts(f"blocks.{i}.{ours}", f"bert.encoder.layer.{i}.{theirs}")
     if "head" in model.head_names:
         entries.append(vocabulary("head.decoder.bias", "cls.predictions.bias", model.vocab_size))
         entries += with_parts("head.transform", "cls.predictions.transform.dense")
@@ -84,6 +96,19 @@ def weight_map(model: BERT) -> list[WeightMap]:
         entries += with_parts("pair_head.pooler", "bert.pooler.dense")
         entries += with_parts("pair_head.classifier", "cls.seq_relationship")
     return entries
+
+
+def embeddings_map(model: BERT, theirs: str) -> list[WeightMap]:
+    """Of tokens and the norm."""
+    table = vocabulary("token_embedding.weight", f"{theirs}.word_embeddings.weight", model.vocab_size)
+    return [table, *with_parts("embedding_norm", f"{theirs}.LayerNorm")]
+
+
+def layers_map(model: BERT, theirs: str) -> list[WeightMap]:
+    """Of every layer, as BERT's and RoBERTa's are named below `theirs`."""
+    layers = range(model.config.num_layers)
+    pairs = [(f"blocks.{i}.{ours}", f"{theirs}.{i}.{name}") for i in layers for ours, name in BLOCK.items()]
+    return [entry for ours, name in pairs for entry in with_parts(ours, name)]
 
 
 def spellings(name: str) -> list[str]:

@@ -66,7 +66,13 @@ def weight_map(model: MAE) -> list[WeightMap]:
     entries += with_parts("decoder.final_norm", "decoder.decoder_norm")
     entries += [
         WeightMap("decoder.mask_token", "decoder.mask_token", lambda t: t[None, None], lambda t: t[0, 0]),
-        WeightMap("decoder.position_embedding", "decoder.decoder_pos_embed", lambda t: t[None], lambda t: t[0]),
+        WeightMap(
+            "decoder.position_embedding",
+            "decoder.decoder_pos_embed",
+            lambda t: t[None],
+            lambda t: t[0],
+            fixed_by="model.positions=sinusoidal",
+        ),
         WeightMap("decoder.pixels.weight", "decoder.decoder_pred.weight", colors_last, colors_first),
         WeightMap("decoder.pixels.bias", "decoder.decoder_pred.bias", colors_last, colors_first),
     ]

@@ -88,7 +88,13 @@ def encoder_map(config: VisionConfig) -> list[WeightMap]:
     embeddings, size = "vit.embeddings", config.patch_size
     entries = [
         WeightMap("encoder.class_token", f"{embeddings}.cls_token", lambda t: t[None, None], lambda t: t[0, 0]),
-        WeightMap("encoder.position_embedding", f"{embeddings}.position_embeddings", lambda t: t[None], lambda t: t[0]),
+        WeightMap(
+            "encoder.position_embedding",
+            f"{embeddings}.position_embeddings",
+            lambda t: t[None],
+            lambda t: t[0],
+            fixed_by="model.positions=sinusoidal",
+        ),
         WeightMap(
             "encoder.patch_embedding.weight",
             f"{embeddings}.patch_embeddings.projection.weight",

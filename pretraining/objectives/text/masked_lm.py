@@ -10,18 +10,30 @@ import numpy.typing as npt
 from pydantic import Field
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import NonNegativeFloat, PositiveFloat, configclass, unused_with
+from data_pipeline.common.fields import NonNegativeFloat, PositiveFloat, configclass, unused_with, used_with
 from data_pipeline.loader import Sample
 from data_pipeline.shards.text import TokenizedDocument
 from data_pipeline.stream.packing import Concatenation, Packing, Pieces
 from data_pipeline.stream.sentence_packing import PairPart, SentencePairs, SentenceSpans
+from data_pipeline.stream.whole_sentences import WholeSentences
 from pretraining.labels import IGNORED
+from pretraining.models.bert.config import EncoderConfig
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.inspect import decode_with_specials
-from pretraining.objectives.models import TokenEncoderWithHeads
+from pretraining.objectives.models import HorizonEncoder, TokenEncoderWithHeads
 from pretraining.objectives.padding import pad_to
 from pretraining.objectives.samples import on_device_of
-from pretraining.objectives.text.masking import choose, find_words, replace
+from pretraining.objectives.text.framing import contiguous, packed, paired
+from pretraining.objectives.text.horizons import (
+    ALL_SEGMENTS,
+    Mask,
+    bidirectional,
+    draw_mask,
+    mask_of,
+    random_rate,
+    under_mask,
+)
+from pretraining.objectives.text.masking import choose, choose_runs, find_words, replace
 from pretraining.objectives.text.sentence_pairs import IN_ORDER, Pair, next_sentence, sentence_order
 
 if TYPE_CHECKING:
@@ -39,13 +51,19 @@ SHOWN_SAMPLES = 4  # that a demonstration writes out
 class MaskedLMConfig:
     """Predict masked tokens and, by `pairing`, how two segments belong together.
 
-    masking: what is masked at once: single tokens, whole words, or n-grams of up to three words.
-    mask_rate: share of a sequence's tokens that are to be predicted, special ones counted as BERT counts them; only
-        text is.
+    masking: what is masked at once: single tokens, whole words, n-grams of up to three words, or with skipgram tokens
+        of which a fifth begin a run of two or three (UniLM).
+    mask_rate: share of a sequence's tokens that are to be predicted, special ones counted as BERT counts them, and with
+        skipgram not as UniLM does; only text is.
     pairing: next_sentence (BERT) and sentence_order (ALBERT) build each sequence from two segments and add a loss of
-        their own; none packs documents, each with its own first and last token and no attention to the others
-        (Liu et al. 2019, "RoBERTa", section 4.2: DOC-SENTENCES, several to a sequence). A model that cannot keep them
-        apart is given one in a sequence.
+        their own; none packs text by `packing`; a model that cannot keep documents apart is given one in a sequence.
+    packing: of sequences without pairs. documents fills them, cutting documents anywhere; doc_sentences takes whole
+        sentences; in both each document has its own first and last token and no attention to the others in the
+        sequence. full_sentences takes whole sentences over borders of documents, with a separator between these and
+        attention across (Liu et al. 2019, "RoBERTa", section 4.2: DOC-SENTENCES, FULL-SENTENCES).
+    masks: what tokens see, as shares of the samples: all of them (bidirectional), those before (left_to_right) or
+        behind (right_to_left), or with sequence_to_sequence the first segment and what is before in the second, whose
+        last token is masked too. Only a bidirectional sample has a label of pairs (Dong et al. 2019, "UniLM").
     masked_lm_weight: of the loss of masked tokens in the total.
     pair_weight: of the loss of pairs in the total. Not 0, which would leave a head to decay alone: pairing=none has
         none.
@@ -54,9 +72,15 @@ class MaskedLMConfig:
     """
 
     name: Literal["masked_lm"]
-    masking: Literal["token", "whole_word", "ngram"] = "token"
+    masking: Literal["token", "whole_word", "ngram", "skipgram"] = "token"
     mask_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     pairing: Literal["next_sentence", "sentence_order", "none"] = "next_sentence"
+    packing: Annotated[Literal["documents", "doc_sentences", "full_sentences"], used_with("pairing", "none")] = (
+        "documents"
+    )
+    masks: Annotated[dict[Mask, PositiveFloat], used_with("pairing", "next_sentence")] = Field(
+        default_factory=bidirectional
+    )
     masked_lm_weight: PositiveFloat = 1.0
     pair_weight: Annotated[PositiveFloat, unused_with("pairing", "none")] = 1.0
     z_loss: NonNegativeFloat = 0.0
@@ -83,38 +107,60 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
             )
         self.config, self.length, self.tokenizer = config, spec.seq_len, spec.tokenizer
         self.packs = spec.packs_documents
+        if config.pairing == "none" and config.packing == "doc_sentences" and not self.packs:
+            raise InputError("objective.packing=doc_sentences needs a model that keeps documents of a sequence apart")
         tokenizer = spec.tokenizer
         self.pad, self.cls, self.sep, self.mask = tokenizer.pad, tokenizer.cls, tokenizer.sep, tokenizer.mask
         self.is_text = tokenizer.is_text
         self.text_ids = np.flatnonzero(self.is_text)
-        self.words = None if config.masking == "token" else tokenizer.words
+        self.words = tokenizer.words if config.masking in ("whole_word", "ngram") else None
+        self.masks = {mask: share / sum(config.masks.values()) for mask, share in config.masks.items()}
         self.max_predictions = self._predictions(spec.seq_len)
         self.terms = {"masked_lm": config.masked_lm_weight}
         if config.pairing != "none":
             self.terms[config.pairing] = config.pair_weight
 
     def packing(self) -> Packing:
-        if self.config.pairing == "none" and not self.packs:
-            return Pieces(self.length - 2, self.length - 2, shortest=SHORTEST_SEQUENCE)
-        if self.config.pairing == "none":  # two tokens short: a segment that was cut gets a [cls] or [sep] of its own
-            return Concatenation(self.length - 2, self.length - 2, before=(self.cls,), after=(self.sep,))
         if self.config.pairing == "next_sentence":
-            return SentencePairs(self.length - 3)
-        return SentenceSpans(self.length - 3)
+            return SentencePairs(self.length - 3, random_rate=random_rate(self.masks))
+        if self.config.pairing == "sentence_order":
+            return SentenceSpans(self.length - 3)
+        if self.config.packing == "full_sentences":  # [cls], and a [sep] behind each document
+            return WholeSentences(self.length, per_sequence=1, per_document=1)
+        if self.config.packing == "doc_sentences":
+            return WholeSentences(self.length, per_sequence=0, per_document=2)
+        if not self.packs:
+            return Pieces(self.length - 2, self.length - 2, shortest=SHORTEST_SEQUENCE)
+        # two tokens short: a segment that was cut gets a [cls] or [sep] of its own
+        return Concatenation(self.length - 2, self.length - 2, before=(self.cls,), after=(self.sep,))
 
     def corrupt(self, segments: Sequence[Content], rng: np.random.Generator) -> Sample:
-        """segments: arrays of framed tokens (pairing=none), PairParts (next_sentence), a span of sentences
-        (sentence_order)."""
+        """segments: arrays of tokens (pairing=none; framed with packing=documents), PairParts (next_sentence), a span
+        of sentences (sentence_order)."""
+        sample = self._sample(segments, rng)
+        ends = bool(self.has_horizons and mask_of(sample) == "sequence_to_sequence")  # a target learns to stop
+        return sample | self._masked(sample["tokens"], rng, ends)
+
+    def _sample(self, segments: Sequence[Content], rng: np.random.Generator) -> Sample:
         if self.config.pairing == "none":
-            sample = self._packed(cast("Sequence[np.ndarray]", segments))
-        else:
-            sample = self._paired(self._pair(segments, rng))
-        return sample | self._masked(sample["tokens"], rng)
+            frame = contiguous if self.config.packing == "full_sentences" else packed
+            return frame(cast("Sequence[np.ndarray]", segments), self.cls, self.sep)
+        if not self.has_horizons:
+            return paired(self._pair(segments, rng), self.cls, self.sep)
+        parts = cast("Sequence[PairPart]", segments)
+        return under_mask(draw_mask(self.masks, parts, rng), parts, self.length, self.cls, self.sep, rng)
+
+    @property
+    def has_horizons(self) -> bool:
+        """Whether tokens of some samples see a part of theirs."""
+        return list(self.masks) != ["bidirectional"]
 
     def collate(self, samples: Sequence[Sample]) -> Sample:
         """-> the sample's arrays: lengths padded to seq_len, predictions to what mask_rate allows at that length; and
-        pair_labels int64 [batch] where there are pairs. Padding is of document -1."""
+        pair_labels int64 [batch] where there are pairs. Padding is of document -1 and sees all of that."""
         fill = {"tokens": self.pad, "segments": 0, "positions": 0, "documents": -1}
+        if self.has_horizons:
+            fill |= {"first": 0, "last": self.length - 1}
         batch = {name: pad_to(self.length, [s[name] for s in samples], value) for name, value in fill.items()}
         for name, value in (("masked_positions", 0), ("labels", IGNORED)):
             batch[name] = pad_to(self.max_predictions, [s[name] for s in samples], value)
@@ -135,7 +181,12 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
         return len(sample["tokens"])
 
     def heads(self, model: TokenEncoder, layers: Layers) -> dict[str, nn.Module]:
-        """Without pairs there is no pooler and no pair head."""
+        """Without pairs there is no pooler and no pair head. Raises InputError for a model that cannot see as `masks`
+        asks."""
+        if self.has_horizons and not (
+            isinstance(model.config, EncoderConfig) and model.config.segments >= ALL_SEGMENTS
+        ):
+            raise InputError(f"objective.masks needs model.segments={ALL_SEGMENTS}, of BERT or one of its relatives")
         heads = {"head": model.make_masked_head(layers, self.used_ids(), self.config.z_loss)}
         return heads if self.config.pairing == "none" else {**heads, "pair_head": model.make_pair_head()}
 
@@ -145,7 +196,7 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
     def loss(self, model: TokenEncoderWithHeads, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         import torch.nn.functional as F
 
-        hidden = model(batch["tokens"], batch["segments"], batch["positions"], batch["documents"])
+        hidden = encode(model, batch)
         masked = model.head(hidden, batch["masked_positions"], batch["labels"])
         if self.config.pairing == "none":
             return {"masked_lm": masked}
@@ -161,6 +212,8 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
         lines = [f"{len(sample['tokens'])} tokens, {len(sample['labels'])} to predict"]
         if "pair_label" in sample:
             lines[0] += f", {self.config.pairing}: {_pair_name(int(sample['pair_label']), self.config.pairing)}"
+        if self.has_horizons:
+            lines[0] += f", {mask_of(sample)}"
         lines += [self._text(sample["tokens"]), "targets:"]
         for position, label in zip(sample["masked_positions"], sample["labels"], strict=True):
             shown = int(sample["tokens"][position])
@@ -184,48 +237,24 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
     def _predictions(self, tokens: int) -> int:
         return max(1, round(self.config.mask_rate * tokens))
 
-    def _packed(self, segments: Sequence[np.ndarray]) -> Sample:
-        """Each segment framed by [cls] and [sep]; one that is a frame without text is left out."""
-        framed = [self._framed(segment) for segment in segments]
-        framed = [tokens for tokens in framed if len(tokens) > 2] or framed[:1]
-        lengths = [len(tokens) for tokens in framed]
-        tokens = np.concatenate(framed)
-        return {
-            "tokens": tokens,
-            "segments": np.zeros_like(tokens),
-            "positions": np.concatenate([np.arange(n) for n in lengths]),
-            "documents": np.repeat(np.arange(len(lengths)), lengths),
-        }
-
-    def _framed(self, segment: np.ndarray) -> np.ndarray:
-        before = [] if segment[0] == self.cls else [self.cls]
-        after = [] if segment[-1] == self.sep else [self.sep]
-        return np.concatenate([before, segment, after]).astype(np.int64)
-
     def _pair(self, segments: Sequence[Content], rng: np.random.Generator) -> Pair:
         length = self.length - 3  # without [cls] and two [sep]
         if self.config.pairing == "next_sentence":
             return next_sentence(cast("Sequence[PairPart]", segments), length, rng)
         return sentence_order(cast("TokenizedDocument", segments[0]), length, rng)
 
-    def _paired(self, pair: Pair) -> Sample:
-        """[cls] first [sep] second [sep], segments 0 and 1."""
-        second = [*pair.second, self.sep] if len(pair.second) else []
-        tokens = np.array([self.cls, *pair.first, self.sep, *second], np.int64)
-        segments = np.repeat([0, 1], [len(tokens) - len(second), len(second)])
-        return {
-            "tokens": tokens,
-            "segments": segments,
-            "positions": np.arange(len(tokens)),
-            "documents": np.zeros_like(tokens),
-            "pair_label": np.array(pair.label),
-        }
-
-    def _masked(self, tokens: np.ndarray, rng: np.random.Generator) -> Sample:
+    def _masked(self, tokens: np.ndarray, rng: np.random.Generator, ends: bool = False) -> Sample:
+        """ends: the last token may be masked, too."""
         maskable = self.is_text[tokens]
-        begins = np.ones_like(maskable) if self.words is None else self.words.starts(tokens)
-        words = find_words(maskable, begins)
-        positions = choose(words, self._predictions(len(tokens)), LONGEST_NGRAM[self.config.masking], rng)
+        text = int(maskable.sum())
+        if ends:
+            maskable[-1] = True
+        if self.config.masking == "skipgram":
+            positions = choose_runs(maskable, self._predictions(text), rng)
+        else:
+            begins = np.ones_like(maskable) if self.words is None else self.words.starts(tokens)
+            words = find_words(maskable, begins)
+            positions = choose(words, self._predictions(len(tokens)), LONGEST_NGRAM[self.config.masking], rng)
         return {
             "tokens": replace(tokens, positions, self.mask, self.text_ids, rng),
             "masked_positions": positions,
@@ -243,6 +272,14 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
         return decode_with_specials(self.tokenizer, ids)
 
 
+def encode(model: TokenEncoderWithHeads, batch: Mapping[str, Tensor]) -> Tensor:
+    """-> hidden states [batch, length, hidden] of a collated batch."""
+    inputs = (batch["tokens"], batch["segments"], batch["positions"], batch["documents"])
+    if "first" not in batch:
+        return model(*inputs)
+    return cast("HorizonEncoder", model)(*inputs, (batch["first"], batch["last"]))
+
+
 def best_fillings(model: TokenEncoderWithHeads, batch: Sample, count: int) -> np.ndarray:
     """-> the `count` likeliest ids at each of the masked positions, best first, int [samples, predictions, count]."""
     import torch
@@ -250,7 +287,7 @@ def best_fillings(model: TokenEncoderWithHeads, batch: Sample, count: int) -> np
     tensors = on_device_of(model, batch)
     model.eval()
     with torch.no_grad():
-        hidden = model(*(tensors[name] for name in ("tokens", "segments", "positions", "documents")))
+        hidden = encode(model, tensors)
         logits = model.head.logits(hidden, tensors["masked_positions"])
     return logits.topk(count).indices.cpu().numpy()
 

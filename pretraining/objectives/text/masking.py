@@ -8,6 +8,7 @@ import numpy as np
 
 Array = np.ndarray
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest is kept (Devlin et al. 2018, section 3.1)
+RUN_SHARE, RUNS = 0.2, (2, 3)  # of the draws take so many tokens in a row (Dong et al. 2019, "UniLM", section 2.3)
 
 
 class Words(NamedTuple):
@@ -63,6 +64,29 @@ def ngram_lengths(longest: Array, rng: np.random.Generator) -> Array:
     weights = np.cumsum(1.0 / np.arange(1, longest.max() + 1))
     drawn = rng.random(len(longest)) * weights[longest - 1]
     return 1 + np.searchsorted(weights, drawn, side="right")
+
+
+def choose_runs(maskable: Array, budget: int, rng: np.random.Generator) -> Array:
+    """maskable: bool [length] -> positions, int [at most budget], sorted: single tokens in random places, and now and
+    then two or three in a row, up to a token that must not be masked.
+
+    As in microsoft/unilm, unilm-v1, seq2seq_loader.py (skipgram_prb 0.2, skipgram_size 3): a run may pass over tokens
+    that were chosen before, and where the last one exceeds the budget, any of all are dropped.
+    """
+    order = rng.permutation(np.flatnonzero(maskable))
+    sizes = np.where(rng.random(len(order)) < RUN_SHARE, rng.integers(RUNS[0], RUNS[1] + 1, len(order)), 1)
+    stops = np.append(np.flatnonzero(~maskable), len(maskable))
+    ends = np.minimum(order + sizes, stops[np.searchsorted(stops, order)])
+    taken = np.zeros(len(maskable), bool)
+    left = budget
+    for start, stop in zip(order, ends, strict=True):
+        if left <= 0:
+            break
+        if not taken[start]:
+            left -= int((~taken[start:stop]).sum())
+            taken[start:stop] = True
+    positions = np.flatnonzero(taken)
+    return positions if left >= 0 else np.sort(rng.permutation(positions)[:budget])
 
 
 def replace(tokens: Array, positions: Array, mask: int, text_ids: Array, rng: np.random.Generator) -> Array:
