@@ -22,7 +22,7 @@ from data_pipeline.tokenizers.export import exported_ids
 from data_pipeline.tokenizers.sentencepiece_export import sentencepiece_file
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.hub.card import Facts, model_card
-from pretraining.models.registry import huggingface_family
+from pretraining.models.registry import huggingface_families
 from pretraining.objectives.image.views import ImageViewsConfig
 from pretraining.objectives.registry import build_objective
 from pretraining.run.checkpoint_format import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from pretraining.models.base import Model
+    from pretraining.models.huggingface_map import HuggingFaceFamily
 
 EXAMPLE = """pretrain-export: writes a checkpoint as a Hugging Face folder, with the parity check.
 
@@ -70,22 +71,15 @@ def main() -> int:
 def export(config: ExportConfig) -> dict[str, Any]:
     """Writes `config.output` -> what its parity.json says. Raises InputError, and then leaves no folder."""
     source = Source(config)
-    values = source.huggingface_config()
+    values = {name: source.huggingface_config(family) for name, family in source.families.items()}
     model: Model = load_plain_model(source.run, source.vocabulary, source.objective, source.checkpoint)
     with new_folder(Path(config.output)) as folder:
-        _write_json(folder / "config.json", values)
-        _write_generation_config(folder, values)
-        _write_weights(folder, source, model)
-        report = {
-            "checkpoint": str(source.checkpoint.folder),
-            "step": source.checkpoint.state["step"],
-            **_prove_model(folder, source, model, values),
+        reports = {
+            name: _write_part(folder / name, source, family, model, values[name])
+            for name, family in source.families.items()
         }
-        if source.tokenizer is not None:
-            report |= _write_tokenizer(folder, source, source.tokenizer, values)
-        else:
-            _write_processor(folder, source)
-        _write_json(folder / "parity.json", report)
+        worst = max(report["max_abs_difference"] for report in reports.values())
+        report = {**reports[""], "max_abs_difference": worst}
         (folder / "README.md").write_text(model_card(source.facts(report), source.run))
         _make_readable(folder)
     return report
@@ -94,8 +88,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
 class Source:
     """What is read and checked before anything is written: run config, checkpoint, tokenizer.
 
-    vocabulary: what the model reads and predicts. objective: the run's, whose heads the model has. used:
-    the ids that leave, without gaps and in this order; None for images.
+    families: by the folder within the output, "" for the output itself; a model of two parts has two. vocabulary: what
+    the model reads and predicts. objective: the run's, whose heads the model has. used: the ids that leave, without
+    gaps and in this order; None for images.
     """
 
     def __init__(self, config: ExportConfig) -> None:
@@ -103,7 +98,7 @@ class Source:
             raise InputError(f"output={config.output} exists already and is not overwritten")
         self.checkpoint = find_checkpoint(Path(config.checkpoint))
         self.run = read_run_config(self.checkpoint.folder.resolve().parents[1], config.modules)
-        self.family = huggingface_family(self.run.model.name, self.run.model)
+        self.families = huggingface_families(self.run.model.name, self.run.model)
         folders = {"": config.data_path} if config.data_path is not None else self.run.data.folders
         for folder in folders.values():
             if not (Path(folder) / "manifest.json").is_file():
@@ -119,12 +114,12 @@ class Source:
         self.objective = build_objective(self.run.objective, sample_spec(self.run, self.tokenizer, self.classes))
         self.used = self.objective.used_ids()
 
-    def huggingface_config(self) -> dict[str, Any]:
+    def huggingface_config(self, family: HuggingFaceFamily[Any]) -> dict[str, Any]:
         """config.json. Raises InputError where transformers has no such model."""
         from pretraining.models.shapes import shapes_of
 
         model = shapes_of(self.run.model, self.vocabulary, self.objective)
-        values = self.family.huggingface_config(model, self.special_ids)
+        values = family.huggingface_config(model, self.special_ids)
         if self.used is not None:
             return {**values, "vocab_size": len(self.used)}
         return {**values, **self.image_views.huggingface_config(tuple(self.classes))}
@@ -195,6 +190,27 @@ def _command(overrides: list[str]) -> int:
     return EXIT_DONE
 
 
+def _write_part(
+    folder: Path, source: Source, family: HuggingFaceFamily[Any], model: Model, values: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything of one folder but the card -> what its parity.json says."""
+    folder.mkdir(exist_ok=True)
+    _write_json(folder / "config.json", values)
+    _write_generation_config(folder, values)
+    _write_weights(folder, source, family, model)
+    report = {
+        "checkpoint": str(source.checkpoint.folder),
+        "step": source.checkpoint.state["step"],
+        **_prove_model(folder, source, family, model, values),
+    }
+    if source.tokenizer is not None:
+        report |= _write_tokenizer(folder, source, source.tokenizer, family, values)
+    else:
+        _write_processor(folder, source)
+    _write_json(folder / "parity.json", report)
+    return report
+
+
 def _write_generation_config(folder: Path, values: dict[str, Any]) -> None:
     """The special ids that generation needs, for models that have an end of text."""
     if "eos_token_id" in values:
@@ -202,13 +218,14 @@ def _write_generation_config(folder: Path, values: dict[str, Any]) -> None:
         _write_json(folder / "generation_config.json", {key: values[key] for key in keys if key in values})
 
 
-def _write_weights(folder: Path, source: Source, model: Model) -> None:
+def _write_weights(folder: Path, source: Source, family: HuggingFaceFamily[Any], model: Model) -> None:
     import torch
     from safetensors.torch import save_file
 
     tensors = model.state_dict()  # buffers as well: fixed positions, which transformers has as parameters
-    entries = source.family.weight_map(model)
-    missing = {name for name, _ in model.named_parameters()} - {entry.ours for entry in entries}
+    entries = family.weight_map(model)
+    mapped = {entry.ours for part in source.families.values() for entry in part.weight_map(model)}
+    missing = {name for name, _ in model.named_parameters()} - mapped
     assert not missing, f"the weight map leaves out {sorted(missing)}"
     weights = {}
     for entry in entries:
@@ -218,7 +235,9 @@ def _write_weights(folder: Path, source: Source, model: Model) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _prove_model(folder: Path, source: Source, model: Model, values: dict[str, Any]) -> dict[str, Any]:
+def _prove_model(
+    folder: Path, source: Source, family: HuggingFaceFamily[Any], model: Model, values: dict[str, Any]
+) -> dict[str, Any]:
     """-> what parity.json says of it. Raises InputError where transformers' model of the folder computes something else
     than ours."""
     import torch
@@ -228,9 +247,9 @@ def _prove_model(folder: Path, source: Source, model: Model, values: dict[str, A
     from pretraining.hub import parity
 
     (architecture,) = values["architectures"]
-    assert architecture in source.family.architectures, architecture
-    examples = parity.probes(source.family, model, source.vocabulary.outputs, source.used)
-    ours = parity.our_outputs(source.family, model, examples, values, source.used)
+    assert architecture in family.architectures, architecture
+    examples = parity.probes(family, model, source.vocabulary.outputs, source.used)
+    ours = parity.our_outputs(family, model, examples, values, source.used)
     theirs = parity.their_outputs(folder, architecture, examples, list(ours[0]))
     difference = parity.largest_difference(ours, theirs)
     if not difference <= parity.TOLERANCE:
@@ -252,14 +271,16 @@ def _prove_model(folder: Path, source: Source, model: Model, values: dict[str, A
     }
 
 
-def _write_tokenizer(folder: Path, source: Source, tokenizer: Tokenizer, values: dict[str, Any]) -> dict[str, Any]:
+def _write_tokenizer(
+    folder: Path, source: Source, tokenizer: Tokenizer, family: HuggingFaceFamily[Any], values: dict[str, Any]
+) -> dict[str, Any]:
     """tokenizer.json, tokenizer_config.json and, for Llama, tokenizer.model -> what parity.json says of them. Raises
     InputError where the tokenizer read back from them encodes a text of EDGE_CASE_TEXTS differently from ours."""
     from transformers import AutoTokenizer
 
     from data_pipeline.tokenizers.export import convert, disagreements, rounds_ties, texts_to_compare, tokenizer_config
 
-    frame = source.family.frame
+    frame = family.frame
     convert(tokenizer, source.used, frame).save(str(folder / "tokenizer.json"))
     settings = tokenizer_config(tokenizer, source.run.seq_len, source.used, frame)
     _write_json(folder / "tokenizer_config.json", settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from data_pipeline.tokenizers.special_tokens import ALL, exported_sentinel
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.models.base import Model
 from pretraining.models.huggingface_map import HuggingFaceFamily, Values
-from pretraining.models.registry import huggingface_family
+from pretraining.models.registry import huggingface_families
 from pretraining.models.weight_map import WeightMap
 from pretraining.parallel.fragments import Box
 from pretraining.parallel.layers import box_of
@@ -33,14 +34,19 @@ class HuggingFaceFolder:
     """A folder whose config, weights' names and shapes, and tokenizer fit the model; checked when it is opened.
 
     model: of these shapes, with the heads that will be trained (models.shapes.shapes_of). outputs: the size of the
-    vocabulary or the number of classes of the prepared data. Raises InputError with every problem. Reads JSON and
-    safetensors only, never a pickle.
+    vocabulary or the number of classes of the prepared data. part: of a model that has several folders, the one within
+    the first; the first opens the others. Raises InputError with every problem. Reads JSON and safetensors only, never
+    a pickle.
     """
 
-    def __init__(self, folder: str, model: Model, outputs: int, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, folder: str, model: Model, outputs: int, tokenizer: Tokenizer | None, part: str = "") -> None:
         self.folder, self.vocab_size = Path(folder), outputs
         _refuse_own(self.folder)
-        family = huggingface_family(model.config.name, model.config)
+        families = huggingface_families(model.config.name, model.config)
+        family, companions = families[part], [] if part else [name for name in families if name]
+        self.companions = [
+            HuggingFaceFolder(str(self.folder / name), model, outputs, tokenizer, name) for name in companions
+        ]
         values = read_json(self.folder / "config.json", key="model.init_from")
         self.stored, problems = _stored_tensors(self.folder)
         free = {"vocab_size"} if "classifier.weight" in self.stored else {"vocab_size", "num_classes"}
@@ -54,6 +60,7 @@ class HuggingFaceFolder:
         self.not_finite: list[str] = []  # of the tensors that load_into took all the same
         if not problems:
             misfits += self._weight_problems(family, model, their_size)
+        _require_whole(model, families)
         if problems := problems + misfits:
             raise InputError(f"model.init_from={folder} does not fit: " + "; ".join(problems))
 
@@ -76,12 +83,14 @@ class HuggingFaceFolder:
                 f"warning: model.init_from={self.folder}: {', '.join(self.not_finite)} hold values that are not "
                 "finite; they are loaded, as train.load_not_finite=true asks"
             )
-        return found
+        return found + [note for companion in self.companions for note in companion.notes()]
 
     def load_into(self, model: Model, load_not_finite: bool = False) -> None:
         """Overwrites the parameters of `model`, or this rank's part of them; heads and rows of the vocabulary that the
         folder lacks stay as they are. Fixed positions were compared and agree already. Raises InputError for values
         that are not finite, unless load_not_finite."""
+        for companion in self.companions:  # first: what stands in several folders is taken from the model's own
+            companion.load_into(model, load_not_finite)
         parameters = dict(model.named_parameters())
         opened = {file: safe_open(str(file), framework="pt") for file, _ in self.stored.values()}
         with torch.no_grad():
@@ -110,8 +119,6 @@ class HuggingFaceFolder:
         """What the folder's tensors lack for `model`. Sets `entries`, with the names as the folder spells them, and
         `new_heads`, the heads that the folder lacks."""
         entries = family.weight_map(model)
-        missing = {name for name, _ in model.named_parameters()} - {entry.ours for entry in entries}
-        assert not missing, f"the weight map leaves out {sorted(missing)}"
         found = [(e, next((n for n in family.spellings(e.theirs) if n in self.stored), None)) for e in entries]
         self.entries = [replace(entry, theirs=name) for entry, name in found if name is not None]
         absent = [entry for entry, name in found if name is None]
@@ -146,6 +153,12 @@ class HuggingFaceFolder:
                     "which a resumed run would have again"
                 )
         return problems
+
+
+def _require_whole(model: Model, families: Mapping[str, HuggingFaceFamily[Any]]) -> None:
+    mapped = {entry.ours for family in families.values() for entry in family.weight_map(model)}
+    missing = {name for name, _ in model.named_parameters()} - mapped
+    assert not missing, f"the weight map leaves out {sorted(missing)}"
 
 
 def _refuse_own(folder: Path) -> None:

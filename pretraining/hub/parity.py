@@ -15,7 +15,7 @@ from pretraining.models.huggingface_map import HuggingFaceFamily, Inputs, Values
 
 TOLERANCE = 1e-4  # largest absolute difference of any output
 IDS = "input_ids"  # the ending of what a text model reads
-LOGITS = ("prediction_logits", "logits")  # over the vocabulary
+LOGITS = ("prediction_logits", "logits")  # over the vocabulary, where they are [batch, length, vocabulary]
 Family = HuggingFaceFamily[Any]
 
 
@@ -45,7 +45,7 @@ def our_outputs(
     for inputs in examples:
         own = {name: ids[t] if name.endswith(IDS) else t for name, t in inputs.items()}
         outputs = family.probe_outputs(model, own, values)
-        found.append({name: t[..., ids] if name in LOGITS else t for name, t in outputs.items()})
+        found.append({name: t[..., ids] if name in LOGITS and t.ndim == 3 else t for name, t in outputs.items()})
     return found
 
 

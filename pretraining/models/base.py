@@ -144,6 +144,28 @@ class EncoderDecoder(TokenModel, Protocol):
         ...
 
 
+class GeneratorDiscriminator(TokenModel, Protocol):
+    """Role.GENERATOR_DISCRIMINATOR: two token encoders over one table of embeddings. Arguments as in TokenEncoder."""
+
+    def generate(self, tokens: Tensor, segments: Tensor, positions: Tensor, documents: Tensor | None = None) -> Tensor:
+        """-> the generator's hidden states [batch, length, its hidden size]."""
+        ...
+
+    def discriminate(
+        self, tokens: Tensor, segments: Tensor, positions: Tensor, documents: Tensor | None = None
+    ) -> Tensor:
+        """-> the discriminator's hidden states [batch, length, hidden]."""
+        ...
+
+    def make_generator_head(self, layers: Layers, used: Ids | None = None) -> nn.Module:
+        """A SamplingMaskedHead of objectives.models, still empty. used: as in make_token_head."""
+        ...
+
+    def make_detection_head(self) -> nn.Module:
+        """The discriminator's hidden states -> logits [batch, length] of whether a token was replaced, still empty."""
+        ...
+
+
 class ImageEncoder(Model, Protocol):
     """Role.IMAGE_ENCODER: an image as one vector."""
 

@@ -114,3 +114,13 @@ class TextConfig(TransformerConfig):
 
     def stated_outputs(self) -> dict[str, int]:
         return {} if self.vocab_size is None else {"model.vocab_size": self.vocab_size}
+
+
+def without_tensor_parallelism(name: str, tensor_parallel: int, reason: str) -> list[str]:
+    """`layout_problems` of a family that is proven under every other layout. reason: what is in the way."""
+    if tensor_parallel == 1:
+        return []
+    return [
+        f"model.name={name} does not run with engine.tensor_parallel={tensor_parallel}, only with 1: {reason}. DDP and "
+        "ZeRO 0 to 3 are proven for it"
+    ]

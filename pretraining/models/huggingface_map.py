@@ -44,7 +44,7 @@ class HuggingFaceFamily(Protocol[M_contra]):
         ...
 
     def weight_map(self, model: M_contra) -> list[WeightMap]:
-        """An entry for every tensor of the model; tied tensors once."""
+        """An entry for every tensor of the model, or of the part that is exported by itself; tied tensors once."""
         ...
 
     def spellings(self, name: str) -> list[str]:

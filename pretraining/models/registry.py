@@ -6,7 +6,8 @@ model.py, huggingface.py. A new one, or one from outside this package, is an ent
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +28,15 @@ class Family:
     """config, model: "module:Class". The config class is a ModelConfig; the model's is made as Class(config,
     vocabulary, layers) and keeps the contract of models.base. huggingface: a module with the members of
     HuggingFaceFamily, or "module:Class" of what is made as Class(config) and has them; None where transformers has no
-    counterpart. roles: what objectives can ask of it.
+    counterpart. companions: name -> a module like `huggingface`, where transformers has another part of the model as
+    a model of its own; it stands in a folder of that name within the model's folder. roles: what objectives can ask of it.
     """
 
     config: str
     model: str
     roles: frozenset[Role]
     huggingface: str | None = None
+    companions: Mapping[str, str] = field(default_factory=dict)
 
 
 FAMILIES: dict[str, Family] = {
@@ -66,6 +69,13 @@ FAMILIES: dict[str, Family] = {
         model="pretraining.models.bert.model:BERT",
         roles=frozenset({Role.TOKEN_ENCODER}),
         huggingface="pretraining.models.bert.albert",
+    ),
+    "electra": Family(
+        config="pretraining.models.electra.config:ElectraConfig",
+        model="pretraining.models.electra.model:Electra",
+        roles=frozenset({Role.GENERATOR_DISCRIMINATOR}),
+        huggingface="pretraining.models.electra.huggingface",
+        companions={"generator": "pretraining.models.electra.huggingface_generator"},
     ),
     "t5": Family(
         config="pretraining.models.t5.config:T5Config",
@@ -107,3 +117,10 @@ def huggingface_family(name: str, config: ModelConfig | None = None) -> HuggingF
         raise InputError(f"model.name={name} has no Hugging Face counterpart")
     family: Any = load(found)(config) if ":" in found else import_module(found)
     return family
+
+
+def huggingface_families(name: str, config: ModelConfig | None = None) -> dict[str, HuggingFaceFamily[Any]]:
+    """As huggingface_family, by the folder within an export: "" for the model's own, then its companions."""
+    companions = {folder: import_module(module) for folder, module in FAMILIES[name].companions.items()}
+    families: dict[str, Any] = {"": huggingface_family(name, config), **companions}
+    return families

@@ -11,3 +11,4 @@ class Role(StrEnum):
     ENCODER_DECODER = "encoder-decoder"  # reads one sequence, writes another
     IMAGE_ENCODER = "image encoder"  # sees all patches of an image
     MASKED_IMAGE_AUTOENCODER = "masked image autoencoder"  # some patches in, the pixels of all out
+    GENERATOR_DISCRIMINATOR = "generator and discriminator"  # one fills masks, the other finds what was filled in

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from pretraining.models.base import Decoder, EncoderDecoder, ImageEncoder, TokenEncoder
+from pretraining.models.base import Decoder, EncoderDecoder, GeneratorDiscriminator, ImageEncoder, TokenEncoder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +29,13 @@ class MaskedHead(Protocol):
 
     def logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """-> [batch, predictions, vocabulary]."""
+        ...
+
+
+class SamplingMaskedHead(Protocol):
+    def __call__(self, hidden: Tensor, positions: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """As MaskedHead; keys: int64 [batch, predictions] -> the sum of the losses, and int64 [batch, predictions]: for
+        each key a token drawn from the softmax, without a gradient."""
         ...
 
 
@@ -67,3 +74,8 @@ class EncoderDecoderWithHead(EncoderDecoder, Protocol):
 
 class ImageEncoderWithHead(ImageEncoder, Protocol):
     head: Classifier
+
+
+class GeneratorDiscriminatorWithHeads(GeneratorDiscriminator, Protocol):
+    head: SamplingMaskedHead
+    detection_head: Classifier  # [batch, length, hidden] -> [batch, length]

@@ -38,6 +38,12 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         role=Role.TOKEN_ENCODER,
         data="text",
     ),
+    "replaced_token": ObjectiveEntry(
+        config="pretraining.objectives.text.replaced_token:ReplacedTokenConfig",
+        objective="pretraining.objectives.text.replaced_token:ReplacedToken",
+        role=Role.GENERATOR_DISCRIMINATOR,
+        data="text",
+    ),
     "span_corruption": ObjectiveEntry(
         config="pretraining.objectives.sequence.span_corruption:SpanCorruptionConfig",
         objective="pretraining.objectives.sequence.span_corruption:SpanCorruption",

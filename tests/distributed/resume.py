@@ -17,6 +17,10 @@ from tests.helpers import TINY, finished_weights, metrics, prepare, run_world, t
 
 RANKS, STEPS, STOP = 4, 6, 3
 DEEPSPEED, MEGATRON = "engine=deepspeed", "engine=megatron"
+UNSPLIT = {  # families that refuse tensor parallelism
+    "electra": ("model=electra_debug", "objective=replaced_token"),
+}
+TWO = {"ddp": (), "zero2": (DEEPSPEED, "engine.zero_stage=2")}
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "ddp": (),
     "shard_optimizer": ("engine.shard_optimizer=true",),
@@ -25,6 +29,11 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "tp2_sequence_parallel": (MEGATRON, "engine.tensor_parallel=2", "engine.sequence_parallel=true"),
     "tp2_shard_optimizer": (MEGATRON, "engine.tensor_parallel=2", "engine.shard_optimizer=true"),
     "tp4": (MEGATRON, "engine.tensor_parallel=4"),
+    **{
+        f"{family}_{layout}": (*options, *engine)
+        for family, options in UNSPLIT.items()
+        for layout, engine in TWO.items()
+    },
     **{f"tp2_zero{s}": (DEEPSPEED, "engine.tensor_parallel=2", f"engine.zero_stage={s}") for s in range(4)},
 }
 FEW = ("ddp", "shard_optimizer", "zero1", "zero2", "zero3", "tp2")

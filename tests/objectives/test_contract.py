@@ -31,6 +31,7 @@ from pretraining.run.prepared import Prepared
 MODELS = {
     Role.DECODER: "gpt_debug",
     Role.TOKEN_ENCODER: "bert_debug",
+    Role.GENERATOR_DISCRIMINATOR: "electra_debug",
     Role.ENCODER_DECODER: "t5_debug",
     Role.IMAGE_ENCODER: "vit_debug",
     Role.MASKED_IMAGE_AUTOENCODER: "mae_debug",
@@ -43,6 +44,7 @@ CASES = [
     ("masked_lm", ()),
     ("masked_lm", ("pairing=none",)),
     ("masked_lm", ("pairing=sentence_order", "masking=ngram")),
+    ("replaced_token", ()),
     ("span_corruption", ()),
     ("span_corruption", ("mode=ul2",)),
     ("image_classification", ("mixup=0.4", "cutmix=1.0", "rand_augment_ops=1")),

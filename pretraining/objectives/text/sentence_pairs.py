@@ -21,6 +21,7 @@ from data_pipeline.stream.sentence_packing import Pairing, PairPart
 from pretraining.labels import IGNORED
 
 IN_ORDER, OTHERWISE = 0, 1
+SINGLE_RATE = 0.1  # of ELECTRA's sequences are one segment
 
 
 class Pair(NamedTuple):
@@ -75,3 +76,24 @@ def truncate(
         else:
             borders[longer][1] -= 1
     return segments[0][slice(*borders[0])], segments[1][slice(*borders[1])]
+
+
+def unlabeled_pair(own: TokenizedDocument, length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """-> two segments of neighboring sentences, which with [cls] and two [sep] have at most `length` tokens; in one of
+    ten cases, and where all sentences fit into half of the length, the second is empty.
+
+    google-research/electra, build_pretraining_dataset.py, _create_example: a sentence joins the first segment while
+    that stays below half of the length, and half of the time if it is the first one to exceed it; the others join the
+    second. A short one behind a long one may so come before it, as theirs does. Half of the length is that of all
+    sequences, also for documents that were given a shorter target.
+    """
+    half = len(own.tokens) + 1 if rng.random() < SINGLE_RATE else (length - 3) // 2
+    first, second = own.tokens[:0], own.tokens[:0]
+    for sentence in np.split(own.tokens, own.sentences[1:]):
+        fits = not len(first) or len(first) + len(sentence) < half
+        if fits or (not len(second) and len(first) < half and rng.random() < 0.5):
+            first = np.concatenate([first, sentence])
+        else:
+            second = np.concatenate([second, sentence])
+    first = first[: length - 2]
+    return first, second[: max(0, length - len(first) - 3)]
