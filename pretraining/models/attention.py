@@ -113,3 +113,11 @@ def document_mask(documents: Tensor, *, causal: bool) -> Tensor:
     """
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return same.tril() if causal else same
+
+
+def cross_mask(targets: Tensor, inputs: Tensor) -> Tensor:
+    """Documents, [batch, targets] and [batch, inputs] -> bool [batch, 1, targets, inputs], True where a target may
+    attend: to its own document."""
+    # A target's padding may attend everywhere: a row that allows nothing has no softmax.
+    mine = targets[:, :, None]
+    return ((mine == inputs[:, None, :]) | (mine < 0))[:, None]

@@ -54,6 +54,12 @@ FAMILIES: dict[str, Family] = {
         roles=frozenset({Role.ENCODER_DECODER}),
         huggingface="pretraining.models.t5.huggingface",
     ),
+    "transformer": Family(
+        config="pretraining.models.transformer_2017.config:TransformerConfig2017",
+        model="pretraining.models.transformer_2017.model:Transformer",
+        roles=frozenset({Role.ENCODER_DECODER}),
+        huggingface="pretraining.models.transformer_2017.huggingface",
+    ),
     "vit": Family(
         config="pretraining.models.vit.config:ViTConfig",
         model="pretraining.models.vit.model:ViT",

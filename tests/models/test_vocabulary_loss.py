@@ -83,9 +83,13 @@ def test_rows_over_two_ranks_give_the_same() -> None:
 
 def test_an_evaluation_leaves_it_out() -> None:
     hidden, weight, _, labels = inputs()
-    plain, with_z = (TokenHead(PlainLayers(), VOCABULARY, torch.nn.Parameter(weight), z_loss=z) for z in (0.0, 0.1))
-    assert with_z(hidden, labels) > plain(hidden, labels)
-    assert torch.equal(with_z.eval()(hidden, labels), plain(hidden, labels))
+    plain, *others = (
+        TokenHead(PlainLayers(), VOCABULARY, torch.nn.Parameter(weight), **options)
+        for options in ({}, {"z_loss": 0.1}, {"label_smoothing": 0.1})
+    )
+    for head in others:
+        assert not torch.equal(head(hidden, labels), plain(hidden, labels))
+        assert torch.equal(head.eval()(hidden, labels), plain(hidden, labels))
 
 
 @pytest.mark.parametrize("objective", ["causal_lm", "masked_lm", "span_corruption"])

@@ -146,9 +146,7 @@ class Denoising(Objective[TokenizedDocument, EncoderDecoderWithHead]):
         return self.length
 
     def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
-        from pretraining.models.heads import token_head
-
-        return {"head": token_head(model, layers, self.used_ids())}
+        return {"head": model.make_token_head(layers, self.used_ids())}
 
     def used_ids(self) -> npt.NDArray[np.int64]:
         return self.tokenizer.used_ids(("pad", "bos", "eos", "mask"))
