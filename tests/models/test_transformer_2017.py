@@ -103,7 +103,10 @@ def test_embeddings_are_scaled_and_weights_drawn_as_published() -> None:
     assert float(model.token_embedding.weight[:2000].detach().std()) == pytest.approx(256**-0.5, rel=0.02)
     assert not model.token_embedding.weight[2000:].any()
     up = model.encoder.blocks[0].mlp.up.weight
-    assert float(up.detach().std()) == pytest.approx((2 / (256 + 1024)) ** 0.5, rel=0.02) and up.abs().max() <= (6 / 1280) ** 0.5 + 1e-6
+    assert (
+        float(up.detach().std()) == pytest.approx((2 / (256 + 1024)) ** 0.5, rel=0.02)
+        and up.abs().max() <= (6 / 1280) ** 0.5 + 1e-6
+    )
     biases = [name for name, _ in model.named_parameters() if name.endswith("bias") and "norm" not in name]
     assert biases and all(".mlp." in name for name in biases)  # FFN's b1 and b2 are the only ones of the paper
 
