@@ -30,7 +30,7 @@ class UsualHeads:
 
     def heads(self, model: Any, layers: Layers) -> Mapping[str, nn.Module]:
         name = model.config.name
-        if name in ("gpt", "t5"):
+        if name in ("gpt", "t5", "transformer"):
             return {"head": model.make_token_head(layers)}
         if isinstance(model.config, EncoderConfig):
             heads: dict[str, nn.Module] = {"head": model.make_masked_head(layers)}

@@ -60,7 +60,7 @@ def test_help_is_that_of_the_choices(capsys: pytest.CaptureFixture[str]) -> None
     shown = capsys.readouterr().out
     assert "  model.head_dim=128 (integer above 0, or null): features of an attention head; null means" in shown
     assert "  optimizer.lr=0.5 (number above 0): peak of the learning rate" in shown
-    assert "  optimizer.name=lamb (adamw|lamb|adafactor): " in shown
+    assert "  optimizer.name=lamb (adam|adamw|lamb|adafactor): " in shown
     assert "  objective.fim_rate=0.0 (number at least 0 and at most 1): " in shown
 
 

@@ -201,7 +201,7 @@ def test_a_broken_config_of_a_run_is_reported_by_key(tmp_path):
     write_config(load_config(["data.path=x"]), tmp_path, {})
     text = (tmp_path / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(text.replace("name: adamw", "name: sgd"))
-    with pytest.raises(InputError, match="optimizer: name=sgd is unknown; there are adafactor, adamw, lamb"):
+    with pytest.raises(InputError, match="optimizer: name=sgd is unknown; there are adafactor, adam, adamw, lamb"):
         read_run_config(tmp_path)
 
 
@@ -281,7 +281,7 @@ def test_a_key_without_effect_is_refused_with_the_reason(mode, override):
         ("scheduler=constant", "scheduler.min_ratio=0.2", "warmup_cosine, warmup_linear"),
         ("scheduler=inverse_sqrt", "scheduler.decay_fraction=0.2", "warmup_stable_decay has it"),
         ("optimizer=adamw", "optimizer.relative_step=false", "adafactor has it"),
-        ("optimizer=adafactor", "optimizer.betas=[0.9,0.99]", "adamw, lamb have it"),
+        ("optimizer=adafactor", "optimizer.betas=[0.9,0.99]", "adam, adamw, lamb have it"),
         ("model=gpt2_small", "model.drop_path=0.1", "vit, mae have it"),
     ],
 )

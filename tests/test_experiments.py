@@ -49,7 +49,7 @@ def test_an_experiment_runs_shrunken(name, corpus, digits, tmp_path):
 
 
 OTHERS = [
-    *[f"optimizer={name}" for name in ("adamw", "lamb", "adafactor")],
+    *[f"optimizer={name}" for name in ("adam", "adamw", "lamb", "adafactor")],
     *[f"scheduler={name}" for name in ("constant", "inverse_sqrt", "warmup_stable_decay")],
     *[f"engine={name}" for name in ("torch", "megatron")],
 ]

@@ -122,3 +122,11 @@ def horizon_mask(first: Tensor, last: Tensor) -> Tensor:
     """
     keys = torch.arange(first.shape[1], device=first.device)
     return ((first[..., None] <= keys) & (keys <= last[..., None]))[:, None]
+
+
+def cross_mask(targets: Tensor, inputs: Tensor) -> Tensor:
+    """Documents, [batch, targets] and [batch, inputs] -> bool [batch, 1, targets, inputs], True where a target may
+    attend: to its own document."""
+    # A target's padding may attend everywhere: a row that allows nothing has no softmax.
+    mine = targets[:, :, None]
+    return ((mine == inputs[:, None, :]) | (mine < 0))[:, None]

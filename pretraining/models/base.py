@@ -80,10 +80,13 @@ class TokenModel(Model, Protocol):
         """Forward and backward of one token in sequences of `length` tokens, head included."""
         ...
 
-    def make_token_head(self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> nn.Module:
+    def make_token_head(
+        self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0
+    ) -> nn.Module:
         """A VocabularyHead of objectives.models, still empty: every position predicts a token.
 
-        used: ascending ids that take part in the softmax, None for all. z_loss: see models.loss.VocabularyLoss.
+        used: ascending ids that take part in the softmax, None for all. z_loss, label_smoothing: see
+        models.loss.VocabularyLoss; in training alone.
         """
         ...
 

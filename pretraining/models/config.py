@@ -61,7 +61,7 @@ class TransformerConfig(ModelConfig):
     norm_eps: added to the variance in every norm.
     dropout: rate after embeddings, attention and feed-forward.
     attention_dropout: rate of attention's weights; null takes what the family was published with: none in images'
-        models, dropout in all others.
+        models and the Transformer of 2017, dropout in all others.
     mlp_dropout: rate between a feed-forward's activation and its last layer; null takes what the family was published
         with: dropout in T5 and in images' models, none in others.
     """

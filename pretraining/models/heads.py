@@ -50,7 +50,7 @@ class TokenHead(nn.Module):
     """Projects hidden states to the vocabulary; padded and unused entries take no part in the softmax.
 
     weight: [padded vocabulary, features], or this rank's rows of it. used: ascending ids that take part, None for all.
-    z_loss: see VocabularyLoss; in training alone.
+    z_loss, label_smoothing: see VocabularyLoss; in training alone.
     """
 
     def __init__(
@@ -61,9 +61,11 @@ class TokenHead(nn.Module):
         bias: bool = False,
         used: Ids | None = None,
         z_loss: float = 0.0,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        self.layers, self.vocab_size, self.z_loss = layers, vocab_size, z_loss
+        self.layers, self.vocab_size = layers, vocab_size
+        self.z_loss, self.label_smoothing = z_loss, label_smoothing
         self.unused = () if used is None else _ranges_without(used, vocab_size)
         self.weight = weight
         self.bias = layers.parameter((weight.shape[0] * layers.size,), 0) if bias else None
@@ -71,8 +73,8 @@ class TokenHead(nn.Module):
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """hidden: [..., features]; labels: int [...], IGNORED where there is none -> sum of the losses, fp32 scalar."""
         rows = Rows(self.vocab_size, self.layers.rank * self.weight.shape[0], self.layers.group, self.unused)
-        z_loss = self.z_loss if self.training else 0.0
-        return VocabularyLoss.apply(hidden.flatten(0, -2), self.weight, self.bias, labels.flatten(), rows, z_loss)
+        added = (self.z_loss, self.label_smoothing) if self.training else (0.0, 0.0)
+        return VocabularyLoss.apply(hidden.flatten(0, -2), self.weight, self.bias, labels.flatten(), rows, *added)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [..., features] -> [..., vocabulary], -inf for unused ids. For unsharded weights only."""
@@ -88,13 +90,15 @@ def _ranges_without(used: Ids, vocab_size: int) -> tuple[tuple[int, int], ...]:
     return tuple((a + 1, b) for a, b in pairwise(borders) if b > a + 1)
 
 
-def token_head(model: ShapedTokenModel, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> TokenHead:
+def token_head(
+    model: ShapedTokenModel, layers: Layers, used: Ids | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0
+) -> TokenHead:
     """Every position predicts a token; with the embedding's table where the model ties it, else with one of its own."""
     if model.tie_embeddings:
         table = model.token_embedding.get_parameter("weight")
     else:
         table = layers.parameter((padded_vocabulary(model.vocab_size), model.config.hidden_size), 0)
-    return TokenHead(layers, model.vocab_size, table, used=used, z_loss=z_loss)
+    return TokenHead(layers, model.vocab_size, table, used=used, z_loss=z_loss, label_smoothing=label_smoothing)
 
 
 class MaskedTokenHead(nn.Module):

@@ -24,10 +24,15 @@ class Rows(NamedTuple):
     group: dist.ProcessGroup | None = None
     unused: tuple[tuple[int, int], ...] = ()
 
-    def without_unused(self, logits: Tensor) -> Tensor:
+    @property
+    def classes(self) -> int:
+        """How many ids take part in the softmax, over all ranks."""
+        return self.vocab_size - sum(stop - start for start, stop in self.unused)
+
+    def without_unused(self, logits: Tensor, value: float = float("-inf")) -> Tensor:
         """logits: [n, this rank's rows], changed in place."""
         for start, stop in (*self.unused, (self.vocab_size, self.first + logits.shape[1])):
-            logits[:, max(0, start - self.first) : max(0, stop - self.first)] = float("-inf")
+            logits[:, max(0, start - self.first) : max(0, stop - self.first)] = value
         return logits
 
     def reduce(self, x: Tensor, maximum: bool = False) -> Tensor:
@@ -51,7 +56,9 @@ class VocabularyLoss(torch.autograd.Function):
 
     hidden: [tokens, features]. weight: [rows, features] and bias: [rows], or None: this rank's rows of the
     vocabulary. labels: int [tokens], IGNORED where there is none. z_loss: times the squared logarithm of the softmax's
-    denominator, added for each token (Mesh TensorFlow, layers.py, softmax_cross_entropy_with_logits).
+    denominator, added for each token (Mesh TensorFlow, layers.py, softmax_cross_entropy_with_logits). label_smoothing:
+    share of the target that is dealt evenly to all ids that take part in the softmax, the label's own among them
+    (Szegedy et al. 2015, "Rethinking the Inception Architecture for Computer Vision", section 7).
 
     The gradients of a chunk are computed while its logits are there, so that nothing is computed twice
     (the idea of Hsu et al. 2024, "Liger Kernel", section 3.2).
@@ -59,7 +66,14 @@ class VocabularyLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _Context, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, rows: Rows, z_loss: float
+        ctx: _Context,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        rows: Rows,
+        z_loss: float,
+        label_smoothing: float = 0.0,
     ) -> Tensor:
         device = hidden.device.type
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -74,7 +88,7 @@ class VocabularyLoss(torch.autograd.Function):
             for first in range(0, len(x), size):
                 part = slice(first, first + size)
                 logits = x[part] @ w.T if bias is None else x[part] @ w.T + bias
-                chunk_loss, grad = _chunk_loss(logits.float(), labels[part], rows, z_loss)
+                chunk_loss, grad = _chunk_loss(logits.float(), labels[part], rows, z_loss, label_smoothing)
                 loss += chunk_loss
                 _add_gradients(grads, grad, x, w, part)
         if grads[0] is not None:  # by this rank's rows alone so far
@@ -91,9 +105,7 @@ class VocabularyLoss(torch.autograd.Function):
                 None if g is None else (g * scale).to(kind)
                 for g, kind in zip(ctx.saved_tensors, ctx.kinds, strict=True)
             ),
-            None,
-            None,
-            None,
+            *(None,) * 4,
         )
 
 
@@ -109,7 +121,9 @@ def _add_gradients(grads: list[Tensor | None], grad: Tensor, x: Tensor, w: Tenso
         weight += grad.T @ x[part]
 
 
-def _chunk_loss(logits: Tensor, labels: Tensor, rows: Rows, z_loss: float) -> tuple[Tensor, Tensor]:
+def _chunk_loss(
+    logits: Tensor, labels: Tensor, rows: Rows, z_loss: float, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
     """logits: fp32 [n, rows] -> (sum of the losses, its gradient by the logits), both fp32."""
     logits = rows.without_unused(logits)
     counted = labels != IGNORED
@@ -119,7 +133,11 @@ def _chunk_loss(logits: Tensor, labels: Tensor, rows: Rows, z_loss: float) -> tu
     # the largest logit over all ranks' rows is subtracted, so that exp cannot overflow
     largest = rows.reduce(logits.amax(-1, keepdim=True), maximum=True)
     chosen = rows.reduce((logits.gather(1, target) - largest).masked_fill(~here, 0.0))
-    grad = logits.sub_(largest).exp_()
+    logits.sub_(largest)
+    if label_smoothing:
+        evenly = rows.reduce(logits.masked_fill(logits == -torch.inf, 0.0).sum(-1, keepdim=True)) / rows.classes
+        chosen = chosen + label_smoothing * (evenly - chosen)
+    grad = logits.exp_()
     total = rows.reduce(grad.sum(-1, keepdim=True))
     losses = (total.log() - chosen)[:, 0]
     # softmax minus one at the target, in place: the logits' memory becomes the gradient's
@@ -128,5 +146,7 @@ def _chunk_loss(logits: Tensor, labels: Tensor, rows: Rows, z_loss: float) -> tu
         log_z = total.log() + largest
         losses = losses + z_loss * log_z[:, 0].square()
         grad.mul_(1.0 + 2.0 * z_loss * log_z)
-    grad.scatter_add_(1, target, -here.float())
+    if label_smoothing:
+        rows.without_unused(grad.sub_(label_smoothing / rows.classes), 0.0)
+    grad.scatter_add_(1, target, (label_smoothing - 1.0) * here)
     return (losses * counted).sum(), grad.mul_(counted[:, None])

@@ -29,7 +29,8 @@ class Family:
     vocabulary, layers) and keeps the contract of models.base. huggingface: a module with the members of
     HuggingFaceFamily, or "module:Class" of what is made as Class(config) and has them; None where transformers has no
     counterpart. companions: name -> a module like `huggingface`, where transformers has another part of the model as
-    a model of its own; it stands in a folder of that name within the model's folder. roles: what objectives can ask of it.
+    a model of its own; it stands in a folder of that name within the model's folder. roles: what objectives can ask
+    of it.
     """
 
     config: str
@@ -82,6 +83,12 @@ FAMILIES: dict[str, Family] = {
         model="pretraining.models.t5.model:T5",
         roles=frozenset({Role.ENCODER_DECODER}),
         huggingface="pretraining.models.t5.huggingface",
+    ),
+    "transformer": Family(
+        config="pretraining.models.transformer_2017.config:TransformerConfig2017",
+        model="pretraining.models.transformer_2017.model:Transformer",
+        roles=frozenset({Role.ENCODER_DECODER}),
+        huggingface="pretraining.models.transformer_2017.huggingface",
     ),
     "vit": Family(
         config="pretraining.models.vit.config:ViTConfig",

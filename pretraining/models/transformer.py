@@ -47,8 +47,10 @@ class TextModel(TransformerModel):
     tie_embeddings: bool = True
     token_embedding: nn.Module
 
-    def make_token_head(self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> TokenHead:
-        return token_head(cast("ShapedTokenModel", self), layers, used, z_loss)
+    def make_token_head(
+        self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0
+    ) -> TokenHead:
+        return token_head(cast("ShapedTokenModel", self), layers, used, z_loss, label_smoothing)
 
     def padded_rows(self, name: str) -> int:
         """Those of the embedding and of the heads that project to the vocabulary."""

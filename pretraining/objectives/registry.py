@@ -50,6 +50,12 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         role=Role.ENCODER_DECODER,
         data="text",
     ),
+    "denoising": ObjectiveEntry(
+        config="pretraining.objectives.sequence.denoising:DenoisingConfig",
+        objective="pretraining.objectives.sequence.denoising:Denoising",
+        role=Role.ENCODER_DECODER,
+        data="text",
+    ),
     "image_classification": ObjectiveEntry(
         config="pretraining.objectives.image.classification:ImageClassificationConfig",
         objective="pretraining.objectives.image.classification:ImageClassification",

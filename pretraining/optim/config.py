@@ -51,6 +51,24 @@ class AdamWConfig:
 
 
 @configclass
+class AdamConfig:
+    """Kingma and Ba 2014, "Adam", algorithm 1, without decay; the defaults are Vaswani et al.'s (2017, section 5.3).
+
+    lr: peak of the learning rate; 7e-4 is Vaswani et al.'s for 512 features and a warm-up of 4000 steps, which is
+        (hidden_size x warmup_steps) ** -0.5.
+    betas: decay rates of the averages of gradients and of squared gradients.
+    eps: added to the root of the squared gradients' average.
+    layer_decay: factor of the learning rate per layer below the top; 1 for none.
+    """
+
+    name: Literal["adam"]
+    lr: PositiveFloat = 7e-4
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    eps: PositiveFloat = 1e-9
+    layer_decay: LayerDecay = 1.0
+
+
+@configclass
 class LambConfig:
     """You et al. 2019, "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", algorithm 2.
 

@@ -26,6 +26,12 @@ class OptimizerEntry:
 
 
 OPTIMIZERS = {
+    "adam": OptimizerEntry(
+        "pretraining.optim.config:AdamConfig",
+        "pretraining.optim.adam:Adam",
+        schedule="inverse_sqrt",
+        rate="Vaswani et al.'s for 512 features and a warm-up of 4000 steps, at 25000 tokens of either language",
+    ),
     "adamw": OptimizerEntry(
         "pretraining.optim.config:AdamWConfig",
         "pretraining.optim.adamw:AdamW",

@@ -47,6 +47,8 @@ CASES = [
     ("replaced_token", ()),
     ("span_corruption", ()),
     ("span_corruption", ("mode=ul2",)),
+    ("denoising", ()),
+    ("denoising", ("noise=delete", "rotated_documents=0.5", "whole_words=true")),
     ("image_classification", ("mixup=0.4", "cutmix=1.0", "rand_augment_ops=1")),
     ("masked_image", ()),
 ]
@@ -112,7 +114,7 @@ def test_the_table_names_what_there_is(name: str) -> None:
     assert config(name=name).name == name and config.__module__ == entry.objective.split(":")[0]
     assert list(inspect.signature(load(entry.objective)).parameters)[:2] == ["config", "spec"]
     assert any(entry.role in family.roles for family in FAMILIES.values())
-    assert objectives_for({entry.role}) == [name] and objectives_for(set(Role)) == list(OBJECTIVES)
+    assert name in objectives_for({entry.role}) and objectives_for(set(Role)) == list(OBJECTIVES)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretraining.optim.base import Optimizer, ParameterShard, Settings, Step, UpdateRule
-from pretraining.optim.config import AdafactorConfig, AdamWConfig, LambConfig
+from pretraining.optim.config import AdafactorConfig, AdamConfig, AdamWConfig, LambConfig
 from pretraining.optim.registry import build_update_rule
 from pretraining.parallel.fragments import Box, Fragment
 from pretraining.parallel.layout import Layout, TensorLayout
@@ -40,7 +40,8 @@ SHAPES = {name: shape for name, (shape, _) in SPLIT.items()} | {
 
 LAYERS_ABOVE = {"token_embedding": 3, "blocks.0": 2, "blocks.1": 1, "head": 0}  # by the name's beginning
 
-CONFIGS: dict[str, AdamWConfig | LambConfig | AdafactorConfig] = {
+CONFIGS: dict[str, AdamConfig | AdamWConfig | LambConfig | AdafactorConfig] = {
+    "adam": AdamConfig(name="adam", lr=1e-2, layer_decay=0.8),
     "adamw": AdamWConfig(name="adamw", lr=1e-2, layer_decay=0.8),
     "lamb": LambConfig(name="lamb", lr=1e-2, layer_decay=0.8),
     "lamb_options": LambConfig(

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pretraining.models.attention import Attention, document_mask
+from pretraining.models.attention import Attention, cross_mask, document_mask
 from pretraining.models.blocks import BlockStack, run_blocks
 from pretraining.models.heads import TokenHead
 from pretraining.models.initialization import initialize
@@ -145,7 +145,7 @@ class T5(TextModel):
         context = self.encoder(self.token_embedding(inputs), input_documents)
         mask = None
         if input_documents is not None and target_documents is not None:
-            mask = _cross_mask(target_documents, input_documents)
+            mask = cross_mask(target_documents, input_documents)
         hidden = self.layers.gather_from_sequence_region(
             self.decoder(self.token_embedding(targets), target_documents, context, mask)
         )
@@ -221,10 +221,3 @@ def _attention(config: T5Config, layers: Layers) -> Attention:
         head_dim=config.attention_head_dim,
         scale=1.0,
     )
-
-
-def _cross_mask(targets: Tensor, inputs: Tensor) -> Tensor:
-    """[batch, targets], [batch, inputs] -> bool [batch, 1, targets, inputs]."""
-    # A target's padding may attend everywhere: a row that allows nothing has no softmax.
-    mine = targets[:, :, None]
-    return ((mine == inputs[:, None, :]) | (mine < 0))[:, None]

@@ -30,6 +30,7 @@ from pretraining.objectives.models import EncoderDecoderWithHead
 from pretraining.objectives.padding import pad_to
 from pretraining.objectives.samples import on_device_of
 from pretraining.objectives.sequence.budget_packing import SHORTEST_SEGMENT, BudgetPacking
+from pretraining.objectives.sequence.decoding import greedy
 from pretraining.objectives.sequence.noise import Denoiser, Prefix, Spans, solve_lengths
 
 if TYPE_CHECKING:
@@ -283,29 +284,6 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
 def _hidden(model: EncoderDecoderWithHead, batch: Mapping[str, Tensor]) -> Tensor:
     """-> [batch, written, features]."""
     return model(batch["inputs"], batch["decoder_inputs"], batch["input_documents"], batch["target_documents"])
-
-
-def greedy(
-    model: EncoderDecoderWithHead, inputs: list[int], start: int, stop: int, length: int, sentinels: set[int]
-) -> list[int]:
-    """The likeliest token at each step, up to `stop`, which is left out, or `length` tokens. No span is empty: neither
-    another sentinel nor the end may follow one of the `sentinels`."""
-    import torch
-
-    model.eval()
-    device = next(model.parameters()).device
-    read, written, ends = torch.tensor([inputs], device=device), [start], [stop, *sentinels]
-    with torch.no_grad():
-        while len(written) <= length:
-            hidden = model(read, torch.tensor([written], device=device))
-            logits = model.head.logits(hidden[0, -1])
-            if written[-1] in sentinels:
-                logits[ends] = -torch.inf
-            choice = int(logits.argmax())
-            if choice == stop:
-                break
-            written.append(choice)
-    return written[1:]
 
 
 def _numbered(parts: list[np.ndarray]) -> np.ndarray:

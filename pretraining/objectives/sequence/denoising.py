@@ -1,0 +1,199 @@
+"""BART: write a whole document from one that was corrupted (Lewis et al. 2019, "BART: Denoising Sequence-to-Sequence
+Pre-training for Natural Language Generation, Translation, and Comprehension", sections 2.2 and 4; Liu et al. 2020,
+"Multilingual Denoising Pre-training", for mBART's rates).
+
+A sequence is a document, or as many whole sentences of one as fit, alone in its row. As in the authors' code
+(facebookresearch/fairseq, fairseq/data/denoising_dataset.py) sentences are permuted first, then tokens are taken out,
+then the document is rotated; the target is <s> text </s>, and the decoder begins with </s>. Not as there: a sentence
+begins where the prepared data says, not behind a full stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from data_pipeline.common.errors import InputError
+from data_pipeline.common.fields import Fraction, Probability, configclass, unused_with, used_with
+from data_pipeline.loader import Sample
+from data_pipeline.shards.text import TokenizedDocument
+from pretraining.labels import IGNORED
+from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
+from pretraining.objectives.inspect import decode_with_specials
+from pretraining.objectives.models import EncoderDecoderWithHead
+from pretraining.objectives.padding import pad_to
+from pretraining.objectives.samples import on_device_of
+from pretraining.objectives.sequence.decoding import greedy
+from pretraining.objectives.sequence.sentence_blocks import SentenceBlocks
+from pretraining.objectives.sequence.text_noise import (
+    Infill,
+    Ints,
+    Substitutes,
+    delete_words,
+    mask_words,
+    permute_sentences,
+    rotate,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pretraining.models.base import TokenModel
+    from pretraining.parallel.layers import Layers
+
+SHORTEST_SEQUENCE = 8
+SHOWN_SAMPLES = 3  # that a demonstration writes out
+
+
+@configclass
+class DenoisingConfig:
+    """Write the text that the encoder reads corrupted.
+
+    noise: infill replaces spans by one mask each, and inserts masks where there is nothing; mask and delete take single
+        tokens; none leaves all of them.
+    rate: share of the tokens that are taken out, rounded up. Spans overlap, and that is not made good: 0.3 removes 27%.
+    mean_span_length: with noise=infill, tokens of a span on average (Poisson).
+    whole_words: rate and spans count words, which are taken out whole.
+    random_rate: share of the masks for which a random token stands instead.
+    permuted_sentences: share of a document's sentences that change places with each other.
+    rotated_documents: share of the documents that begin at a random token.
+    """
+
+    name: Literal["denoising"]
+    noise: Literal["infill", "mask", "delete", "none"] = "infill"
+    rate: Annotated[float, Field(gt=0.0, lt=1.0), unused_with("noise", "none")] = 0.3
+    mean_span_length: Annotated[float, Field(gt=0.0, le=30.0), used_with("noise", "infill")] = 3.0
+    whole_words: Annotated[bool, unused_with("noise", "none")] = False
+    random_rate: Annotated[Fraction, used_with("noise", "infill", "mask")] = 0.0
+    permuted_sentences: Probability = 1.0
+    rotated_documents: Probability = 0.0
+
+    def __post_init__(self) -> None:
+        if self.noise == "none" and not self.permuted_sentences and not self.rotated_documents:
+            raise ValueError("noise=none with permuted_sentences=0 and rotated_documents=0 leaves nothing to be undone")
+
+
+class Denoising(Objective[TokenizedDocument, EncoderDecoderWithHead]):
+    """A sample, each int64: inputs [read], decoder_inputs and labels [written]."""
+
+    terms = {"denoising": 1.0}
+    unit = Unit.TOKENS
+    text_term = "denoising"
+
+    def __init__(self, config: DenoisingConfig, spec: SampleSpec) -> None:
+        """Raises InputError where sequences are too short."""
+        assert spec.tokenizer is not None
+        if spec.seq_len < SHORTEST_SEQUENCE:
+            raise InputError(
+                f"objective=denoising needs sequences of at least {SHORTEST_SEQUENCE} tokens, not {spec.seq_len}"
+            )
+        tokenizer = spec.tokenizer
+        self.config, self.length, self.tokenizer = config, spec.seq_len, tokenizer
+        self.pad, self.bos, self.eos = tokenizer.pad, tokenizer.bos, tokenizer.eos
+        text_ids = np.flatnonzero(tokenizer.is_text)
+        self.substitutes = Substitutes(tokenizer.mask, text_ids, config.random_rate)
+        self.words = tokenizer.words if config.whole_words else None
+        self.infill = Infill(config.rate, config.mean_span_length)
+
+    def packing(self) -> SentenceBlocks:
+        return SentenceBlocks(self.length - 2)
+
+    def corrupt(self, segments: Sequence[TokenizedDocument], rng: np.random.Generator) -> Sample:
+        (document,) = segments
+        tokens = document.tokens.astype(np.int64)
+        noised = permute_sentences(tokens, document.sentences, self.config.permuted_sentences, rng)
+        noised = self._taken_out(noised, rng)
+        if rng.random() < self.config.rotated_documents:
+            noised = rotate(noised, rng)
+        return {
+            "inputs": np.concatenate([[self.bos], noised, [self.eos]]),
+            "decoder_inputs": np.concatenate([[self.eos, self.bos], tokens]),
+            "labels": np.concatenate([[self.bos], tokens, [self.eos]]),
+        }
+
+    def _taken_out(self, tokens: Ints, rng: np.random.Generator) -> Ints:
+        kind, rate = self.config.noise, self.config.rate
+        words = np.arange(len(tokens)) if self.words is None else np.flatnonzero(self.words.starts(tokens))
+        if kind == "infill":
+            return self.infill(tokens, words, self.substitutes, self.length - 2, rng)
+        if kind == "mask":
+            return mask_words(tokens, words, rate, self.substitutes, rng)
+        return delete_words(tokens, words, rate, rng) if kind == "delete" else tokens
+
+    def collate(self, samples: Sequence[Sample]) -> Sample:
+        """-> the sample's arrays, and input_documents and target_documents: 0, and -1 for padding; int64
+        [batch, seq_len]."""
+        fill = {"inputs": self.pad, "decoder_inputs": self.pad, "labels": IGNORED}
+        batch = {name: pad_to(self.length, [s[name] for s in samples], value) for name, value in fill.items()}
+        for name, padded in (("input_documents", "inputs"), ("target_documents", "labels")):
+            batch[name] = pad_to(self.length, [np.zeros_like(s[padded]) for s in samples], -1)
+        return batch
+
+    def counts(self, samples: Sequence[Sample]) -> dict[str, int]:
+        return {"denoising": sum(len(s["labels"]) for s in samples)}
+
+    def target_bytes(self, samples: Sequence[Sample]) -> int:
+        return sum(int(self.tokenizer.text_bytes[s["labels"]].sum()) for s in samples)
+
+    def size(self, sample: Sample) -> int:
+        return len(sample["inputs"]) + len(sample["labels"])
+
+    def target_length(self) -> int:
+        return self.length
+
+    def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
+        return {"head": model.make_token_head(layers, self.used_ids())}
+
+    def used_ids(self) -> npt.NDArray[np.int64]:
+        return self.tokenizer.used_ids(("pad", "bos", "eos", "mask"))
+
+    def loss(self, model: EncoderDecoderWithHead, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"denoising": model.head(_hidden(model, batch), batch["labels"])}
+
+    def flops_per_unit(self, model: EncoderDecoderWithHead) -> float:
+        return model.flops_per_token(self.length)
+
+    def describe(self, sample: Sample) -> str:
+        return f"inputs: {self._text(sample['inputs'])}\ntargets: {self._text(sample['labels'])}"
+
+    def demonstrate(self, model: EncoderDecoderWithHead, demonstration: Demonstration) -> str:
+        """Corrupted validation text, and what the model writes for it."""
+        samples = demonstration.samples
+        length = demonstration.bounded(self.length)
+        shown = []
+        for sample in samples[:SHOWN_SAMPLES]:
+            written = greedy(model, sample["inputs"].tolist(), self.eos, self.eos, length, set())
+            truth = sample["labels"][: length + 1].tolist()
+            shown.append(
+                f"inputs: {self._text(sample['inputs'])}\n  text: {self._text(truth)}\n  written: {self._text(written)}"
+            )
+        right = self._right(model, samples)
+        score = (
+            f"of {len(right)} tokens of {len(samples)} texts, the likeliest one after the true ones before it is right "
+            f"for {right.mean() if len(right) else 0:.1%}"
+        )
+        return "\n\n".join([*shown, score])
+
+    def _right(self, model: EncoderDecoderWithHead, samples: Sequence[Sample]) -> npt.NDArray[np.bool_]:
+        """-> [tokens of all texts], whether the likeliest token after the true ones is the true one."""
+        import torch
+
+        batch = on_device_of(model, self.collate(samples))
+        model.eval()
+        with torch.no_grad():
+            best = model.head.logits(_hidden(model, batch)).argmax(-1).cpu().numpy()
+        labels = batch["labels"].cpu().numpy()
+        is_text = ~np.isin(labels, [IGNORED, self.bos, self.eos])
+        return (best == labels)[is_text]
+
+    def _text(self, ids: Iterable[int]) -> str:
+        return decode_with_specials(self.tokenizer, ids)
+
+
+def _hidden(model: EncoderDecoderWithHead, batch: Mapping[str, Tensor]) -> Tensor:
+    """-> [batch, written, features]."""
+    return model(batch["inputs"], batch["decoder_inputs"], batch["input_documents"], batch["target_documents"])
