@@ -84,9 +84,13 @@ class TextAdapter(Adapter):
     def _projection(self) -> nn.Module:
         return self.network.get_output_embeddings()
 
-    def make_token_head(self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> TokenHead:
+    def make_token_head(
+        self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0
+    ) -> TokenHead:
         parameters = dict(self._projection.named_parameters())
-        head = TokenHead(layers, self.vocab_size, parameters["weight"], used=used, z_loss=z_loss)
+        head = TokenHead(
+            layers, self.vocab_size, parameters["weight"], used=used, z_loss=z_loss, label_smoothing=label_smoothing
+        )
         head.bias = parameters.get("bias")
         return head
 
