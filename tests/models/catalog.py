@@ -27,9 +27,11 @@ VOCABULARIES = {
     "bert": 30522,
     "gpt2": 50257,
     "llama": 32000,
+    "mbert": 119547,
     "roberta": 50265,
     "t5": 32100,
     "unilm": 28996,
+    "xlm": 95000,
     "xlm_roberta": 250002,
 }
 # Members of the group objective, where the first that fits has other heads than those that were published
