@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from tests.helpers import prepare
@@ -72,6 +73,31 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert (
         prepare_images(
             write_digits(folder / "in", count=300), folder / "out", "valid_fraction=0.2", "shard_bytes=200000"
+        )
+        == 0
+    )
+    return folder / "out"
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 prepared pairs, of which the target has the words of the source from last to first."""
+    folder = tmp_path_factory.mktemp("pairs")
+    words = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "the", "of", "and", "to")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(words, rng.integers(2, 8))) for _ in range(600)]
+    (folder / "a.en").write_text("\n".join(texts))
+    (folder / "a.ne").write_text("\n".join(" ".join(reversed(text.split())) for text in texts))
+    assert (
+        prepare(
+            "corpus=pairs",
+            f"corpus.source=[{folder}/a.en]",
+            f"corpus.target=[{folder}/a.ne]",
+            f"output={folder / 'out'}",
+            "tokenizer.vocab_size=300",
+            "valid_fraction=0.1",
+            "num_workers=1",
+            "block_tokens=2048",
         )
         == 0
     )

@@ -49,6 +49,7 @@ CASES = [
     ("span_corruption", ("mode=ul2",)),
     ("denoising", ()),
     ("denoising", ("noise=delete", "rotated_documents=0.5", "whole_words=true")),
+    ("translation", ()),
     ("image_classification", ("mixup=0.4", "cutmix=1.0", "rand_augment_ops=1")),
     ("masked_image", ()),
 ]
@@ -56,6 +57,7 @@ DEFAULTS = {
     "for_evaluation",
     "picture",
     "target_bytes",
+    "scores",
     "used_ids",
     "target_length",
 }  # what a class may leave as the Protocol has it
@@ -80,18 +82,18 @@ class Built:
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: " ".join([case[0], *case[1]]))
-def built(request: pytest.FixtureRequest, corpus: Path, digits: Path) -> Iterator[Built]:
+def built(request: pytest.FixtureRequest, corpus: Path, pairs: Path, digits: Path) -> Iterator[Built]:
     name, options = request.param
-    entry = OBJECTIVES[name]
+    entry, folders = OBJECTIVES[name], {"text": corpus, "pairs": pairs, "images": digits}
     config = load_config(
         [
             f"objective={name}",
             f"model={MODELS[entry.role]}",
-            f"data.path={corpus if entry.data == 'text' else digits}",
+            f"data.path={folders[entry.data]}",
             "model.num_layers=1",
             "model.hidden_size=16",
             "model.num_heads=2",
-            *(TEXT if entry.data == "text" else IMAGES),
+            *(IMAGES if entry.data == "images" else TEXT),
             *(f"objective.{option}" for option in options),
         ]
     )
@@ -152,7 +154,7 @@ def test_a_sample_is_a_pure_function_of_segments_and_generator(built: Built) -> 
     hashes = [sample_hash(built.objective.corrupt(segments, np.random.default_rng(seed))) for seed in (3, 3, 4, 5, 6)]
     assert hashes[0] == hashes[1]
     assert hashes[0] == sample_hash(built.sample(0, seed=3))  # the calls before left the segments as they were
-    if built.name != "causal_lm":  # which rearranges documents at its rate, or nothing
+    if built.name not in ("causal_lm", "translation"):  # which draw nothing, or rearrange documents at their rate
         assert len(set(hashes)) > 1
 
 
@@ -164,7 +166,7 @@ def test_shapes_of_a_batch_do_not_depend_on_its_samples(built: Built) -> None:
 
 def test_sizes_and_flops_are_those_of_the_unit(built: Built) -> None:
     sizes = [built.objective.size(sample) for sample in built.samples(4)]
-    assert built.objective.unit == (Unit.TOKENS if OBJECTIVES[built.name].data == "text" else Unit.IMAGES)
+    assert built.objective.unit == (Unit.IMAGES if OBJECTIVES[built.name].data == "images" else Unit.TOKENS)
     assert all(size == 1 for size in sizes) if built.objective.unit == Unit.IMAGES else all(2 < s < 80 for s in sizes)
     assert built.objective.flops_per_unit(built.model) > 1e3
 

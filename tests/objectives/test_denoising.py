@@ -198,12 +198,13 @@ def test_a_padded_batch_is_the_sum_of_its_samples(tokenizer, tmp_path):
 
     def loss(part):
         batch = {name: torch.from_numpy(array) for name, array in objective.collate(part).items()}
-        return float(objective.loss(model, batch)["denoising"])
+        return objective.loss(model, batch)["denoising"].item()
 
     def alone(sample):
         hidden = model(*(torch.from_numpy(sample[name])[None] for name in ("inputs", "decoder_inputs")))
         logits = model.head.logits(hidden[0])
-        return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(sample["labels"]), reduction="sum"))
+        labels = torch.from_numpy(sample["labels"])
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
 
     assert loss(samples) == pytest.approx(sum(map(alone, samples)), rel=1e-5)
     shown = objective.demonstrate(model, Demonstration(samples, tmp_path, seed=1))
