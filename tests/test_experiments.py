@@ -30,11 +30,11 @@ HEADER = ("Expected", "Hardware", "Data: ", "Command: ")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_runs_shrunken(name, corpus, digits, tmp_path):
+def test_an_experiment_runs_shrunken(name, corpus, pairs, digits, tmp_path):
     whole = load_config([f"experiment={name}", "data.path=x"])
     header = (conf_dir() / "experiment" / f"{name}.yaml").read_text()
     assert name.startswith("quickstart") or all(w in header for w in HEADER)
-    images = whole.data_kind == "images"
+    images, data = whole.data_kind == "images", {"text": corpus, "pairs": pairs, "images": digits}
     shape = (IMAGES if images else TEXT) + (DECODER if whole.model.name == "mae" else [])
     head = ["model.head_dim=16"] if whole.model.name == "t5" else []
     train_alone(
@@ -42,7 +42,7 @@ def test_an_experiment_runs_shrunken(name, corpus, digits, tmp_path):
         *SMALL,
         *shape,
         *head,
-        f"data.path={digits if images else corpus}",
+        f"data.path={data[whole.data_kind]}",
         f"run_dir={tmp_path / 'run'}",
     )
     assert sorted(metrics(tmp_path / "run")) == [1, 2]
