@@ -17,9 +17,10 @@ from tests.helpers import TINY, finished_weights, metrics, prepare, run_world, t
 
 RANKS, STEPS, STOP = 4, 6, 3
 DEEPSPEED, MEGATRON = "engine=deepspeed", "engine=megatron"
-UNSPLIT = {  # families that refuse tensor parallelism
+UNSPLIT = {  # families that refuse tensor parallelism, and one more encoder-decoder
     "electra": ("model=electra_debug", "objective=replaced_token"),
     "bart": ("model=bart_debug", "objective=denoising"),
+    "transformer": ("model=transformer_debug", "objective=span_corruption", "optimizer=adam"),
 }
 TWO = {"ddp": (), "zero2": (DEEPSPEED, "engine.zero_stage=2")}
 LAYOUTS: dict[str, tuple[str, ...]] = {

@@ -71,6 +71,8 @@ def test_lengths_are_poisson_and_fill_the_budget():
     assert all(lengths.sum() == math.ceil(510 * 0.3) and lengths[-1] > 0 for lengths in drawn)
     whole = np.concatenate([lengths[:-1] for lengths in drawn])  # the last one is cut
     assert abs((whole == 0).mean() - math.exp(-3)) < 0.003 and abs(whole.mean() - 3) < 0.03
+    for mean in (0.1, 16.0):  # as small and as large as may be
+        assert Infill(0.3, mean).lengths(40, rng).sum() == 12
     law = span_law(3.0)
     assert law[-1] < 1e-7 <= law[-2] and law.sum() == pytest.approx(1)
     assert law[:4] == pytest.approx([math.exp(-3) * 3**k / math.factorial(k) for k in range(4)], rel=1e-6)

@@ -179,6 +179,9 @@ def test_samples_are_shown_without_sacrebleu(pairs: Path, tmp_path: Path) -> Non
 def test_what_cannot_be_is_refused(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"objective\.targets_length of at least 8, not 3"):
         make(tokenizer, targets_length=3)
+    with pytest.raises(InputError, match=r"objective\.targets_length=64 is longer than data\.seq_len=32"):
+        spec = SampleSpec(seq_len=32, tokenizer=tokenizer, packs_documents=False)
+        Translation(TranslationConfig("translation", targets_length=64), spec)
     monkeypatch.setattr(translation, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"objective\.bleu_pairs=5 needs sacreBLEU: pip install"):
         make(tokenizer, bleu_pairs=5)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import Fraction, NonNegative, NonNegativeFloat, Positive, configclass, unused_with
+from data_pipeline.common.fields import Fraction, NonNegative, Positive, configclass, unused_with
 from data_pipeline.loader import Sample
 from data_pipeline.shards.text import TokenizedDocument, halves
 from pretraining.labels import IGNORED
@@ -57,8 +58,8 @@ class TranslationConfig:
     name: Literal["translation"]
     label_smoothing: Fraction = 0.1
     targets_length: Positive | None = None
-    beams: Positive = 4
-    length_penalty: NonNegativeFloat = 0.6
+    beams: Annotated[int, Field(ge=1, le=256)] = 4
+    length_penalty: Annotated[float, Field(ge=0.0, le=10.0)] = 0.6
     bleu_pairs: NonNegative = 0
     bleu_tokenize: Annotated[Literal["13a", "intl", "zh", "char"], unused_with("bleu_pairs", 0)] = "13a"
 
@@ -84,6 +85,11 @@ class Translation(Objective[TokenizedDocument, EncoderDecoderWithHead]):
         for key, length in (("data.seq_len", self.length), ("objective.targets_length", self.targets_length)):
             if length < SHORTEST_SEQUENCE:
                 raise InputError(f"objective=translation needs {key} of at least {SHORTEST_SEQUENCE}, not {length}")
+        if self.targets_length > self.length and not self.packs:
+            raise InputError(
+                f"objective.targets_length={self.targets_length} is longer than data.seq_len={self.length}: positions "
+                "of this model may end there"
+            )
         if config.bleu_pairs and find_spec("sacrebleu") is None:
             raise InputError(
                 f"objective.bleu_pairs={config.bleu_pairs} needs sacreBLEU: pip install 'pretraining[translation]'"
