@@ -88,7 +88,7 @@ def test_masks_are_not_inserted_beyond_the_longest_input():
 def test_single_words_are_masked_or_deleted_by_exact_counts(joined):
     rng, tokens, words = np.random.default_rng(0), FIRST + np.arange(60), word_starts(60, joined)
     places = Counter()
-    for _ in range(3000):
+    for _ in range(500):
         masked = mask_words(tokens, words, 0.3, Substitutes(MASK, tokens), rng)
         assert (masked == MASK).sum() == math.ceil(len(words) * 0.3)
         deleted = delete_words(tokens, words, 0.3, rng)
@@ -98,8 +98,8 @@ def test_single_words_are_masked_or_deleted_by_exact_counts(joined):
         if joined:  # words go whole
             assert all((i in gone) == (i - 1 in gone) for i in range(1, 60) if i not in words)
         places.update(np.intersect1d(gone, words).tolist())
-    share = np.array([places[w] for w in words]) / 3000
-    assert np.abs(share - math.ceil(len(words) * 0.3) / len(words)).max() < 0.04
+    share = np.array([places[w] for w in words]) / 500
+    assert np.abs(share - math.ceil(len(words) * 0.3) / len(words)).max() < 0.09  # more than four deviations
 
 
 def test_sentences_stand_in_every_order_and_in_a_share_of_them():
