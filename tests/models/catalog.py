@@ -22,7 +22,15 @@ from tests.helpers import ROOT, prepare
 PAGE = ROOT / "docs" / "models.md"
 CLASSES = 1000  # of ImageNet
 # Entries of the published vocabulary, by how the preset's name begins: the longest fitting one counts
-VOCABULARIES = {"bert": 30522, "gpt2": 50257, "llama": 32000, "t5": 32100}
+VOCABULARIES = {
+    "bart": 50265,
+    "bert": 30522,
+    "gpt2": 50257,
+    "llama": 32000,
+    "mbart": 250027,
+    "t5": 32100,
+    "transformer": 37000,
+}
 HEAD = """# The models
 
 Every preset of `model=`, the objectives that fit it, and the layouts that it is proven on ([parity](parity.md)); others
@@ -63,7 +71,8 @@ def _family(preset: str) -> str:
 
 
 def _row(preset: str, tokenizer: Tokenizer) -> str:
-    roles = FAMILIES[_family(preset)].roles
+    model = compose_config("pretrain", [f"model={preset}", "data.path=none"], RunConfig).model
+    roles = model.roles(FAMILIES[model.name].roles)
     objectives = objectives_for(roles)
     config = compose_config("pretrain", [f"model={preset}", f"objective={objectives[0]}", "data.path=none"], RunConfig)
     cells = [
