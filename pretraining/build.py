@@ -210,9 +210,9 @@ def build_recorded(
     tracker = open_tracker(checkpoint)
     feeds = _feeds(config, inputs, world)
     showing = None
-    if world.is_main and config.tracking.samples:
-        samples = partial(feeds.first_validation, config.tracking.samples)
-        showing = Showing(engine, objective, samples, folder, tracker, config.train.seed)
+    if world.is_main and (config.tracking.samples or objective.scored_samples):
+        shown, seed = config.tracking.samples, config.train.seed
+        showing = Showing(engine, objective, feeds.first_validation, shown, folder, tracker, seed)
     profiler = StepProfiler(folder, config.train.profile, config.train.profile_ranks, world.rank)
     record = Record(folder, inputs.identity, tracker, throughput, phases, owner, showing, profiler)
     trainer = Trainer(config, engine, objective, feeds, record, stop, world)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from tests.helpers import prepare
@@ -66,25 +67,37 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few hundred sentences with their translations, prepared."""
-    folder = tmp_path_factory.mktemp("pairs")
-    rows = [
-        (f"the {n} green houses of street {7 * n}", f"die {n} grünen Häuser der Straße {7 * n}") for n in range(400)
-    ]
-    (folder / "a.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in rows))
-    options = ("tokenizer.vocab_size=400", "valid_fraction=0.1", "num_workers=1", "block_tokens=1000")
-    assert prepare("corpus=pairs", f"corpus.inputs=[{folder}/a.tsv]", f"output={folder}/data", *options) == 0
-    return folder / "data"
-
-
-@pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """300 of scikit-learn's digits, prepared."""
     folder = tmp_path_factory.mktemp("digits")
     assert (
         prepare_images(
             write_digits(folder / "in", count=300), folder / "out", "valid_fraction=0.2", "shard_bytes=200000"
+        )
+        == 0
+    )
+    return folder / "out"
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 prepared pairs, of which the target has the words of the source from last to first."""
+    folder = tmp_path_factory.mktemp("pairs")
+    words = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "the", "of", "and", "to")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(words, rng.integers(2, 8))) for _ in range(600)]
+    (folder / "a.en").write_text("\n".join(texts))
+    (folder / "a.ne").write_text("\n".join(" ".join(reversed(text.split())) for text in texts))
+    assert (
+        prepare(
+            "corpus=pairs",
+            f"corpus.source=[{folder}/a.en]",
+            f"corpus.target=[{folder}/a.ne]",
+            f"output={folder / 'out'}",
+            "tokenizer.vocab_size=300",
+            "valid_fraction=0.1",
+            "num_workers=1",
+            "block_tokens=2048",
         )
         == 0
     )

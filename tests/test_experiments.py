@@ -43,7 +43,7 @@ def test_an_experiment_runs_shrunken(name, corpus, pairs, digits, tmp_path):
     whole = load_config([f"experiment={name}", data_of(name, "x")])
     header = text_of(name)
     assert name.startswith("quickstart") or all(w in header for w in HEADER)
-    images = whole.data_kind == "images"
+    images, data = whole.data_kind == "images", {"text": corpus, "pairs": pairs, "images": digits}
     shape = (IMAGES if images else TEXT) + (DECODER if whole.model.name == "mae" else [])
     head = ["model.head_dim=16"] if whole.model.name == "t5" else []
     segments = ["objective.segment=8"] if whole.objective.name == "recurrent_lm" else []
@@ -53,7 +53,7 @@ def test_an_experiment_runs_shrunken(name, corpus, pairs, digits, tmp_path):
         *shape,
         *head,
         *segments,
-        data_of(name, {"text": corpus, "pairs": pairs, "images": digits}[whole.data_kind]),
+        data_of(name, data[whole.data_kind]),
         f"run_dir={tmp_path / 'run'}",
     )
     assert sorted(metrics(tmp_path / "run")) == [1, 2]

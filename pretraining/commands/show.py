@@ -54,9 +54,11 @@ def show(overrides: list[str]) -> None:
     data = Prepared(run)
     objective = build_objective(run.objective, data.spec).for_evaluation()
     source = data.source("valid", objective.packing(), config.seed)
-    samples = first_samples(source, objective, VALIDATION_SAMPLES)
+    samples = first_samples(source, objective, max(VALIDATION_SAMPLES, objective.scored_samples))
     model = load_plain_model(run, data.vocabulary, objective, checkpoint)
     print(objective.demonstrate(model, Demonstration(samples, run_dir, config.seed)))
+    for name, value in objective.scores(model, samples).items():
+        print(f"\n{name} {value:.2f}")
 
 
 if __name__ == "__main__":

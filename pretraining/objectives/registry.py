@@ -68,6 +68,12 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         role=Role.ENCODER_DECODER,
         data="text",
     ),
+    "translation": ObjectiveEntry(
+        config="pretraining.objectives.sequence.translation:TranslationConfig",
+        objective="pretraining.objectives.sequence.translation:Translation",
+        role=Role.ENCODER_DECODER,
+        data="pairs",
+    ),
     "image_classification": ObjectiveEntry(
         config="pretraining.objectives.image.classification:ImageClassificationConfig",
         objective="pretraining.objectives.image.classification:ImageClassification",

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pretraining.run.metrics import EvaluationLine, LayersLine, Line, SaveFailedLine, TrainingLine, Value, as_written
+from pretraining.run.metrics import (
+    EvaluationLine,
+    LayersLine,
+    Line,
+    SaveFailedLine,
+    ScoresLine,
+    TrainingLine,
+    Value,
+    as_written,
+)
 
 Charted = dict[str, int | float]
 # Every line has them, so that any curve can be drawn over any of them, and a run that goes on from an older checkpoint
@@ -48,7 +57,7 @@ def axes(values: Mapping[str, Value], parameters: int | None) -> Charted:
 
 
 def _name(line: Line, key: str) -> str:
-    if isinstance(line, EvaluationLine):
+    if isinstance(line, EvaluationLine | ScoresLine):
         return f"valid/{key.removeprefix('valid_')}"
     if isinstance(line, LayersLine):
         return key

@@ -156,7 +156,18 @@ class LayersLine:
         return line
 
 
-Line = TrainingLine | EvaluationLine | SaveFailedLine | LayersLine
+@dataclass(frozen=True)
+class ScoresLine:
+    """What an objective says of what the model writes by itself after `step` updates: {"bleu": 27.3}."""
+
+    step: int
+    scores: dict[str, float]
+
+    def as_json(self) -> Values:
+        return {"step": self.step, **{f"valid_{name}": finite(value) for name, value in self.scores.items()}}
+
+
+Line = TrainingLine | EvaluationLine | SaveFailedLine | LayersLine | ScoresLine
 
 
 def as_written(line: Line, seconds: float) -> Values:

@@ -19,6 +19,7 @@ from pretraining.run.metrics import (
     Line,
     MetricsFile,
     SaveFailedLine,
+    ScoresLine,
     TrainingLine,
     as_written,
     cut_metrics,
@@ -189,6 +190,8 @@ class StepProgress:
             return
         if isinstance(line, EvaluationLine):
             self._tell(begin + "  ".join(_evaluated(line)))
+        elif isinstance(line, ScoresLine):
+            self._tell(begin + "  ".join(f"valid_{name} {value:.2f}" for name, value in line.scores.items()))
         elif self.bar is None:
             left = _clock((self.total - line.step) * line.step_seconds)
             tell(begin + "  ".join([*_trained(line), f"{left} left"]))

@@ -63,6 +63,8 @@ FAMILIES = {
         "train.freeze=['encoder.patch_embedding.*']",
     ],
 }
+# In both of the tables below: all layouts with AdamW, those without tensor parallelism with LAMB
+TRANSFORMER = [*TEXT, "model=transformer_debug", "objective=translation", "objective.targets_length=40"]
 RELATIVES = {  # options of a family, and a relative: under tensor parallelism with AdamW
     "llama": [
         *TEXT,
@@ -77,6 +79,7 @@ RELATIVES = {  # options of a family, and a relative: under tensor parallelism w
         "model.num_heads=8",
     ],
     "mae": ["model=mae_debug", "objective=masked_image", "model.decoder_num_heads=4"],
+    "transformer": TRANSFORMER,
 }
 UNSPLIT = {  # families that refuse tensor parallelism: under every other layout, with AdamW and LAMB
     "electra": [
@@ -94,6 +97,8 @@ UNSPLIT = {  # families that refuse tensor parallelism: under every other layout
         "objective.segment=8",
         "model.memory=12",
     ],
+    "bart": [*TEXT, "model=bart_debug", "objective=denoising"],
+    "transformer": TRANSFORMER,
 }
 LAYOUTS = {  # name -> (ranks, overrides)
     "DDP x2": (2, ["engine=torch"]),
@@ -109,7 +114,8 @@ LAYOUTS = {  # name -> (ranks, overrides)
     "TP2 x ZeRO-2": (4, ["engine=deepspeed", "engine.tensor_parallel=2", "engine.zero_stage=2"]),
     "TP2 x ZeRO-3": (4, ["engine=deepspeed", "engine.tensor_parallel=2", "engine.zero_stage=3"]),
 }
-KEY_BIAS = "attention.key.bias"  # softmax does not change when all scores of a query do: the exact gradient is zero
+# softmax does not change when all scores of a query do: the exact gradient is zero
+KEY_BIAS = ("attention.key.bias", "attn.k_proj.bias")
 FUSED_BIAS = "attention.qkv.bias"  # holds the key's bias among its rows [head, (q, k, v), head_dim]
 
 
@@ -125,9 +131,9 @@ class Difference(NamedTuple):
         return self.loss <= LOSS_BOUND and self.weight <= WEIGHT_BOUND
 
 
-LEFT_OUT = """Left out of the second figure, and nothing else: the bias of attention keys (`attention.key.bias`, the
-key rows of GPT's `attention.qkv.bias`). Softmax does not change when all scores of a query grow alike, so its exact
-gradient is zero and optimizers that normalize it amplify rounding. For the same reason
+LEFT_OUT = """Left out of the second figure, and nothing else: the bias of attention keys (`attention.key.bias`, BART's
+`attn.k_proj.bias`, the key rows of GPT's `attention.qkv.bias`). Softmax does not change when all scores of a query grow
+alike, so its exact gradient is zero and optimizers that normalize it amplify rounding. For the same reason
 epsilon is 1e-6 in AdamW and LAMB, and 1e-12, its square, in Adafactor: with the published 1e-30 the noise of those key
 rows reaches the clipping of GPT's whole `attention.qkv.bias`. ViT is pooled by the mean, since 17 tokens do not divide
 by 2 under sequence parallelism."""
@@ -137,7 +143,7 @@ Case = tuple[str, str, str]  # optimizer, family, layout
 def overrides(data: Path, folder: Path, case: Case) -> list[str]:
     optimizer, family, layout = case
     every = FAMILIES | RELATIVES | UNSPLIT
-    kind = "images" if family in ("vit", "mae") else "text"
+    kind = {"vit": "images", "mae": "images", "transformer": "pairs"}.get(family, "text")
     group = [o for o in every[family] if o.split("=")[0] in ("model", "objective")]
     rest = [o for o in every[family] if o not in group]
     engine = [] if layout == "one" else LAYOUTS[layout][1]
@@ -153,7 +159,7 @@ def overrides(data: Path, folder: Path, case: Case) -> list[str]:
 
 
 def prepare_data(folder: Path) -> Path:
-    """-> a folder with text/ and images/."""
+    """-> a folder with text/, pairs/ and images/."""
     import sysconfig
 
     library = Path(sysconfig.get_path("stdlib"))
@@ -166,6 +172,18 @@ def prepare_data(folder: Path) -> Path:
             "valid_fraction=0.1",
             "num_workers=1",
             "corpus.max_document_bytes=8192",
+        )
+        == 0
+    )
+    lines = [line.strip() for m in ("argparse", "ast") for line in (library / f"{m}.py").read_text().splitlines()]
+    (folder / "pairs.tsv").write_text("\n".join(f"{line}\t{line.upper()}" for line in lines if line))
+    assert (
+        prepare(
+            "corpus=pairs",
+            f"corpus.inputs=[{folder / 'pairs.tsv'}]",
+            f"output={folder / 'pairs'}",
+            "tokenizer.vocab_size=400",
+            "num_workers=1",
         )
         == 0
     )

@@ -17,9 +17,11 @@ from tests.helpers import TINY, finished_weights, metrics, prepare, run_world, t
 
 RANKS, STEPS, STOP = 4, 6, 3
 DEEPSPEED, MEGATRON = "engine=deepspeed", "engine=megatron"
-UNSPLIT = {  # families that refuse tensor parallelism
+UNSPLIT = {  # families that refuse tensor parallelism, and one more encoder-decoder
     "electra": ("model=electra_debug", "objective=replaced_token"),
     "transformer_xl": ("model=transformer_xl_debug", "objective=recurrent_lm", "objective.segment=4", "model.memory=8"),
+    "bart": ("model=bart_debug", "objective=denoising"),
+    "transformer": ("model=transformer_debug", "objective=span_corruption", "optimizer=adam"),
 }
 TWO = {"ddp": (), "zero2": (DEEPSPEED, "engine.zero_stage=2")}
 LAYOUTS: dict[str, tuple[str, ...]] = {

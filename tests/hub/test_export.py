@@ -60,6 +60,7 @@ RUNS = {
     "llama": ["model=gpt_debug", *SMALL, *LLAMA],
     "t5 v1.1": [*T5, *SMALL],
     "t5 v1.0": [*T5, *SMALL, "model.activation=relu", "model.tie_embeddings=true"],
+    "transformer": ["model=transformer_debug", "objective=span_corruption", *SMALL],
     "bert": ["model=bert_debug", "objective=masked_lm", *SMALL],
     "bert without pairs": ["model=bert_debug", "objective=masked_lm", "objective.pairing=none", *SMALL],
     "roberta": ["model=roberta_debug", "objective=roberta", *SMALL],

@@ -24,18 +24,28 @@ CLASSES = 1000  # of ImageNet
 # Entries of the published vocabulary, by how the preset's name begins: the longest fitting one counts
 VOCABULARIES = {
     "albert": 30000,
+    "bart": 50265,
     "bert": 30522,
+    "electra": 30522,
     "gpt2": 50257,
     "llama": 32000,
+    "mbart": 250027,
     "mbert": 119547,
     "roberta": 50265,
     "t5": 32100,
+    "transformer": 37000,
+    "transformer_xl": 267735,
     "unilm": 28996,
     "xlm": 95000,
     "xlm_roberta": 250002,
 }
-# Members of the group objective, where the first that fits has other heads than those that were published
-MEMBERS = {"albert": "albert", "roberta": "roberta", "xlm_roberta": "roberta"}
+# By family, where the first objective that fits has other heads than the published ones, or other lengths
+OBJECTIVES = {
+    "albert": ["objective=albert"],
+    "roberta": ["objective=roberta"],
+    "transformer_xl": ["objective=recurrent_lm", "data.seq_len=320"],
+    "xlm_roberta": ["objective=roberta"],
+}
 HEAD = """# The models
 
 Every preset of `model=`, the objectives that fit it, and the layouts that it is proven on ([parity](parity.md)); others
@@ -76,10 +86,11 @@ def _family(preset: str) -> str:
 
 
 def _row(preset: str, tokenizer: Tokenizer) -> str:
-    roles = FAMILIES[_family(preset)].roles
+    model = compose_config("pretrain", [f"model={preset}", "data.path=none"], RunConfig).model
+    roles = model.roles(FAMILIES[model.name].roles)
     objectives = objectives_for(roles)
-    member = MEMBERS.get(_family(preset), objectives[0])
-    config = compose_config("pretrain", [f"model={preset}", f"objective={member}", "data.path=none"], RunConfig)
+    objective = OBJECTIVES.get(_family(preset), [f"objective={objectives[0]}"])
+    config = compose_config("pretrain", [f"model={preset}", *objective, "data.path=none"], RunConfig)
     cells = [
         f"`{preset}`",
         ", ".join(sorted(roles)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,20 @@ from data_pipeline.stream.pairs import PairOfTexts, PairPacking
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.objectives.base import SampleSpec
 from pretraining.objectives.text.translation_lm import TranslationLM, TranslationLMConfig
-from tests.helpers import TINY, command, finished_weights, metrics, train_alone
+from tests.helpers import TINY, command, finished_weights, metrics, prepare, train_alone
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few hundred sentences with their translations, prepared."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rows = [
+        (f"the {n} green houses of street {7 * n}", f"die {n} grünen Häuser der Straße {7 * n}") for n in range(400)
+    ]
+    (folder / "a.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in rows))
+    options = ("tokenizer.vocab_size=400", "valid_fraction=0.1", "num_workers=1", "block_tokens=1000")
+    assert prepare("corpus=pairs", f"corpus.inputs=[{folder}/a.tsv]", f"output={folder}/data", *options) == 0
+    return folder / "data"
 
 
 @pytest.fixture(scope="module")

@@ -69,8 +69,8 @@ def beam_search(
 
 class _Beams:
     """alive: fp32 [inputs, beams], the log-probability of each sequence that goes on, -inf where there is none.
-    written: int [inputs, beams, tokens], begun by `start`. ended: of each of the inputs (score, tokens), the best ones
-    first."""
+    written: int [inputs, beams, tokens], begun by `start`. places: of the inputs that are still searched, in these.
+    ended: of each of all inputs (score, tokens), the best ones first."""
 
     def __init__(
         self,
@@ -84,13 +84,13 @@ class _Beams:
     ) -> None:
         import torch
 
-        self.model, self.stop, self.beams, self.alpha = model, stop, beams, alpha
+        self.model, self.stop, self.lengths, self.beams, self.alpha = model, stop, lengths, beams, alpha
         device = next(model.parameters()).device
-        self.read, self.documents = (t.to(device).repeat_interleave(beams, 0) for t in _padded(inputs))
-        self.lengths = torch.tensor(lengths, device=device)
+        self.read, self.documents = (t.to(device)[:, None].expand(-1, beams, -1) for t in _padded(inputs))
         self.written = torch.full((len(inputs), beams, 1), start, device=device)
         self.alive = torch.full((len(inputs), beams), -torch.inf, device=device)
         self.alive[:, 0] = 0.0  # the beams are equal at first: one of them is enough
+        self.places = list(range(len(inputs)))
         self.ended: list[list[tuple[float, list[int]]]] = [[] for _ in inputs]
 
     def step(self) -> None:
@@ -98,11 +98,11 @@ class _Beams:
         import torch
 
         rows = self.written.flatten(0, 1)
-        hidden = self.model(self.read, rows, self.documents, torch.zeros_like(rows))
+        hidden = self.model(self.read.flatten(0, 1), rows, self.documents.flatten(0, 1), torch.zeros_like(rows))
         following = self.model.head.logits(hidden[:, -1]).float().log_softmax(-1)
-        total = (self.alive.flatten()[:, None] + following).view(len(self.ended), -1)
-        best, places = total.topk(min(2 * self.beams, total.shape[1]))
-        beam, token = places // following.shape[1], places % following.shape[1]
+        total = (self.alive.flatten()[:, None] + following).view(len(self.places), -1)
+        best, choices = total.topk(min(2 * self.beams, total.shape[1]))
+        beam, token = choices // following.shape[1], choices % following.shape[1]
         written = torch.cat([_taken(self.written, beam), token[..., None]], 2)
         ends = token == self.stop
         self._keep(best[:, : self.beams], written, ends[:, : self.beams])
@@ -112,31 +112,35 @@ class _Beams:
 
     def _keep(self, best: Tensor, written: Tensor, ends: Tensor) -> None:
         penalty = length_penalty(written.shape[2] - 1, self.alpha)
-        for number, place in (ends & best.isfinite()).nonzero().tolist():
-            self.ended[number].append((float(best[number, place]) / penalty, written[number, place, 1:-1].tolist()))
-            self.ended[number] = sorted(self.ended[number], key=lambda found: -found[0])[: self.beams]
+        for row, place in (ends & best.isfinite()).nonzero().tolist():
+            ended = self.ended[self.places[row]]
+            ended.append((float(best[row, place]) / penalty, written[row, place, 1:-1].tolist()))
+            ended.sort(key=lambda found: -found[0])
+            del ended[self.beams :]
 
     def _retire(self) -> None:
-        """Beams that can win nothing any more, since the inputs' length is reached or all that ended is better than
-        they can become, go no further."""
-        import torch
+        """Inputs that can win nothing any more, since their length is reached or all that ended is better than what
+        goes on can become, are searched no further."""
+        left = [row for row, place in enumerate(self.places) if not self._is_settled(row, place)]
+        self.places = [self.places[row] for row in left]
+        self.read, self.documents = self.read[left], self.documents[left]
+        self.written, self.alive = self.written[left], self.alive[left]
 
-        length = self.written.shape[2] - 1
-        for number, ended in enumerate(self.ended):
-            most = int(self.lengths[number])
-            # a log-probability only falls, and the longest sequence is divided by most
-            hope = float(self.alive[number, 0]) / length_penalty(most, self.alpha)
-            if (len(ended) == self.beams and ended[-1][0] >= hope) or (ended and length >= most):
-                self.alive[number] = -torch.inf
-            elif length >= most:
-                self.ended[number] = [(hope, self.written[number, 0, 1:].tolist())]
-                self.alive[number] = -torch.inf
+    def _is_settled(self, row: int, place: int) -> bool:
+        ended, length = self.ended[place], self.written.shape[2] - 1
+        # a log-probability only falls, and the longest sequence is divided by most
+        hope = float(self.alive[row, 0]) / length_penalty(self.lengths[place], self.alpha)
+        if length < self.lengths[place]:
+            return len(ended) == self.beams and ended[-1][0] >= hope
+        if not ended:
+            ended.append((hope, self.written[row, 0, 1:].tolist()))
+        return True
 
     def is_done(self) -> bool:
-        return not bool(self.alive.isfinite().any())
+        return not self.places
 
     def best(self) -> list[list[int]]:
-        return [ended[0][1] if ended else [] for ended in self.ended]
+        return [ended[0][1] for ended in self.ended]
 
 
 def _padded(inputs: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

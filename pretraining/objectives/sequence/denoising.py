@@ -56,7 +56,7 @@ class DenoisingConfig:
     noise: infill replaces spans by one mask each, and inserts masks where there is nothing; mask and delete take single
         tokens; none leaves all of them.
     rate: share of the tokens that are taken out, rounded up. Spans overlap, and that is not made good: 0.3 removes 27%.
-    mean_span_length: with noise=infill, tokens of a span on average (Poisson).
+    mean_span_length: with noise=infill, tokens of a span on average (Poisson), from 0.1 to 16.
     whole_words: rate and spans count words, which are taken out whole.
     random_rate: share of the masks for which a random token stands instead.
     permuted_sentences: share of a document's sentences that change places with each other.
@@ -66,7 +66,7 @@ class DenoisingConfig:
     name: Literal["denoising"]
     noise: Literal["infill", "mask", "delete", "none"] = "infill"
     rate: Annotated[float, Field(gt=0.0, lt=1.0), unused_with("noise", "none")] = 0.3
-    mean_span_length: Annotated[float, Field(gt=0.0, le=30.0), used_with("noise", "infill")] = 3.0
+    mean_span_length: Annotated[float, Field(ge=0.1, le=16.0), used_with("noise", "infill")] = 3.0
     whole_words: Annotated[bool, unused_with("noise", "none")] = False
     random_rate: Annotated[Fraction, used_with("noise", "infill", "mask")] = 0.0
     permuted_sentences: Probability = 1.0

@@ -37,7 +37,11 @@ class Substitutes:
 
 
 def span_law(mean: float) -> npt.NDArray[np.float64]:
-    """Probabilities of the lengths 0, 1, ...: Poisson's, cut at the first below LEAST_PROBABILITY."""
+    """Probabilities of the lengths 0, 1, ...: Poisson's, cut at the first below LEAST_PROBABILITY.
+
+    mean: at most 16, since above 16.1 the first one is below it, as in the authors' code: all spans would be empty.
+    """
+    assert math.exp(-mean) >= LEAST_PROBABILITY, mean
     law = [math.exp(-mean)]
     while law[-1] >= LEAST_PROBABILITY and len(law) < 128:
         law.append(law[-1] * mean / len(law))

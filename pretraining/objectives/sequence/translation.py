@@ -1,0 +1,229 @@
+"""Translation: write the target of a pair whose source the encoder reads (Vaswani et al. 2017, "Attention Is All You
+Need", sections 5.1, 5.4 and 6.1; for any encoder-decoder).
+
+As published, a batch is a number of tokens, not of pairs: a row holds as many pairs as fit, each masked from the others
+and with positions of its own, so that train.global_batch_size x data.seq_len tokens of either side are a batch. A model
+that cannot keep them apart is given one pair in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from data_pipeline.common.errors import InputError
+from data_pipeline.common.fields import Fraction, NonNegative, Positive, configclass, unused_with
+from data_pipeline.loader import Sample
+from data_pipeline.shards.text import TokenizedDocument, halves
+from pretraining.labels import IGNORED
+from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
+from pretraining.objectives.inspect import decode_with_specials
+from pretraining.objectives.models import EncoderDecoderWithHead
+from pretraining.objectives.padding import pad_to
+from pretraining.objectives.samples import on_device_of
+from pretraining.objectives.sequence.decoding import beam_search
+from pretraining.objectives.sequence.pair_rows import PairRows
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pretraining.models.base import TokenModel
+    from pretraining.parallel.layers import Layers
+
+SHORTEST_SEQUENCE = 8
+LONGER = 50  # tokens that a translation may have more than its source: section 6.1
+SHOWN_PAIRS = 4  # that a demonstration writes out
+SEARCHED = 32  # pairs that are translated at once
+
+
+@configclass
+class TranslationConfig:
+    """Write the translation of what the encoder reads; for data of corpus=pairs.
+
+    label_smoothing: share of each target that is dealt evenly to the whole vocabulary, in training alone; the
+        validation loss has none.
+    targets_length: tokens of the targets in a row; null means data.seq_len. A pair that fits no row is left out.
+    beams: of the search, for samples and BLEU.
+    length_penalty: alpha of the search: 0 favors short translations.
+    bleu_pairs: pairs of the validation data that are translated and scored at each evaluation, as valid_bleu; 0 for
+        none. Other ranks wait meanwhile, train.timeout_seconds at most.
+    bleu_tokenize: how sacreBLEU cuts the texts: 13a is WMT's, zh is for Chinese.
+    """
+
+    name: Literal["translation"]
+    label_smoothing: Fraction = 0.1
+    targets_length: Positive | None = None
+    beams: Annotated[int, Field(ge=1, le=256)] = 4
+    length_penalty: Annotated[float, Field(ge=0.0, le=10.0)] = 0.6
+    bleu_pairs: NonNegative = 0
+    bleu_tokenize: Annotated[Literal["13a", "intl", "zh", "char"], unused_with("bleu_pairs", 0)] = "13a"
+
+
+class Translation(Objective[TokenizedDocument, EncoderDecoderWithHead]):
+    """A sample, each int64: inputs and input_documents [read], decoder_inputs, labels and target_documents [written].
+
+    decoder_inputs are the labels shifted right within each pair, beginning with pad.
+    """
+
+    terms = {"translation": 1.0}
+    unit = Unit.TOKENS
+    text_term = "translation"
+
+    def __init__(self, config: TranslationConfig, spec: SampleSpec) -> None:
+        """Raises InputError where rows are too short, or nothing is there to compute BLEU."""
+        assert spec.tokenizer is not None
+        self.config, self.length, self.tokenizer = config, spec.seq_len, spec.tokenizer
+        self.packs = spec.packs_documents
+        self.targets_length = config.targets_length or spec.seq_len
+        self.pad, self.eos = self.tokenizer.pad, self.tokenizer.eos
+        self.scored_samples = config.bleu_pairs
+        for key, length in (("data.seq_len", self.length), ("objective.targets_length", self.targets_length)):
+            if length < SHORTEST_SEQUENCE:
+                raise InputError(f"objective=translation needs {key} of at least {SHORTEST_SEQUENCE}, not {length}")
+        if self.targets_length > self.length and not self.packs:
+            raise InputError(
+                f"objective.targets_length={self.targets_length} is longer than data.seq_len={self.length}: positions "
+                "of this model may end there"
+            )
+        if config.bleu_pairs and find_spec("sacrebleu") is None:
+            raise InputError(
+                f"objective.bleu_pairs={config.bleu_pairs} needs sacreBLEU: pip install 'pretraining[translation]'"
+            )
+
+    def packing(self) -> PairRows:
+        return PairRows(self.length, self.targets_length, together=self.packs)
+
+    def corrupt(self, segments: Sequence[TokenizedDocument], rng: np.random.Generator) -> Sample:
+        pairs = [halves(pair) for pair in segments]
+        sources = [np.append(source, self.eos).astype(np.int64) for source, _ in pairs]
+        targets = [np.append(target, self.eos).astype(np.int64) for _, target in pairs]
+        return {
+            "inputs": np.concatenate(sources),
+            "input_documents": _numbered(sources),
+            "decoder_inputs": np.concatenate([np.append(self.pad, target[:-1]) for target in targets]),
+            "labels": np.concatenate(targets),
+            "target_documents": _numbered(targets),
+        }
+
+    def collate(self, samples: Sequence[Sample]) -> Sample:
+        """-> the sample's arrays, [batch, seq_len] what is read and [batch, targets_length] what is written. Padding is
+        of document -1."""
+        fill = {
+            "inputs": self.pad,
+            "input_documents": -1,
+            "decoder_inputs": self.pad,
+            "labels": IGNORED,
+            "target_documents": -1,
+        }
+        lengths = {name: self.length if name.startswith("input") else self.targets_length for name in fill}
+        return {name: pad_to(lengths[name], [s[name] for s in samples], fill[name]) for name in fill}
+
+    def counts(self, samples: Sequence[Sample]) -> dict[str, int]:
+        return {"translation": sum(len(s["labels"]) for s in samples)}
+
+    def target_bytes(self, samples: Sequence[Sample]) -> int:
+        return sum(int(self.tokenizer.text_bytes[s["labels"]].sum()) for s in samples)
+
+    def size(self, sample: Sample) -> int:
+        return len(sample["inputs"]) + len(sample["labels"])
+
+    def target_length(self) -> int:
+        return self.targets_length
+
+    def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
+        smoothing = self.config.label_smoothing
+        return {"head": model.make_token_head(layers, self.used_ids(), label_smoothing=smoothing)}
+
+    def used_ids(self) -> npt.NDArray[np.int64]:
+        return self.tokenizer.used_ids(("pad", "eos"))
+
+    def loss(self, model: EncoderDecoderWithHead, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"translation": model.head(_hidden(model, batch), batch["labels"])}
+
+    def flops_per_unit(self, model: EncoderDecoderWithHead) -> float:
+        return model.flops_per_token(self.length)
+
+    def describe(self, sample: Sample) -> str:
+        """What the encoder reads and the decoder writes, pair by pair."""
+        lines = []
+        for source, target in _pairs(sample):
+            lines += [f"source: {self._text(source)}", f"target: {self._text(target)}"]
+        return "\n".join(lines)
+
+    def demonstrate(self, model: EncoderDecoderWithHead, demonstration: Demonstration) -> str:
+        """Validation pairs, and what the model makes of their sources by beam search."""
+        pairs = [pair for sample in demonstration.samples for pair in _pairs(sample)]
+        shown = pairs[:SHOWN_PAIRS]
+        written = self._translated(model, [source for source, _ in shown], demonstration.longest)
+        lines = [
+            f"source: {self.tokenizer.decode(source)}\n  target: {self.tokenizer.decode(target)}\n  written: {text}"
+            for (source, target), text in zip(shown, written, strict=True)
+        ]
+        right = self._right(model, demonstration.samples)
+        score = (
+            f"of {len(right)} tokens of {len(pairs)} targets, the likeliest one after the true ones before it is right "
+            f"for {right.mean() if len(right) else 0:.1%}"
+        )
+        return "\n\n".join([*lines, score])
+
+    def scores(self, model: EncoderDecoderWithHead, samples: Sequence[Sample]) -> dict[str, float]:
+        """sacreBLEU (Post 2018, "A Call for Clarity in Reporting BLEU Scores") of the first bleu_pairs pairs."""
+        pairs = [pair for sample in samples for pair in _pairs(sample)][: self.config.bleu_pairs]
+        if not pairs:
+            return {}
+        from sacrebleu import corpus_bleu
+
+        written = self._translated(model, [source for source, _ in pairs])
+        references = [self.tokenizer.decode(target) for _, target in pairs]
+        return {"bleu": float(corpus_bleu(written, [references], tokenize=self.config.bleu_tokenize).score)}
+
+    def _translated(
+        self, model: EncoderDecoderWithHead, sources: Sequence[Sequence[int]], longest: int | None = None
+    ) -> list[str]:
+        """The texts that beam search finds, of at most LONGER tokens more than their sources, and `longest` in all."""
+        found: list[str] = []
+        most = min(longest or self.targets_length, self.targets_length)
+        for first in range(0, len(sources), SEARCHED):
+            some = sources[first : first + SEARCHED]
+            lengths = [min(len(source) + LONGER, most) for source in some]
+            written = beam_search(
+                model, some, self.pad, self.eos, lengths, self.config.beams, self.config.length_penalty
+            )
+            found += [self.tokenizer.decode(tokens) for tokens in written]
+        return found
+
+    def _right(self, model: EncoderDecoderWithHead, samples: Sequence[Sample]) -> npt.NDArray[np.bool_]:
+        """-> [tokens of all targets], whether the likeliest token after the true ones is the true one."""
+        import torch
+
+        batch = on_device_of(model, self.collate(samples))
+        model.eval()
+        with torch.no_grad():
+            best = model.head.logits(_hidden(model, batch)).argmax(-1).cpu().numpy()
+        labels = batch["labels"].cpu().numpy()
+        return (best == labels)[labels != IGNORED]
+
+    def _text(self, ids: Iterable[int]) -> str:
+        return decode_with_specials(self.tokenizer, ids)
+
+
+def _pairs(sample: Sample) -> Iterator[tuple[list[int], list[int]]]:
+    """The sources and targets of a row, with their end tokens."""
+    for number in range(int(sample["input_documents"].max()) + 1):
+        source = sample["inputs"][sample["input_documents"] == number]
+        yield source.tolist(), sample["labels"][sample["target_documents"] == number].tolist()
+
+
+def _hidden(model: EncoderDecoderWithHead, batch: Mapping[str, Tensor]) -> Tensor:
+    """-> [batch, written, features]."""
+    return model(batch["inputs"], batch["decoder_inputs"], batch["input_documents"], batch["target_documents"])
+
+
+def _numbered(parts: list[np.ndarray]) -> np.ndarray:
+    """-> int64 [sum of lengths], which part each element belongs to."""
+    return np.repeat(np.arange(len(parts)), [len(p) for p in parts])
