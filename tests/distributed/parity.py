@@ -10,7 +10,7 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -190,12 +190,14 @@ def every_tensor_cut() -> Iterator[None]:
         yield
 
 
-def compare(cases: Sequence[Case], data: Path, folder: Path) -> dict[Case, Difference]:
+def compare(
+    cases: Sequence[Case], data: Path, folder: Path, run: Callable[..., None] = run_cases
+) -> dict[Case, Difference]:
     """Runs one process for each optimizer and family, and every case, layouts of equal size in one world each."""
     for optimizer, family in sorted({case[:2] for case in cases}):
         train_alone(*overrides(data, folder, (optimizer, family, "one")))
     for (ranks, split, _), group in itertools.groupby(sorted(cases, key=_world), key=_world):
-        run_world(ranks, run_cases, data, folder, list(group), tensor_parallel=split, timeout=1200)
+        run_world(ranks, run, data, folder, list(group), tensor_parallel=split, timeout=1200)
     return {case: difference(data, folder, case) for case in cases}
 
 

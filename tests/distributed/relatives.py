@@ -1,0 +1,47 @@
+"""BERT's relatives against one process, as tests/distributed/parity.py does it; `make parity` runs both.
+
+AdamW under every layout, LAMB without tensor parallelism; under ZeRO 3 the smallest tensors are dealt out, too.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.distributed import parity
+from tests.distributed.parity import LAYOUTS, TEXT, Case, compare, every_tensor_cut, prepare_data, tensor_parallel
+
+ENCODERS = {
+    "roberta": [*TEXT, "model=roberta_debug", "objective=roberta"],
+    "albert": [*TEXT, "model=albert_debug", "objective=albert", "model.embedding_size=20"],
+    "unilm": [*TEXT, "model=bert_debug", "model.segments=6", "objective=unilm"],
+}
+parity.RELATIVES |= ENCODERS
+
+
+def run_cases(world: Any, data: Path, folder: Path, cases: Sequence[Case]) -> None:
+    with every_tensor_cut():
+        parity.run_cases(world, data, folder, cases)
+
+
+def cases() -> list[Case]:
+    alone = [layout for layout, (_, engine) in LAYOUTS.items() if tensor_parallel(engine) == 1]
+    return [(o, f, layout) for f in ENCODERS for o, ls in (("adamw", LAYOUTS), ("lamb", alone)) for layout in ls]
+
+
+def main(names: Sequence[str]) -> int:
+    """names: of encoders; all of them where there is none."""
+    wanted = [case for case in cases() if not names or case[1] in names]
+    with tempfile.TemporaryDirectory() as folder:
+        results = compare(wanted, prepare_data(Path(folder)), Path(folder) / "runs", run_cases)
+    for (optimizer, family, layout), d in results.items():
+        failed = "" if d.holds else f"{d.tensor} FAILS"
+        print(f"{optimizer} {family:10} {layout:14} {d.loss:.1e} / {d.weight:.1e} {failed}")
+    return 0 if all(d.holds for d in results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
