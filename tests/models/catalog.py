@@ -27,6 +27,7 @@ VOCABULARIES = {
     "bert": 30522,
     "gpt2": 50257,
     "llama": 32000,
+    "macbert": 21128,
     "roberta": 50265,
     "t5": 32100,
     "unilm": 28996,
