@@ -20,6 +20,11 @@ DEEPSPEED, MEGATRON = "engine=deepspeed", "engine=megatron"
 UNSPLIT = {  # families that refuse tensor parallelism
     "electra": ("model=electra_debug", "objective=replaced_token"),
 }
+ENCODERS = {  # BERT's relatives
+    "roberta": ("model=roberta_debug", "objective=roberta"),
+    "albert": ("model=albert_debug", "objective=albert", "model.embedding_size=32", "optimizer=lamb"),
+    "unilm": ("model=bert_debug", "objective=unilm", "model.segments=6"),
+}
 TWO = {"ddp": (), "zero2": (DEEPSPEED, "engine.zero_stage=2")}
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "ddp": (),
@@ -31,7 +36,7 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "tp4": (MEGATRON, "engine.tensor_parallel=4"),
     **{
         f"{family}_{layout}": (*options, *engine)
-        for family, options in UNSPLIT.items()
+        for family, options in (UNSPLIT | ENCODERS).items()
         for layout, engine in TWO.items()
     },
     **{f"tp2_zero{s}": (DEEPSPEED, "engine.tensor_parallel=2", f"engine.zero_stage={s}") for s in range(4)},
