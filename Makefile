@@ -53,6 +53,7 @@ models: setup
 
 parity: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.distributed.parity
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.distributed.relatives
 
 any-checkpoint: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.distributed.any_checkpoint

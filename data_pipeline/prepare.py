@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _MUCH = 1e9  # bytes, a second or two
 _ABOUT = """pretrain-data: turns raw text into a tokenizer, shards and a manifest; images into shards and a manifest.
 pretrain-data verify: compares prepared data with the checksums from when they were written.
+pretrain-data similar: a table of similar words for prepared data, for objective.replacement=similar.
 
 Example:
   pretrain-data corpus.inputs=[books,'notes/*.md'] output=data/books tokenizer.vocab_size=8192
@@ -41,12 +42,17 @@ def console() -> int:
 
 
 def main() -> int:
-    """-> exit code. `pretrain-data verify` is a command of its own."""
+    """-> exit code. `pretrain-data verify` and `pretrain-data similar` are commands of their own."""
     if sys.argv[1:2] == ["verify"]:
         from data_pipeline import verify
 
         del sys.argv[1]
         return verify.main()
+    if sys.argv[1:2] == ["similar"]:
+        from data_pipeline import similar
+
+        del sys.argv[1]
+        return similar.main()
     return run_command(_command, _ABOUT, "prepare", PrepareConfig)
 
 

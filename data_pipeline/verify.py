@@ -76,6 +76,8 @@ def _tokenizer_problems(manifest: Manifest) -> list[str]:
         return [str(error)]
     if found.fingerprint != manifest.tokenizer.fingerprint:
         return [f"{folder} is not the tokenizer that the shards were written with"]
+    if ("" if found.similar is None else found.similar.sha256) != manifest.tokenizer.similar:
+        return [f"{join(folder, 'similar.npz')} is not the one that the manifest describes"]
     return []
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 _HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '<([iuU]\d{1,4})', 'fortran_order': False, 'shape': \((\d{1,18}),\), \} *\n",
+    rb"\x93NUMPY\x01\x00..\{'descr': '[<|]([iuU]\d{1,4})', 'fortran_order': False, 'shape': \((\d{1,18}),\), \} *\n",
     re.DOTALL,
 )
 

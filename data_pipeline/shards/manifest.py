@@ -57,9 +57,14 @@ class Split:
 
 @dataclass(frozen=True)
 class TokenizerInfo:
+    """words: the segmenter whose word borders the shards have; empty where they have none. similar: sha256 of the
+    tokenizer's table of similar words; empty where there is none. Empty ones are not written."""
+
     fingerprint: Annotated[str, StringConstraints(max_length=64)]
     vocab_size: Annotated[int, Field(gt=0, le=MAX_VOCABULARY)]
     total_size: Annotated[int, Field(gt=0, le=MAX_VOCABULARY)]
+    words: Annotated[str, StringConstraints(pattern="^[a-z]{0,100}$")] = ""
+    similar: Annotated[str, StringConstraints(pattern="^([0-9a-f]{64})?$")] = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ def save_manifest(manifest: Manifest) -> None:
     """Writes `manifest.root`/manifest.json, the last file of a data set."""
     values = {"format": FORMAT, **asdict(manifest)}
     del values["root"]
+    if manifest.tokenizer is not None:
+        values["tokenizer"] = {key: value for key, value in values["tokenizer"].items() if value != ""}
     write_json(join(manifest.root, "manifest.json"), values)
 
 

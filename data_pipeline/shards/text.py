@@ -2,7 +2,9 @@
 
 - `KEY.tokens.npy`: uint16 or uint32 [tokens], without special ids;
 - `KEY.documents.npy`: int64 [documents + 1], where each document starts, then the end;
-- `KEY.sentences.npy`: int64 [sentences], where each sentence starts; every document starts one.
+- `KEY.sentences.npy`: int64 [sentences], where each sentence starts; every document starts one;
+- `KEY.words.npy`, with word borders of a segmenter: uint8 [tokens / 8, rounded up], a bit for each token, the first one
+  the highest of its byte: 1 where a word begins.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ BLOCKS_IN_MEMORY = 128  # of some 64K tokens: the documents of a window's blocks
 
 @dataclass(frozen=True)
 class TokenizedDocument:
-    """`tokens` [tokens] and the first token of each of its sentences [sentences]."""
+    """`tokens` [tokens] and the first token of each of its sentences [sentences]. words: [tokens], True where a word of
+    a segmenter begins; None where the data has none."""
 
     tokens: npt.NDArray[Any]
     sentences: npt.NDArray[np.int64]
+    words: npt.NDArray[np.bool_] | None = None
 
 
 def halves(pair: TokenizedDocument) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -75,57 +79,91 @@ class TextIndex:
         return int(self.lengths.sum(dtype=np.int64))
 
     @property
+    def members(self) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """(offset, size) of the members that are read, in their order, each [blocks]."""
+        return [(self.tokens_offset, self.tokens_bytes), (self.sentences_offset, self.sentences_bytes)]
+
+    @property
     def tar_bytes(self) -> int:
-        return tar_size(int(self.sentences_offset[-1] + self.sentences_bytes[-1]))  # the last member
+        offset, size = self.members[-1]
+        return tar_size(int(offset[-1] + size[-1]))
+
+    def places(self, block: int) -> list[Place]:
+        """Of the members of a block, as in `members`."""
+        return [Place(int(offset[block]), int(size[block])) for offset, size in self.members]
 
     def problem(self, shard: Shard, manifest: Manifest) -> str | None:
         """See Index."""
-        per_block = (self.tokens_offset, self.tokens_bytes, self.sentences_offset, self.sentences_bytes)
-        if {len(array) for array in (*per_block, self.documents)} != {shard.samples}:
+        per_block = [len(array) for member in self.members for array in member]
+        if {*per_block, len(self.documents)} != {shard.samples}:
             return f"it does not describe {shard.samples} blocks"
         counted = self.documents.sum(dtype=np.int64)
         if self.documents.min() < 1 or not counted == len(self.lengths) == shard.documents:
             return f"it does not describe {shard.documents} documents"
         if self.lengths.min() < 0 or self.num_tokens != shard.tokens:
             return f"its documents do not have {shard.tokens} tokens"
-        offsets = np.stack([self.tokens_offset, self.sentences_offset], 1).reshape(-1)
-        sizes = np.stack([self.tokens_bytes, self.sentences_bytes], 1).reshape(-1)
+        offsets = np.stack([offset for offset, _ in self.members], 1).reshape(-1)
+        sizes = np.stack([size for _, size in self.members], 1).reshape(-1)
         return members_problem(offsets, sizes, shard.bytes) or (
             None if self.tar_bytes == shard.bytes else "its last member does not end where the tar does"
         )
 
 
+@dataclass(frozen=True)
+class WordsIndex(TextIndex):
+    """The same of shards with word borders."""
+
+    KINDS: ClassVar[Mapping[str, str]] = {**TextIndex.KINDS, "words_offset": "i8", "words_bytes": "i8"}
+    MOST_BYTES: ClassVar[int] = 52
+
+    words_offset: npt.NDArray[np.int64]  # [blocks]
+    words_bytes: npt.NDArray[np.int64]  # [blocks]
+
+    @property
+    def members(self) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        return [*super().members, (self.words_offset, self.words_bytes)]
+
+
 class BlockRow(NamedTuple):
-    tokens: Place
-    sentences: Place
+    members: list[Place]  # those that the index has
     lengths: list[int]
 
 
 class TextLayout:
-    """How blocks stand in a shard."""
+    """How blocks stand in a shard. words: whether they have word borders."""
 
-    index_type = TextIndex
+    def __init__(self, words: bool = False) -> None:
+        self.index_type: type[TextIndex] = WordsIndex if words else TextIndex
+        self.kinds = ("tokens.npy", "sentences.npy", *(("words.npy",) if words else ()))
 
     def members(self, block: Block) -> Mapping[str, bytes]:
         starts = np.cumsum([0] + [len(d.tokens) for d in block]).astype(np.int64)
         sentences = [d.sentences + start for d, start in zip(block, starts[:-1], strict=True)]
-        return {
+        members = {
             "tokens.npy": write_array(np.concatenate([d.tokens for d in block])),
             "documents.npy": write_array(starts),
             "sentences.npy": write_array(np.concatenate(sentences).astype(np.int64)),
         }
+        if "words.npy" in self.kinds:
+            words = [d.words for d in block if d.words is not None]
+            assert len(words) == len(block), "a document without word borders"
+            members["words.npy"] = write_array(np.packbits(np.concatenate(words)))
+        return members
 
     def row(self, block: Block, key: str, places: Mapping[str, Place]) -> BlockRow:
-        return BlockRow(places["tokens.npy"], places["sentences.npy"], [len(d.tokens) for d in block])
+        return BlockRow([places[kind] for kind in self.kinds], [len(d.tokens) for d in block])
 
     def index(self, rows: Sequence[BlockRow]) -> TextIndex:
-        return TextIndex(
-            np.array([row.tokens.offset for row in rows], np.int64),
-            np.array([row.tokens.size for row in rows], np.int64),
-            np.array([row.sentences.offset for row in rows], np.int64),
-            np.array([row.sentences.size for row in rows], np.int64),
-            np.array([len(row.lengths) for row in rows], np.int32),
-            np.array([length for row in rows for length in row.lengths], np.int32),
+        places = np.array([row.members for row in rows], np.int64)  # [blocks, kinds, (offset, size)]
+        members = {
+            f"{kind.removesuffix('.npy')}_{part}": places[:, i, j]
+            for i, kind in enumerate(self.kinds)
+            for j, part in enumerate(("offset", "bytes"))
+        }
+        return self.index_type(
+            **members,
+            documents=np.array([len(row.lengths) for row in rows], np.int32),
+            lengths=np.array([length for row in rows for length in row.lengths], np.int32),
         )
 
 
@@ -135,10 +173,13 @@ def token_dtype(total_size: int) -> npt.DTypeLike:
 
 
 class BlockWriter:
-    """Packs documents into blocks of `block_tokens` (more where one document is longer), and blocks into shards."""
+    """Packs documents into blocks of `block_tokens` (more where one document is longer), and blocks into shards.
+    words: whether the documents have word borders."""
 
-    def __init__(self, root: str, split: str, block_tokens: int, shard_bytes: int, first: int = 0) -> None:
-        self._shards = ShardWriter(root, split, TextLayout(), shard_bytes, first)
+    def __init__(
+        self, root: str, split: str, block_tokens: int, shard_bytes: int, first: int = 0, words: bool = False
+    ) -> None:
+        self._shards = ShardWriter(root, split, TextLayout(words), shard_bytes, first)
         self._block_tokens = block_tokens
         self._block: list[TokenizedDocument] = []
         self._tokens_in_block = 0
@@ -171,7 +212,9 @@ class TextReader:
     """Reads documents of one split, a block at a time."""
 
     def __init__(self, manifest: Manifest, split: str) -> None:
-        self._shards = IndexedShards(manifest, split, TextIndex)
+        info = manifest.tokenizer
+        index: type[TextIndex] = WordsIndex if info is not None and info.words else TextIndex
+        self._shards = IndexedShards(manifest, split, index)
         self._cached_block = lru_cache(maxsize=BLOCKS_IN_MEMORY)(self.read_block)
 
     @property
@@ -206,38 +249,35 @@ class TextReader:
 
     def sentence_starts(self, shard: int, block: int) -> npt.NDArray[np.int64]:
         """First token of each sentence of one block, int64 [sentences]. Raises InputError where a checksum is wrong."""
-        (data,) = self._shards.read(shard, self._places(shard, block)[1])
+        (data,) = self._shards.read(shard, self.index(shard).places(block)[1])
         with self._checked(shard, block):
             return _sentences(data, self.document_lengths(shard, block))
 
     def read_document(self, shard: int, block: int, document: int) -> TokenizedDocument:
         """One document of a block, its sentences counted from its own first token."""
-        tokens, sentences = self._cached_block(shard, block)
+        tokens, sentences, words = self._cached_block(shard, block)
         ends = np.cumsum(self.document_lengths(shard, block))
         first, last = int(ends[document - 1]) if document else 0, int(ends[document])
         inside = sentences[np.searchsorted(sentences, first) : np.searchsorted(sentences, last)]
-        return TokenizedDocument(tokens[first:last], inside - first)
+        return TokenizedDocument(tokens[first:last], inside - first, None if words is None else words[first:last])
 
-    def read_block(self, shard: int, block: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """-> tokens [tokens], first token of each sentence [sentences]. InputError: a checksum is wrong, or what is
-        there is no block of this tokenizer's."""
-        first, second = self._shards.read(shard, *self._places(shard, block))
+    def read_block(
+        self, shard: int, block: int
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
+        """-> tokens [tokens], first token of each sentence [sentences], where words begin [tokens] if that is known.
+        InputError: a checksum is wrong, or what is there is no block of this tokenizer's."""
+        first, second, *third = self._shards.read(shard, *self.index(shard).places(block))
         info = self._shards.manifest.tokenizer
         assert info is not None
         with self._checked(shard, block):
             lengths = self.document_lengths(shard, block)
-            return _tokens(first, lengths, info.total_size), _sentences(second, lengths)
+            tokens = _tokens(first, lengths, info.total_size)
+            return tokens, _sentences(second, lengths), _words(third[0], len(tokens)) if third else None
 
     def check_shard(self, shard: int) -> None:
         """Reads all of it. Raises InputError."""
         for block in range(self._shards.shards[shard].samples):
             self.read_block(shard, block)
-
-    def _places(self, shard: int, block: int) -> tuple[Place, Place]:
-        """Of tokens and sentences."""
-        index = self.index(shard)
-        tokens = Place(int(index.tokens_offset[block]), int(index.tokens_bytes[block]))
-        return tokens, Place(int(index.sentences_offset[block]), int(index.sentences_bytes[block]))
 
     @contextlib.contextmanager
     def _checked(self, shard: int, block: int) -> Iterator[None]:
@@ -269,3 +309,10 @@ def _sentences(data: bytes, lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.in
     if np.any(found[np.minimum(at, len(found) - 1)] != starts):
         raise Malformed("a document does not begin a sentence")
     return found
+
+
+def _words(data: bytes, tokens: int) -> npt.NDArray[np.bool_]:
+    packed = read_array(data, "u1")
+    if len(packed) != -(-tokens // 8):
+        raise Malformed(f"word borders of {8 * len(packed)} tokens, not of {tokens}")
+    return np.unpackbits(packed, count=tokens).astype(bool)

@@ -18,16 +18,21 @@ DocumentIn = TypeVar("DocumentIn", contravariant=True)
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model predicts: ids of a tokenizer, or classes by their numbers."""
+    """What a model predicts: ids of a tokenizer, or classes by their numbers. words: the segmenter whose word borders
+    the shards have, if any."""
 
     tokenizer: Tokenizer | None = None
     classes: tuple[str, ...] = ()
+    words: str = ""
 
     @property
     def tokenizer_info(self) -> TokenizerInfo | None:
         """As the manifest describes it."""
         made = self.tokenizer
-        return None if made is None else TokenizerInfo(made.fingerprint, made.vocab_size, made.total_size)
+        if made is None:
+            return None
+        similar = "" if made.similar is None else made.similar.sha256
+        return TokenizerInfo(made.fingerprint, made.vocab_size, made.total_size, self.words, similar)
 
     def save(self, root: str) -> None:
         """Writes ROOT/tokenizer where there is one and it is not there yet."""

@@ -14,11 +14,13 @@ from data_pipeline.common.progress import PassProgress, counted
 from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.shards.continuation import Scan
 from data_pipeline.shards.manifest import Manifest
-from data_pipeline.shards.text import BlockWriter, TextIndex, TokenizedDocument
+from data_pipeline.shards.tar import Index
+from data_pipeline.shards.text import BlockWriter, TextIndex, TokenizedDocument, WordsIndex
 from data_pipeline.sources.corpus import Vocabulary
 from data_pipeline.sources.scan import Hashed, Scanner, hashed, listing_hash, scan_documents, split_of
 from data_pipeline.sources.text import RawDocument, RawSource, TextConfig, TextSource
 from data_pipeline.tokenizers.encoding import Encode, encode_documents
+from data_pipeline.tokenizers.segmentation import make_segmenter
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 
 _FEW_DOCUMENTS = 20
@@ -30,10 +32,13 @@ class TextCorpus:
     """See Corpus. Nothing of a document is kept between the two passes but a sample to train the tokenizer on."""
 
     kind = "text"
-    index_type = TextIndex
 
     def __init__(self, config: PrepareConfig) -> None:
         self._config, self._source = config, self._open_source(config)
+        self._words = config.tokenizer.words or ""
+        if self._words:
+            make_segmenter(self._words)  # at once, where it is not installed
+        self.index_type: type[Index] = WordsIndex if self._words else TextIndex
         path = config.tokenizer.path
         self._given = Tokenizer.from_file(path, config.tokenizer.special_tokens) if path else None
         self._scanner: Scanner | None = None
@@ -86,20 +91,21 @@ class TextCorpus:
     def vocabulary(self, root: str) -> Vocabulary:
         folder = join(root, "tokenizer")
         if is_folder(folder):
-            return Vocabulary(Tokenizer.load(folder))
+            return Vocabulary(Tokenizer.load(folder), words=self._words)
         assert self._scanner is not None, "needs_scan() asks for a scan where there is no tokenizer"
         if self._given is None:
-            return Vocabulary(self._train(self._scanner))
+            return Vocabulary(self._train(self._scanner), words=self._words)
         print(f"tokenizer.path={self._config.tokenizer.path}: {self._given.describe_special()}")
         _warn_if_inexact(self._given, self._scanner.sample.texts())
-        return Vocabulary(self._given)
+        return Vocabulary(self._given, words=self._words)
 
     def writer(self, root: str, split: str, first: int) -> BlockWriter:
-        return BlockWriter(root, split, self._config.block_tokens, self._config.shard_bytes, first)
+        config = self._config
+        return BlockWriter(root, split, config.block_tokens, config.shard_bytes, first, bool(self._words))
 
     def documents(self, root: str, scan: Scan, done: Mapping[str, int]) -> Iterator[tuple[str, TokenizedDocument]]:
         texts, folder = self._texts(scan, done), join(root, "tokenizer")
-        return encode_documents(texts, folder, self._config.num_workers, self._encoder())
+        return encode_documents(texts, folder, self._config.num_workers, self._encoder(), self._words)
 
     def summary(self, manifest: Manifest, scan: Scan) -> str:
         assert manifest.tokenizer is not None
@@ -205,11 +211,13 @@ def _few(scan: Scan) -> str:
 
 def _settings(config: PrepareConfig, own: Mapping[str, object], given: Tokenizer | None) -> dict[str, Any]:
     trained = {f"tokenizer.{key}": value for key, value in to_dict(config.tokenizer).items()}
-    del trained["tokenizer.path"], trained["tokenizer.special_tokens"]
+    del trained["tokenizer.path"], trained["tokenizer.special_tokens"], trained["tokenizer.words"]
+    words = {} if config.tokenizer.words is None else {"tokenizer.words": config.tokenizer.words}
     return {
         "corpus.kind": config.corpus.kind,
         **own,
         **(trained if given is None else {"tokenizer.path": given.fingerprint}),
+        **words,
         "valid_fraction": config.valid_fraction,
         "seed": config.seed,
         "block_tokens": config.block_tokens,

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from data_pipeline.common.workers import end_with_parent
 from data_pipeline.shards.text import TokenizedDocument, token_dtype
+from data_pipeline.tokenizers.segmentation import Segmenter, make_segmenter, word_starts
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 
 # A text -> its ids, and the first of each sentence, int64 [sentences]. A function of a module: it goes to the workers.
@@ -22,35 +23,46 @@ _CHUNKS_AHEAD_PER_WORKER = 3
 
 
 def encode_documents(
-    texts: Iterable[tuple[str, str]], folder: str, num_workers: int, encode: Encode = Tokenizer.encode_with_starts
+    texts: Iterable[tuple[str, str]],
+    folder: str,
+    num_workers: int,
+    encode: Encode = Tokenizer.encode_with_starts,
+    words: str = "",
 ) -> Iterator[tuple[str, TokenizedDocument]]:
-    """(split, text) to (split, document) in the same order, by the tokenizer stored in `folder`.
+    """(split, text) to (split, document) in the same order, by the tokenizer stored in `folder`. words: the segmenter
+    that finds word borders, if any.
 
     Up to one worker, the calling process does it itself. Memory is bounded by a few chunks per worker.
     """
     chunks = _chunks(texts)
     if num_workers <= 1:
         for splits, chunk in chunks:
-            yield from zip(splits, encode_chunk(folder, chunk, encode), strict=True)
+            yield from zip(splits, encode_chunk(folder, chunk, encode, words), strict=True)
         return
     # spawn: a forked worker would hold its parent's lock and pipes open
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, context, initializer=end_with_parent) as pool:
         waiting: deque[tuple[list[str], Future[list[TokenizedDocument]]]] = deque()
         for splits, chunk in chunks:
-            waiting.append((splits, pool.submit(encode_chunk, folder, chunk, encode)))
+            waiting.append((splits, pool.submit(encode_chunk, folder, chunk, encode, words)))
             if len(waiting) >= num_workers * _CHUNKS_AHEAD_PER_WORKER:
                 yield from _result(*waiting.popleft())
         while waiting:
             yield from _result(*waiting.popleft())
 
 
-def encode_chunk(folder: str, texts: list[str], encode: Encode) -> list[TokenizedDocument]:
+def encode_chunk(folder: str, texts: list[str], encode: Encode, words: str = "") -> list[TokenizedDocument]:
     """The documents of one chunk, in a worker."""
     tokenizer = _load_tokenizer(folder)
     dtype = token_dtype(tokenizer.total_size)
     encoded = (encode(tokenizer, text) for text in texts)
-    return [TokenizedDocument(np.array(ids, dtype=dtype), starts) for ids, starts in encoded]
+    if not words:
+        return [TokenizedDocument(np.array(ids, dtype=dtype), starts) for ids, starts in encoded]
+    segment = _load_segmenter(words)
+    return [
+        TokenizedDocument(np.array(ids, dtype=dtype), starts, word_starts(tokenizer.spelled(ids), segment))
+        for ids, starts in encoded
+    ]
 
 
 def _result(splits: list[str], documents: Future[list[TokenizedDocument]]) -> Iterator[tuple[str, TokenizedDocument]]:
@@ -60,6 +72,11 @@ def _result(splits: list[str], documents: Future[list[TokenizedDocument]]) -> It
 @functools.lru_cache(maxsize=1)
 def _load_tokenizer(folder: str) -> Tokenizer:
     return Tokenizer.load(folder)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_segmenter(name: str) -> Segmenter:
+    return make_segmenter(name)
 
 
 def _chunks(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], list[str]]]:

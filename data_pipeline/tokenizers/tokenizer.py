@@ -28,6 +28,7 @@ from data_pipeline.common.files import (
 )
 from data_pipeline.common.json_files import read_json, write_json
 from data_pipeline.tokenizers.native_tokens import complete, mapped_names, require_pieces
+from data_pipeline.tokenizers.similar import SimilarWords, load_similar
 from data_pipeline.tokenizers.special_tokens import MAX_VOCABULARY, NATIVE, ROLES, SENTINEL_ROLES, SENTINELS
 from data_pipeline.tokenizers.words import WordPieces, word_pieces
 
@@ -49,6 +50,8 @@ class TokenizerConfig:
       file itself says so; roles are pad, bos, eos, unk, mask, cls, sep, fim_prefix, fim_middle, fim_suffix and
       sentinel_0 to sentinel_99.
     sample_bytes: the most text, in bytes, that it is trained on.
+    words: jieba finds the words of Chinese text, and where they begin is kept with the tokens, for
+      objective.words=segmented; null leaves words to how they are spelled.
     """
 
     model_type: Annotated[Literal["bpe", "unigram", "char"], used_with("path", None)] = "bpe"
@@ -56,6 +59,7 @@ class TokenizerConfig:
     path: PathText | None = None
     special_tokens: Annotated[dict[str, str], unused_with("path", None)] = Field(default_factory=dict)
     sample_bytes: Annotated[Positive, used_with("path", None), unused_with("model_type", "char")] = 10_000_000
+    words: Literal["jieba"] | None = None
 
 
 class Backend(Protocol):
@@ -137,6 +141,7 @@ class Tokenizer:
         self.vocab_size = backend.size + sum(special_ids[token.role] >= backend.size for token in NATIVE)
         self.total_size = max(backend.size, *(i + 1 for i in special_ids.values()))
         self._own_special_ids = frozenset((*own, self.unk))
+        self.similar: SimilarWords | None = None  # of the folder that it was loaded from
 
     @classmethod
     def _of(cls, backend: Backend, kind: _Kind, named: Mapping[str, str] | None = None) -> Tokenizer:
@@ -190,6 +195,7 @@ class Tokenizer:
         if hashlib.sha256(backend.data).hexdigest() == info.get("sha256"):
             tokenizer = cls(backend, kind, _ids_from_json(info["ids"]))
             if tokenizer._info() == info:
+                tokenizer.similar = load_similar(folder, tokenizer.total_size)
                 return tokenizer
         raise InputError(f"{folder}: {kind.file} is not the one that {_INFO_FILE} describes")
 
@@ -213,6 +219,11 @@ class Tokenizer:
     def encode_with_starts(self, text: str) -> tuple[list[int], npt.NDArray[np.int64]]:
         """-> `encode(text)`, and the first token of each sentence (int64 [sentences], the first is 0)."""
         return self.backend.encode_with_starts(text)
+
+    def spelled(self, ids: Iterable[int]) -> list[bytes]:
+        """What each of these ids of pieces spells, in UTF-8 or a part of it."""
+        token_bytes = self.backend.token_bytes
+        return [token_bytes[i] for i in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special ids left out. For a tokenizer trained here, the inverse of `encode`."""

@@ -63,7 +63,7 @@ def decoded(root: Path, split: str) -> list[str]:
     for shard in range(len(reader.blocks_per_shard)):
         index, at = reader.index(shard), 0
         for block, count in enumerate(index.documents):
-            tokens, _ = reader.read_block(shard, block)
+            tokens, _, _ = reader.read_block(shard, block)
             ends = np.cumsum(index.lengths[at : at + count])
             found += [tokenizer.decode(part) for part in np.split(tokens, ends[:-1])]
             at += count

@@ -70,7 +70,7 @@ def test_blocks_come_back_whole_and_in_order(tmp_path: Path) -> None:
         assert len(index.documents) == described.samples
         assert len(reader.lengths(shard)) == index.documents.sum() == described.documents
         for block, count in enumerate(index.documents):
-            tokens, sentences = reader.read_block(shard, block)
+            tokens, sentences, _ = reader.read_block(shard, block)
             expected = made[number : number + count]
             starts = np.cumsum([0] + [len(d.tokens) for d in expected])
             assert tokens.dtype == np.uint16 and sentences.dtype == np.int64

@@ -23,6 +23,11 @@ UNSPLIT = {  # families that refuse tensor parallelism, and one more encoder-dec
     "bart": ("model=bart_debug", "objective=denoising"),
     "transformer": ("model=transformer_debug", "objective=span_corruption", "optimizer=adam"),
 }
+ENCODERS = {  # BERT's relatives
+    "roberta": ("model=roberta_debug", "objective=roberta"),
+    "albert": ("model=albert_debug", "objective=albert", "model.embedding_size=32", "optimizer=lamb"),
+    "unilm": ("model=bert_debug", "objective=unilm", "model.segments=6"),
+}
 TWO = {"ddp": (), "zero2": (DEEPSPEED, "engine.zero_stage=2")}
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "ddp": (),
@@ -34,7 +39,7 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "tp4": (MEGATRON, "engine.tensor_parallel=4"),
     **{
         f"{family}_{layout}": (*options, *engine)
-        for family, options in UNSPLIT.items()
+        for family, options in (UNSPLIT | ENCODERS).items()
         for layout, engine in TWO.items()
     },
     **{f"tp2_zero{s}": (DEEPSPEED, "engine.tensor_parallel=2", f"engine.zero_stage={s}") for s in range(4)},

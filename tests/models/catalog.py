@@ -29,6 +29,7 @@ VOCABULARIES = {
     "electra": 30522,
     "gpt2": 50257,
     "llama": 32000,
+    "macbert": 21128,
     "mbart": 250027,
     "mbert": 119547,
     "roberta": 50265,

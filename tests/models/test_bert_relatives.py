@@ -58,6 +58,16 @@ def test_parameter_counts_are_the_published_ones(name, vocab_size, published):
     assert ours.published_parameters() + extra == theirs.num_parameters() == published
 
 
+@pytest.mark.parametrize("name, published", [("macbert_base", 102), ("macbert_large", 324)])
+def test_macbert_has_as_many_parameters_as_published(name, published):
+    """In millions (ymcui/MacBERT, README.md), with the 21,128 pieces of Chinese BERT; without heads."""
+    with torch.device("meta"):
+        ours = building.build(preset(name), 21128)
+    heads = sum(p.numel() for head in ("head", "pair_head") for p in ours.get_submodule(head).parameters())
+    table = ours.token_embedding.weight.numel()  # which the head has, too
+    assert round((ours.published_parameters() - heads + table) / 1e6) == published
+
+
 @pytest.fixture(scope="module", params=SMALL)
 def pair(request):
     """(theirs, ours): random weights, biases and norms among them; what must be zero is."""

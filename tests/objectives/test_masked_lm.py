@@ -16,7 +16,7 @@ from pretraining.labels import IGNORED
 from pretraining.models.bert.config import BertConfig
 from pretraining.objectives.base import Demonstration, SampleSpec
 from pretraining.objectives.text.masked_lm import MaskedLM, MaskedLMConfig
-from pretraining.objectives.text.masking import choose, find_words, ngram_lengths, replace
+from pretraining.objectives.text.masking import albert_law, choose, find_words, ngram_lengths, replace
 from pretraining.objectives.text.sentence_pairs import next_sentence, sentence_order, truncate
 from tests.building import build
 
@@ -147,7 +147,7 @@ def test_whole_words_are_whole():
     for _ in range(200):
         tokens = rng.choice(105, 128)
         words = find_words(IS_TEXT[tokens], TOKENIZER.words.starts(tokens))
-        positions = choose(words, 15, 1, rng)
+        positions = choose(words, 15, albert_law(1), rng)
         inside = np.isin(np.arange(128), positions)
         for start, stop in zip(words.starts, words.stops, strict=True):
             assert inside[start:stop].all() or not inside[start:stop].any()
@@ -161,13 +161,14 @@ def test_words_of_text():
     assert words.starts.tolist() == [1, 3, 4, 6] and words.stops.tolist() == [3, 4, 5, 8]
     assert words.run.tolist() == [3, 2, 1, 1]
     nothing = find_words(np.zeros(3, bool), np.ones(3, bool))
-    assert len(nothing.starts) == 0 and len(choose(nothing, 1, 3, np.random.default_rng(0))) == 0
+    assert len(nothing.starts) == 0 and len(choose(nothing, 1, albert_law(3), np.random.default_rng(0))) == 0
 
 
 def test_ngram_lengths_are_inversely_proportional():
     """6/11, 3/11, 2/11 for up to three words; 2/3, 1/3 where only two are left."""
     rng = np.random.default_rng(3)
-    three, two = ngram_lengths(np.full(60000, 3), rng), ngram_lengths(np.tile([2, 3], 30000), rng)[::2]
+    law = albert_law(3)
+    three, two = ngram_lengths(np.full(60000, 3), law, rng), ngram_lengths(np.tile([2, 3], 30000), law, rng)[::2]
     assert np.bincount(three)[1:] / 60000 == pytest.approx([6 / 11, 3 / 11, 2 / 11], abs=0.01)
     assert np.bincount(two)[1:] / 30000 == pytest.approx([2 / 3, 1 / 3], abs=0.01)
 
@@ -177,7 +178,7 @@ def test_ngrams_stay_within_their_run_and_the_budget():
     maskable = np.tile([True] * 4 + [False], 40)
     lengths = []
     for _ in range(300):
-        positions = choose(find_words(maskable, ALWAYS[:200]), 24, 3, rng)
+        positions = choose(find_words(maskable, ALWAYS[:200]), 24, albert_law(3), rng)
         assert len(positions) == 24 and maskable[positions].all()
         lengths += [len(run) for run in np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)]
     assert max(lengths) <= 4 and np.mean(lengths) > 1.3  # two n-grams may touch

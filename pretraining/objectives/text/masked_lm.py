@@ -16,6 +16,9 @@ from data_pipeline.shards.text import TokenizedDocument
 from data_pipeline.stream.packing import Concatenation, Packing, Pieces
 from data_pipeline.stream.sentence_packing import PairPart, SentencePairs, SentenceSpans
 from data_pipeline.stream.whole_sentences import WholeSentences
+from data_pipeline.stream.word_marks import Marked, unmarked
+from data_pipeline.tokenizers.similar import SimilarWords
+from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.labels import IGNORED
 from pretraining.models.bert.config import EncoderConfig
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
@@ -33,7 +36,7 @@ from pretraining.objectives.text.horizons import (
     random_rate,
     under_mask,
 )
-from pretraining.objectives.text.masking import choose, choose_runs, find_words, replace
+from pretraining.objectives.text.masking import albert_law, choose, choose_runs, find_words, replace, replace_words
 from pretraining.objectives.text.sentence_pairs import IN_ORDER, Pair, next_sentence, sentence_order
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     from pretraining.models.base import TokenEncoder
     from pretraining.parallel.layers import Layers
 
-LONGEST_NGRAM = {"token": 1, "whole_word": 1, "ngram": 3}
+LONGEST_NGRAM = 3  # where no law is given
 SHORTEST_SEQUENCE = 8
 SHOWN_SAMPLES = 4  # that a demonstration writes out
 
@@ -53,6 +56,12 @@ class MaskedLMConfig:
 
     masking: what is masked at once: single tokens, whole words, n-grams of up to three words, or with skipgram tokens
         of which a fifth begin a run of two or three (UniLM).
+    words: spelled finds words in how they are written; segmented takes those that tokenizer.words found when the data
+        was prepared (Chinese has no spaces).
+    ngram_law: how often n-grams of 1, 2, ... words are drawn, relative to each other; null is 1, 1/2 and 1/3 (ALBERT);
+        MacBERT has 0.4, 0.3, 0.2, 0.1.
+    replacement: of what is masked 80% becomes the mask, or with similar for each word one that is used alike, from the
+        table that `pretrain-data similar` made (MacBERT); in both cases 10% is random and 10% stays.
     mask_rate: share of a sequence's tokens that are to be predicted, special ones counted as BERT counts them, and with
         skipgram not as UniLM does; only text is.
     pairing: next_sentence (BERT) and sentence_order (ALBERT) build each sequence from two segments and add a loss of
@@ -73,6 +82,9 @@ class MaskedLMConfig:
 
     name: Literal["masked_lm"]
     masking: Literal["token", "whole_word", "ngram", "skipgram"] = "token"
+    words: Annotated[Literal["spelled", "segmented"], used_with("masking", "whole_word", "ngram")] = "spelled"
+    ngram_law: Annotated[list[PositiveFloat] | None, used_with("masking", "ngram")] = None
+    replacement: Annotated[Literal["mask", "similar"], used_with("masking", "whole_word", "ngram")] = "mask"
     mask_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     pairing: Literal["next_sentence", "sentence_order", "none"] = "next_sentence"
     packing: Annotated[Literal["documents", "doc_sentences", "full_sentences"], used_with("pairing", "none")] = (
@@ -99,7 +111,7 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
     text_term = "masked_lm"
 
     def __init__(self, config: MaskedLMConfig, spec: SampleSpec) -> None:
-        """Raises InputError where sequences are too short."""
+        """Raises InputError where sequences are too short, or a table of similar words is missing."""
         assert spec.tokenizer is not None
         if spec.seq_len < SHORTEST_SEQUENCE:
             raise InputError(
@@ -113,7 +125,12 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
         self.pad, self.cls, self.sep, self.mask = tokenizer.pad, tokenizer.cls, tokenizer.sep, tokenizer.mask
         self.is_text = tokenizer.is_text
         self.text_ids = np.flatnonzero(self.is_text)
-        self.words = tokenizer.words if config.masking in ("whole_word", "ngram") else None
+        by_words = config.masking in ("whole_word", "ngram")
+        self.words = tokenizer.words if by_words and config.words == "spelled" else None
+        self.law = albert_law(LONGEST_NGRAM if config.masking == "ngram" else 1)
+        if config.ngram_law:
+            self.law = np.array(config.ngram_law)
+        self.similar = _similar_words(tokenizer) if config.replacement == "similar" else None
         self.masks = {mask: share / sum(config.masks.values()) for mask, share in config.masks.items()}
         self.max_predictions = self._predictions(spec.seq_len)
         self.terms = {"masked_lm": config.masked_lm_weight}
@@ -121,6 +138,10 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
             self.terms[config.pairing] = config.pair_weight
 
     def packing(self) -> Packing:
+        packing = self._packing()
+        return Marked(packing) if self.config.words == "segmented" else packing
+
+    def _packing(self) -> Packing:
         if self.config.pairing == "next_sentence":
             return SentencePairs(self.length - 3, random_rate=random_rate(self.masks))
         if self.config.pairing == "sentence_order":
@@ -138,8 +159,11 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
         """segments: arrays of tokens (pairing=none; framed with packing=documents), PairParts (next_sentence), a span
         of sentences (sentence_order)."""
         sample = self._sample(segments, rng)
+        begins = None
+        if self.config.words == "segmented":
+            sample["tokens"], begins = unmarked(sample["tokens"])
         ends = bool(self.has_horizons and mask_of(sample) == "sequence_to_sequence")  # a target learns to stop
-        return sample | self._masked(sample["tokens"], rng, ends)
+        return sample | self._masked(sample["tokens"], rng, begins, ends)
 
     def _sample(self, segments: Sequence[Content], rng: np.random.Generator) -> Sample:
         if self.config.pairing == "none":
@@ -243,23 +267,26 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
             return next_sentence(cast("Sequence[PairPart]", segments), length, rng)
         return sentence_order(cast("TokenizedDocument", segments[0]), length, rng)
 
-    def _masked(self, tokens: np.ndarray, rng: np.random.Generator, ends: bool = False) -> Sample:
-        """ends: the last token may be masked, too."""
+    def _masked(
+        self, tokens: np.ndarray, rng: np.random.Generator, begins: np.ndarray | None = None, ends: bool = False
+    ) -> Sample:
+        """begins: bool [length], where words begin (None: as they are spelled). ends: the last token may be masked."""
         maskable = self.is_text[tokens]
         text = int(maskable.sum())
         if ends:
             maskable[-1] = True
+        if begins is None:
+            begins = np.ones_like(maskable) if self.words is None else self.words.starts(tokens)
+        words = find_words(maskable, begins)
         if self.config.masking == "skipgram":
             positions = choose_runs(maskable, self._predictions(text), rng)
         else:
-            begins = np.ones_like(maskable) if self.words is None else self.words.starts(tokens)
-            words = find_words(maskable, begins)
-            positions = choose(words, self._predictions(len(tokens)), LONGEST_NGRAM[self.config.masking], rng)
-        return {
-            "tokens": replace(tokens, positions, self.mask, self.text_ids, rng),
-            "masked_positions": positions,
-            "labels": tokens[positions],
-        }
+            positions = choose(words, self._predictions(len(tokens)), self.law, rng)
+        if self.similar is None:
+            corrupted = replace(tokens, positions, self.mask, self.text_ids, rng)
+        else:
+            corrupted = replace_words(tokens, positions, words, self.similar, self.text_ids, rng)
+        return {"tokens": corrupted, "masked_positions": positions, "labels": tokens[positions]}
 
     def _filled(self, sample: Sample, fillings: np.ndarray) -> str:
         lines = [self._text(sample["tokens"])]
@@ -290,6 +317,14 @@ def best_fillings(model: TokenEncoderWithHeads, batch: Sample, count: int) -> np
         hidden = encode(model, tensors)
         logits = model.head.logits(hidden, tensors["masked_positions"])
     return logits.topk(count).indices.cpu().numpy()
+
+
+def _similar_words(tokenizer: Tokenizer) -> SimilarWords:
+    if tokenizer.similar is None:
+        raise InputError(
+            "objective.replacement=similar needs a table of similar words: `pretrain-data similar output=DIR` makes one"
+        )
+    return tokenizer.similar
 
 
 def _pair_name(label: int, pairing: str) -> str:

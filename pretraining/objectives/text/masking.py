@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -34,16 +34,21 @@ def find_words(maskable: Array, begins: Array) -> Words:
     return Words(starts, stops, lasts[np.searchsorted(lasts, np.arange(len(starts)))] - np.arange(len(starts)) + 1)
 
 
-def choose(words: Words, budget: int, longest: int, rng: np.random.Generator) -> Array:
+def albert_law(longest: int) -> Array:
+    """1/n for n-grams of 1 to `longest` words (Lan et al. 2019, "ALBERT", section 4.1)."""
+    return 1.0 / np.arange(1, longest + 1)
+
+
+def choose(words: Words, budget: int, law: Array, rng: np.random.Generator) -> Array:
     """-> positions, int [at most budget], sorted: n-grams of words in random places. An n-gram has n words with
-    probability proportional to 1/n, up to `longest` and to the end of the run (Lan et al. 2019, "ALBERT", section 4.1).
+    probability proportional to law[n - 1], up to the end of the run.
 
     As in google-research/albert, create_pretraining_data.py: an n-gram that would exceed the budget is shortened, one
-    that overlaps chosen tokens is skipped. With longest=1 this is BERT's whole-word masking.
+    that overlaps chosen tokens is skipped. Where the law has one entry this is BERT's whole-word masking.
     """
     taken = np.zeros(int(words.stops[-1]) if len(words.stops) else 0, bool)
     left = budget
-    lengths = ngram_lengths(np.minimum(words.run, longest), rng)
+    lengths = ngram_lengths(np.minimum(words.run, len(law)), law, rng)
     for word in rng.permutation(len(words.starts)):
         if left == 0:
             break
@@ -57,11 +62,11 @@ def choose(words: Words, budget: int, longest: int, rng: np.random.Generator) ->
     return np.flatnonzero(taken)
 
 
-def ngram_lengths(longest: Array, rng: np.random.Generator) -> Array:
-    """longest: int [words] -> n of each word, from 1 to its `longest`, with probability proportional to 1/n."""
+def ngram_lengths(longest: Array, law: Array, rng: np.random.Generator) -> Array:
+    """longest: int [words] -> n of each word, from 1 to its `longest`, with probability proportional to law[n - 1]."""
     if not len(longest) or longest.max() == 1:
         return longest
-    weights = np.cumsum(1.0 / np.arange(1, longest.max() + 1))
+    weights = np.cumsum(law[: longest.max()])
     drawn = rng.random(len(longest)) * weights[longest - 1]
     return 1 + np.searchsorted(weights, drawn, side="right")
 
@@ -98,4 +103,32 @@ def replace(tokens: Array, positions: Array, mask: int, text_ids: Array, rng: np
     as_random = kind < MASK_SHARE + RANDOM_SHARE
     corrupted[positions[as_random]] = randoms[as_random]
     corrupted[positions[kind < MASK_SHARE]] = mask
+    return corrupted
+
+
+class Similar(Protocol):
+    """data_pipeline.tokenizers.similar.SimilarWords."""
+
+    def of(self, word: Array) -> Array | None:
+        """word: int64 [pieces] -> [similar words, pieces]; None where it has none."""
+        ...
+
+
+def replace_words(
+    tokens: Array, positions: Array, words: Words, similar: Similar, text_ids: Array, rng: np.random.Generator
+) -> Array:
+    """tokens: int64 [length]; positions: of whole words -> a copy in which each of these words becomes a similar one
+    (80%) or random tokens (10%), or stays (10%); one that has no similar word becomes random tokens in its place.
+
+    Cui et al. 2020, "Revisiting Pre-Trained Models for Chinese Natural Language Processing", section 3.1: words one by
+    one, also within an n-gram.
+    """
+    chosen = np.isin(words.starts, positions)
+    corrupted = tokens.copy()
+    for start, stop, kind in zip(words.starts[chosen], words.stops[chosen], rng.random(chosen.sum()), strict=True):
+        if kind >= MASK_SHARE + RANDOM_SHARE:
+            continue
+        found = similar.of(tokens[start:stop]) if kind < MASK_SHARE else None
+        random = rng.choice(text_ids, stop - start)
+        corrupted[start:stop] = random if found is None else found[rng.integers(len(found))]
     return corrupted
