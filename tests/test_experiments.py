@@ -37,11 +37,13 @@ def test_an_experiment_runs_shrunken(name, corpus, digits, tmp_path):
     images = whole.data_kind == "images"
     shape = (IMAGES if images else TEXT) + (DECODER if whole.model.name == "mae" else [])
     head = ["model.head_dim=16"] if whole.model.name == "t5" else []
+    segments = ["objective.segment=8"] if whole.objective.name == "recurrent_lm" else []
     train_alone(
         f"experiment={name}",
         *SMALL,
         *shape,
         *head,
+        *segments,
         f"data.path={digits if images else corpus}",
         f"run_dir={tmp_path / 'run'}",
     )

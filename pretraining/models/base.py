@@ -103,6 +103,22 @@ class Decoder(TokenModel, Protocol):
         ...
 
 
+class RecurrentDecoder(TokenModel, Protocol):
+    """Role.RECURRENT_DECODER: a token sees those before it, across the segments that the model still remembers."""
+
+    def __call__(self, tokens: Tensor, documents: Tensor | None, segment: int, warm: int = 0) -> Tensor:
+        """tokens, documents: int [batch, length], read in segments of `segment` tokens, the last one may be shorter ->
+        hidden states [batch, length - warm x segment, hidden].
+
+        documents: as in Decoder. warm: the first segments, which only make memory, without a gradient and an output.
+        """
+        ...
+
+    def flops_of_segments(self, segment: int, warm: int, trained: int) -> float:
+        """Forward and backward of one sample of warm + trained segments, head included."""
+        ...
+
+
 class TokenEncoder(TokenModel, Protocol):
     """Role.TOKEN_ENCODER: a token sees all of its document."""
 

@@ -47,6 +47,11 @@ FAMILIES: dict[str, Family] = {
         roles=frozenset({Role.DECODER}),
         huggingface="pretraining.models.gpt.huggingface",
     ),
+    "transformer_xl": Family(
+        config="pretraining.models.transformer_xl.config:TransformerXLConfig",
+        model="pretraining.models.transformer_xl.model:TransformerXL",
+        roles=frozenset({Role.RECURRENT_DECODER}),
+    ),
     "bert": Family(
         config="pretraining.models.bert.config:BertConfig",
         model="pretraining.models.bert.model:BERT",

@@ -12,3 +12,4 @@ class Role(StrEnum):
     IMAGE_ENCODER = "image encoder"  # sees all patches of an image
     MASKED_IMAGE_AUTOENCODER = "masked image autoencoder"  # some patches in, the pixels of all out
     GENERATOR_DISCRIMINATOR = "generator and discriminator"  # one fills masks, the other finds what was filled in
+    RECURRENT_DECODER = "recurrent decoder"  # a decoder that reads segment by segment and remembers those before

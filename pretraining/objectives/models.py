@@ -5,7 +5,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from pretraining.models.base import Decoder, EncoderDecoder, GeneratorDiscriminator, ImageEncoder, TokenEncoder
+from pretraining.models.base import (
+    Decoder,
+    EncoderDecoder,
+    GeneratorDiscriminator,
+    ImageEncoder,
+    RecurrentDecoder,
+    TokenEncoder,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +53,10 @@ class Classifier(Protocol):
 
 
 class DecoderWithHead(Decoder, Protocol):
+    head: VocabularyHead
+
+
+class RecurrentDecoderWithHead(RecurrentDecoder, Protocol):
     head: VocabularyHead
 
 

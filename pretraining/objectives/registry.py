@@ -32,6 +32,12 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         role=Role.DECODER,
         data="text",
     ),
+    "recurrent_lm": ObjectiveEntry(
+        config="pretraining.objectives.text.recurrent_lm:RecurrentLMConfig",
+        objective="pretraining.objectives.text.recurrent_lm:RecurrentLM",
+        role=Role.RECURRENT_DECODER,
+        data="text",
+    ),
     "masked_lm": ObjectiveEntry(
         config="pretraining.objectives.text.masked_lm:MaskedLMConfig",
         objective="pretraining.objectives.text.masked_lm:MaskedLM",

@@ -87,6 +87,13 @@ UNSPLIT = {  # families that refuse tensor parallelism: under every other layout
         "model.generator_hidden_size=24",
         "model.generator_num_heads=4",
     ],
+    "transformer_xl": [
+        *TEXT,
+        "model=transformer_xl_debug",
+        "objective=recurrent_lm",
+        "objective.segment=8",
+        "model.memory=12",
+    ],
 }
 LAYOUTS = {  # name -> (ranks, overrides)
     "DDP x2": (2, ["engine=torch"]),

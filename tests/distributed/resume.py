@@ -19,6 +19,7 @@ RANKS, STEPS, STOP = 4, 6, 3
 DEEPSPEED, MEGATRON = "engine=deepspeed", "engine=megatron"
 UNSPLIT = {  # families that refuse tensor parallelism
     "electra": ("model=electra_debug", "objective=replaced_token"),
+    "transformer_xl": ("model=transformer_xl_debug", "objective=recurrent_lm", "objective.segment=4", "model.memory=8"),
 }
 TWO = {"ddp": (), "zero2": (DEEPSPEED, "engine.zero_stage=2")}
 LAYOUTS: dict[str, tuple[str, ...]] = {

@@ -30,6 +30,13 @@ RUN = [
 ]
 MODELS = {
     "electra": ["model=electra_debug", "objective=replaced_token", "model.max_seq_len=32"],
+    "transformer_xl": [
+        "model=transformer_xl_debug",
+        "objective=recurrent_lm",
+        "objective.segment=8",
+        "model.memory=12",
+        "model.max_seq_len=32",
+    ],
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
@@ -198,17 +198,35 @@ def generate(
     temperature: float = 0.8,
     top_k: int = 50,
 ) -> list[int]:
-    """-> `prompt` and a sampled continuation, up to `length` tokens or the token `stop`, which is left out (Fan et al.
-    2018, "Hierarchical Neural Story Generation": top-k sampling)."""
+    """-> `prompt` and a sampled continuation, up to `length` tokens or the token `stop`, which is left out."""
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
-    tokens, device = list(prompt), next(model.parameters()).device
+    device = next(model.parameters()).device
     model.eval()
+
+    def next_token(tokens: list[int]) -> Tensor:
+        return model.head.logits(model(torch.tensor([tokens], device=device))[0, -1])
+
+    return continued(next_token, prompt, length, stop, seed, temperature, top_k)
+
+
+def continued(
+    next_token: Callable[[list[int]], Tensor],
+    prompt: list[int],
+    length: int,
+    stop: int,
+    seed: int,
+    temperature: float = 0.8,
+    top_k: int = 50,
+) -> list[int]:
+    """As generate; next_token: the tokens so far -> logits [vocabulary] of the next one (Fan et al. 2018, "Hierarchical
+    Neural Story Generation": top-k sampling)."""
+    import torch
+
+    generator, tokens = torch.Generator().manual_seed(seed), list(prompt)
     with torch.no_grad():
         while len(tokens) < length:
-            hidden = model(torch.tensor([tokens], device=device))
-            logits = model.head.logits(hidden[0, -1]).float().cpu() / temperature
+            logits = next_token(tokens).float().cpu() / temperature
             values, indices = logits.topk(min(top_k, logits.numel()))
             if not values[0].isfinite():  # of a model that diverged no token is likelier than another
                 break
