@@ -94,6 +94,7 @@ UNSPLIT = {  # families that refuse tensor parallelism: under every other layout
         "objective.segment=8",
         "model.memory=12",
     ],
+    "xlnet": [*TEXT, "model=xlnet_debug", "objective=permutation_lm", "objective.warm=1", "model.memory=12"],
 }
 LAYOUTS = {  # name -> (ranks, overrides)
     "DDP x2": (2, ["engine=torch"]),

@@ -20,6 +20,7 @@ DEEPSPEED, MEGATRON = "engine=deepspeed", "engine=megatron"
 UNSPLIT = {  # families that refuse tensor parallelism
     "electra": ("model=electra_debug", "objective=replaced_token"),
     "transformer_xl": ("model=transformer_xl_debug", "objective=recurrent_lm", "objective.segment=4", "model.memory=8"),
+    "xlnet": ("model=xlnet_debug", "objective=permutation_lm", "objective.warm=1", "model.max_seq_len=32"),
 }
 TWO = {"ddp": (), "zero2": (DEEPSPEED, "engine.zero_stage=2")}
 LAYOUTS: dict[str, tuple[str, ...]] = {
