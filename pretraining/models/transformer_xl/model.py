@@ -96,10 +96,13 @@ class TransformerXL(TextModel):
             x = run_blocks([block], x, *context, checkpointing=checkpointing)
         return self.dropout(x), remembered
 
-    def make_token_head(self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> TokenHead:
+    def make_token_head(
+        self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0
+    ) -> TokenHead:
         """The embedding's table with a bias."""
         table = self.token_embedding.get_parameter("weight")
-        return TokenHead(layers, self.vocab_size, table, bias=True, used=used, z_loss=z_loss)
+        added = {"z_loss": z_loss, "label_smoothing": label_smoothing}
+        return TokenHead(layers, self.vocab_size, table, bias=True, used=used, **added)
 
     def flops_per_token(self, length: int) -> float:
         return self.flops_of_segments(length, 0, 1) / length
