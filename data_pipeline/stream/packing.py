@@ -87,8 +87,11 @@ class ConcatenationPlan:
         self.num_sequences = max(0, (int(starts[-1]) - least) // stride + 1)
 
     def segments(self, sequence: int) -> list[Segment]:
-        begin = sequence * self.stride
-        end = min(begin + self.length, int(self.starts[-1]))
+        return self.between(sequence * self.stride, self.length)
+
+    def between(self, begin: int, length: int) -> list[Segment]:
+        """The `length` tokens of the concatenation from `begin` on, or those up to its end."""
+        end = min(begin + length, int(self.starts[-1]))
         document = int(np.searchsorted(self.starts, begin, side="right")) - 1
         found = []
         while begin < end:

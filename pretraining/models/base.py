@@ -144,6 +144,26 @@ class TokenEncoder(TokenModel, Protocol):
         ...
 
 
+class PermutedEncoder(TokenModel, Protocol):
+    """Role.PERMUTED_ENCODER: tokens see each other in a factorization order, and queries see them without their own."""
+
+    def __call__(
+        self, tokens: Tensor, segments: Tensor, places: Tensor, ranks: Tensor, targets: Tensor, reuse: int, warm: int
+    ) -> Tensor:
+        """tokens, segments, places, ranks: int [batch, warm x reuse + length]; targets: int [batch, predictions], in
+        the sequence behind the warm parts -> hidden states [batch, predictions, hidden].
+
+        places: of a token as a key, -1 where all see it. ranks: of a token as a query, which sees keys of lower places.
+        reuse: tokens of a warm part, and of the sequence's first part, which sees nothing of the rest. warm: parts that
+        only make memory, without a gradient.
+        """
+        ...
+
+    def flops_of_sample(self, length: int, targets: int, reuse: int, warm: int) -> float:
+        """Forward and backward of one sample, head included."""
+        ...
+
+
 class EncoderDecoder(TokenModel, Protocol):
     """Role.ENCODER_DECODER: reads one sequence, writes another."""
 

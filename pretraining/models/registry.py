@@ -83,6 +83,12 @@ FAMILIES: dict[str, Family] = {
         huggingface="pretraining.models.electra.huggingface",
         companions={"generator": "pretraining.models.electra.huggingface_generator"},
     ),
+    "xlnet": Family(
+        config="pretraining.models.xlnet.config:XLNetConfig",
+        model="pretraining.models.xlnet.model:XLNet",
+        roles=frozenset({Role.PERMUTED_ENCODER}),
+        huggingface="pretraining.models.xlnet.huggingface",
+    ),
     "t5": Family(
         config="pretraining.models.t5.config:T5Config",
         model="pretraining.models.t5.model:T5",

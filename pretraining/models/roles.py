@@ -13,3 +13,4 @@ class Role(StrEnum):
     MASKED_IMAGE_AUTOENCODER = "masked image autoencoder"  # some patches in, the pixels of all out
     GENERATOR_DISCRIMINATOR = "generator and discriminator"  # one fills masks, the other finds what was filled in
     RECURRENT_DECODER = "recurrent decoder"  # a decoder that reads segment by segment and remembers those before
+    PERMUTED_ENCODER = "permuted encoder"  # tokens see each other in an order that comes with the sample

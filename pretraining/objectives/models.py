@@ -10,6 +10,7 @@ from pretraining.models.base import (
     EncoderDecoder,
     GeneratorDiscriminator,
     ImageEncoder,
+    PermutedEncoder,
     RecurrentDecoder,
     TokenEncoder,
 )
@@ -57,6 +58,10 @@ class DecoderWithHead(Decoder, Protocol):
 
 
 class RecurrentDecoderWithHead(RecurrentDecoder, Protocol):
+    head: VocabularyHead
+
+
+class PermutedEncoderWithHead(PermutedEncoder, Protocol):
     head: VocabularyHead
 
 

@@ -56,6 +56,12 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         role=Role.TOKEN_ENCODER,
         data="pairs",
     ),
+    "permutation_lm": ObjectiveEntry(
+        config="pretraining.objectives.sequence.permutation_lm:PermutationLMConfig",
+        objective="pretraining.objectives.sequence.permutation_lm:PermutationLM",
+        role=Role.PERMUTED_ENCODER,
+        data="text",
+    ),
     "span_corruption": ObjectiveEntry(
         config="pretraining.objectives.sequence.span_corruption:SpanCorruptionConfig",
         objective="pretraining.objectives.sequence.span_corruption:SpanCorruption",

@@ -99,6 +99,7 @@ UNSPLIT = {  # families that refuse tensor parallelism: under every other layout
     ],
     "bart": [*TEXT, "model=bart_debug", "objective=denoising"],
     "transformer": TRANSFORMER,
+    "xlnet": [*TEXT, "model=xlnet_debug", "objective=permutation_lm", "objective.warm=1", "model.memory=12"],
 }
 LAYOUTS = {  # name -> (ranks, overrides)
     "DDP x2": (2, ["engine=torch"]),

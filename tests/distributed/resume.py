@@ -20,6 +20,7 @@ DEEPSPEED, MEGATRON = "engine=deepspeed", "engine=megatron"
 UNSPLIT = {  # families that refuse tensor parallelism, and one more encoder-decoder
     "electra": ("model=electra_debug", "objective=replaced_token"),
     "transformer_xl": ("model=transformer_xl_debug", "objective=recurrent_lm", "objective.segment=4", "model.memory=8"),
+    "xlnet": ("model=xlnet_debug", "objective=permutation_lm", "objective.warm=1", "model.max_seq_len=32"),
     "bart": ("model=bart_debug", "objective=denoising"),
     "transformer": ("model=transformer_debug", "objective=span_corruption", "optimizer=adam"),
 }

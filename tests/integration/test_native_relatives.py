@@ -37,6 +37,13 @@ MODELS = {
         "model.memory=12",
         "model.max_seq_len=32",
     ],
+    "xlnet": [
+        "model=xlnet_debug",
+        "objective=permutation_lm",
+        "objective.warm=1",
+        "model.memory=12",
+        "model.max_seq_len=32",
+    ],
 }
 
 

@@ -101,7 +101,8 @@ class TransformerXL(TextModel):
     ) -> TokenHead:
         """The embedding's table with a bias."""
         table = self.token_embedding.get_parameter("weight")
-        return TokenHead(layers, self.vocab_size, table, True, used, z_loss, label_smoothing)
+        added = {"z_loss": z_loss, "label_smoothing": label_smoothing}
+        return TokenHead(layers, self.vocab_size, table, bias=True, used=used, **added)
 
     def flops_per_token(self, length: int) -> float:
         return self.flops_of_segments(length, 0, 1) / length
