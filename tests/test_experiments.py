@@ -29,10 +29,19 @@ DECODER = ["model.decoder_num_layers=1", "model.decoder_hidden_size=32", "model.
 HEADER = ("Expected", "Hardware", "Data: ", "Command: ")
 
 
+def text_of(name):
+    return (conf_dir() / "experiment" / f"{name}.yaml").read_text()
+
+
+def data_of(name, path):
+    """The override that names prepared data."""
+    return f"data.sources={{en: '{path}'}}" if "/data: mixture" in text_of(name) else f"data.path={path}"
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_runs_shrunken(name, corpus, digits, tmp_path):
-    whole = load_config([f"experiment={name}", "data.path=x"])
-    header = (conf_dir() / "experiment" / f"{name}.yaml").read_text()
+def test_an_experiment_runs_shrunken(name, corpus, pairs, digits, tmp_path):
+    whole = load_config([f"experiment={name}", data_of(name, "x")])
+    header = text_of(name)
     assert name.startswith("quickstart") or all(w in header for w in HEADER)
     images = whole.data_kind == "images"
     shape = (IMAGES if images else TEXT) + (DECODER if whole.model.name == "mae" else [])
@@ -42,7 +51,7 @@ def test_an_experiment_runs_shrunken(name, corpus, digits, tmp_path):
         *SMALL,
         *shape,
         *head,
-        f"data.path={digits if images else corpus}",
+        data_of(name, {"text": corpus, "pairs": pairs, "images": digits}[whole.data_kind]),
         f"run_dir={tmp_path / 'run'}",
     )
     assert sorted(metrics(tmp_path / "run")) == [1, 2]
@@ -59,7 +68,7 @@ OTHERS = [
 def test_another_member_of_a_group_needs_no_further_override(name):
     """What is meant for one optimizer, schedule or engine lies in a member of that group."""
     for other in OTHERS:
-        config = load_config([f"experiment={name}", other, "data.path=x"])
+        config = load_config([f"experiment={name}", other, data_of(name, "x")])
         assert other.split("=")[1] in (config.optimizer.name, config.scheduler.name, config.engine.name)
 
 

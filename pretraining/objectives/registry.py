@@ -44,6 +44,12 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         role=Role.GENERATOR_DISCRIMINATOR,
         data="text",
     ),
+    "translation_lm": ObjectiveEntry(
+        config="pretraining.objectives.text.translation_lm:TranslationLMConfig",
+        objective="pretraining.objectives.text.translation_lm:TranslationLM",
+        role=Role.TOKEN_ENCODER,
+        data="pairs",
+    ),
     "span_corruption": ObjectiveEntry(
         config="pretraining.objectives.sequence.span_corruption:SpanCorruptionConfig",
         objective="pretraining.objectives.sequence.span_corruption:SpanCorruption",

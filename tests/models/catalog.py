@@ -22,7 +22,7 @@ from tests.helpers import ROOT, prepare
 PAGE = ROOT / "docs" / "models.md"
 CLASSES = 1000  # of ImageNet
 # Entries of the published vocabulary, by how the preset's name begins: the longest fitting one counts
-VOCABULARIES = {"bert": 30522, "gpt2": 50257, "llama": 32000, "t5": 32100}
+VOCABULARIES = {"bert": 30522, "gpt2": 50257, "llama": 32000, "mbert": 119547, "t5": 32100, "xlm": 95000}
 HEAD = """# The models
 
 Every preset of `model=`, the objectives that fit it, and the layouts that it is proven on ([parity](parity.md)); others

@@ -63,6 +63,18 @@ def test_parameter_counts_are_the_published_ones(name, published):
     assert ours.published_parameters() == theirs.num_parameters() == published
 
 
+@pytest.mark.parametrize(
+    ("name", "vocabulary", "pairs", "published"),
+    [
+        ("mbert", 119547, True, 178_566_653),  # bert-base-multilingual-cased: 178M, 179M by other tables
+        ("xlm", 95000, False, 250_109_720),  # 250M: Conneau et al. 2019, "XLM-R", table 5
+    ],
+)
+def test_multilingual_counts_are_the_published_ones(name, vocabulary, pairs, published):
+    with torch.device("meta"):
+        assert building.build(preset(name), vocabulary, pairs=pairs).published_parameters() == published
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_logits_equal_transformers(pair, padded):
     theirs, ours = pair

@@ -45,6 +45,7 @@ CASES = [
     ("masked_lm", ("pairing=none",)),
     ("masked_lm", ("pairing=sentence_order", "masking=ngram")),
     ("replaced_token", ()),
+    ("translation_lm", ()),
     ("span_corruption", ()),
     ("span_corruption", ("mode=ul2",)),
     ("denoising", ()),
@@ -80,18 +81,19 @@ class Built:
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: " ".join([case[0], *case[1]]))
-def built(request: pytest.FixtureRequest, corpus: Path, digits: Path) -> Iterator[Built]:
+def built(request: pytest.FixtureRequest, corpus: Path, pairs: Path, digits: Path) -> Iterator[Built]:
     name, options = request.param
     entry = OBJECTIVES[name]
+    data_path = {"text": corpus, "pairs": pairs, "images": digits}[entry.data]
     config = load_config(
         [
             f"objective={name}",
             f"model={MODELS[entry.role]}",
-            f"data.path={corpus if entry.data == 'text' else digits}",
+            f"data.path={data_path}",
             "model.num_layers=1",
             "model.hidden_size=16",
             "model.num_heads=2",
-            *(TEXT if entry.data == "text" else IMAGES),
+            *(IMAGES if entry.data == "images" else TEXT),
             *(f"objective.{option}" for option in options),
         ]
     )
@@ -164,7 +166,7 @@ def test_shapes_of_a_batch_do_not_depend_on_its_samples(built: Built) -> None:
 
 def test_sizes_and_flops_are_those_of_the_unit(built: Built) -> None:
     sizes = [built.objective.size(sample) for sample in built.samples(4)]
-    assert built.objective.unit == (Unit.TOKENS if OBJECTIVES[built.name].data == "text" else Unit.IMAGES)
+    assert built.objective.unit == (Unit.IMAGES if OBJECTIVES[built.name].data == "images" else Unit.TOKENS)
     assert all(size == 1 for size in sizes) if built.objective.unit == Unit.IMAGES else all(2 < s < 80 for s in sizes)
     assert built.objective.flops_per_unit(built.model) > 1e3
 
