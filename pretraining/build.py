@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.common.errors import InputError
 from pretraining.config import MIXED_BATCHES, RunConfig, TrainConfig, identity
+from pretraining.models.config import TextConfig
 from pretraining.objectives.base import Objective
 from pretraining.objectives.registry import build_objective
 from pretraining.parallel.host import Ranks, run_on_all_ranks
@@ -122,7 +123,8 @@ def read_start(config: RunConfig, data: Data, checkpoint: Checkpoint | None) -> 
 
     vocabulary = data.prepared.vocabulary
     shapes = shapes_of(config.model, vocabulary, data.objective)
-    return HuggingFaceFolder(config.model.init_from, shapes, vocabulary.outputs, data.prepared.tokenizer)
+    new_rows = config.model.new_rows if isinstance(config.model, TextConfig) else None
+    return HuggingFaceFolder(config.model.init_from, shapes, vocabulary.outputs, data.prepared.tokenizer, new_rows)
 
 
 def inputs_at(config: RunConfig, checkpoint: Checkpoint | None) -> Inputs:

@@ -18,6 +18,7 @@ from data_pipeline.common.json_files import read_json
 from data_pipeline.tokenizers.export import disagreements, special_tokens
 from data_pipeline.tokenizers.special_tokens import ALL, exported_sentinel
 from data_pipeline.tokenizers.tokenizer import Tokenizer
+from pretraining.hub.new_rows import Means, fill_means, old_pieces
 from pretraining.models.base import Model
 from pretraining.models.huggingface_map import HuggingFaceFamily, Values
 from pretraining.models.registry import huggingface_families
@@ -34,18 +35,26 @@ class HuggingFaceFolder:
     """A folder whose config, weights' names and shapes, and tokenizer fit the model; checked when it is opened.
 
     model: of these shapes, with the heads that will be trained (models.shapes.shapes_of). outputs: the size of the
-    vocabulary or the number of classes of the prepared data. part: of a model that has several folders, the one within
-    the first; the first opens the others. Raises InputError with every problem. Reads JSON and safetensors only, never
-    a pickle.
+    vocabulary or the number of classes of the prepared data. new_rows: see TextConfig. part: of a model that has several
+    folders, the one within the first; the first opens the others. Raises InputError with every problem. Reads JSON and
+    safetensors only, never a pickle.
     """
 
-    def __init__(self, folder: str, model: Model, outputs: int, tokenizer: Tokenizer | None, part: str = "") -> None:
+    def __init__(
+        self,
+        folder: str,
+        model: Model,
+        outputs: int,
+        tokenizer: Tokenizer | None,
+        new_rows: str | None = None,
+        part: str = "",
+    ) -> None:
         self.folder, self.vocab_size = Path(folder), outputs
         _refuse_own(self.folder)
         families = huggingface_families(model.config.name, model.config)
         family, companions = families[part], [] if part else [name for name in families if name]
         self.companions = [
-            HuggingFaceFolder(str(self.folder / name), model, outputs, tokenizer, name) for name in companions
+            HuggingFaceFolder(str(self.folder / name), model, outputs, tokenizer, new_rows, name) for name in companions
         ]
         values = read_json(self.folder / "config.json", key="model.init_from")
         self.stored, problems = _stored_tensors(self.folder)
@@ -54,7 +63,11 @@ class HuggingFaceFolder:
         their_size = values.get("vocab_size", outputs)
         if not isinstance(their_size, int) or isinstance(their_size, bool):
             raise InputError(f"model.init_from: {self.folder / 'config.json'}: vocab_size={their_size!r} is no number")
-        self.rows, misfits = _rows(self.folder / "tokenizer.json", tokenizer, outputs, their_size)
+        self.means: Means = {}
+        if new_rows is not None and tokenizer is not None:
+            self.rows, misfits = self._rows_of_another(tokenizer, their_size, new_rows)
+        else:
+            self.rows, misfits = _rows(self.folder / "tokenizer.json", tokenizer, outputs, their_size)
         self.entries: list[WeightMap] = []
         self.new_heads: list[str] = []
         self.not_finite: list[str] = []  # of the tensors that load_into took all the same
@@ -71,7 +84,7 @@ class HuggingFaceFolder:
             new = self.vocab_size - len(self.rows)
             found.append(
                 f"model.init_from={self.folder}: {len(self.rows)} rows of the vocabulary are taken from it, "
-                f"{new} are new"
+                f"{new} are new" + (f", {len(self.means)} of them means of rows" if self.means else "")
             )
         if self.new_heads:
             found.append(
@@ -114,6 +127,19 @@ class HuggingFaceFolder:
         ours, theirs = torch.tensor(list(self.rows.items())).T
         here = (ours >= first) & (ours < first + len(parameter))
         parameter[ours[here] - first] = found[theirs[here]].to(parameter)
+        fill_means(self.means, found, parameter, first)
+
+    def _rows_of_another(
+        self, tokenizer: Tokenizer, their_size: int, new_rows: str
+    ) -> tuple[dict[int, int], list[str]]:
+        """As _rows, for a tokenizer that need not be the folder's. Sets `means`."""
+        path = self.folder / "tokenizer.json"
+        if not exists(path):
+            return {}, ["it has no tokenizer.json, by which model.new_rows finds the rows of pieces"]
+        theirs = Tokenizer.from_file(str(path))
+        rows = _common_rows(tokenizer, theirs, their_size)
+        self.means = old_pieces(tokenizer, theirs, their_size, rows) if new_rows == "mean" else {}
+        return rows, []
 
     def _weight_problems(self, family: HuggingFaceFamily[Any], model: Model, their_size: int) -> list[str]:
         """What the folder's tensors lack for `model`. Sets `entries`, with the names as the folder spells them, and
@@ -258,7 +284,9 @@ def _rows(path: Path, tokenizer: Tokenizer | None, our_size: int, their_size: in
     encoder = SimpleNamespace(encode=theirs.encode, decode=tokenizer.decode)  # decoders differ around unknown pieces
     wrong = disagreements(encoder, tokenizer)
     problems = [
-        f"its tokenizer.json encodes {text} differently from the prepared data's tokenizer" for text in wrong[:1]
+        f"its tokenizer.json encodes {text} differently from the prepared data's tokenizer; "
+        "model.new_rows=mean|normal lets a run have another"
+        for text in wrong[:1]
     ]
     return _common_rows(tokenizer, theirs, their_size), problems
 

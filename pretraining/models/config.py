@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
+from typing import Annotated, Literal
 
-from data_pipeline.common.fields import Fraction, PathText, Positive, PositiveFloat, configclass
+from data_pipeline.common.fields import Fraction, PathText, Positive, PositiveFloat, configclass, unused_with
 from pretraining.models.roles import Role
 
 
@@ -106,11 +107,15 @@ class TextConfig(TransformerConfig):
 
     max_seq_len: the most tokens that the model reads at once.
     vocab_size: null takes that of the prepared data; a number must agree with it.
+    new_rows: lets the run have another tokenizer than the folder of init_from: pieces that both know keep their rows,
+        the others' are drawn as a new model's (normal), or are the mean of the rows of the pieces that the folder's
+        tokenizer makes of their text (mean); null refuses such a tokenizer.
     """
 
     max_seq_len: Positive
     _: KW_ONLY
     vocab_size: Positive | None = None
+    new_rows: Annotated[Literal["normal", "mean"] | None, unused_with("init_from", None)] = None
 
     def stated_outputs(self) -> dict[str, int]:
         return {} if self.vocab_size is None else {"model.vocab_size": self.vocab_size}
