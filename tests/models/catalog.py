@@ -22,7 +22,10 @@ from tests.helpers import ROOT, prepare
 PAGE = ROOT / "docs" / "models.md"
 CLASSES = 1000  # of ImageNet
 # Entries of the published vocabulary, by how the preset's name begins: the longest fitting one counts
-VOCABULARIES = {"bert": 30522, "gpt2": 50257, "llama": 32000, "mbert": 119547, "t5": 32100, "xlm": 95000}
+VOCABULARIES = {
+    **{"bert": 30522, "gpt1": 40478, "gpt2": 50257, "gpt3": 50257, "llama": 32000, "mbert": 119547},
+    **{"mt5": 250112, "t5": 32100, "xlm": 95000},
+}
 HEAD = """# The models
 
 Every preset of `model=`, the objectives that fit it, and the layouts that it is proven on ([parity](parity.md)); others
