@@ -35,9 +35,9 @@ class HuggingFaceFolder:
     """A folder whose config, weights' names and shapes, and tokenizer fit the model; checked when it is opened.
 
     model: of these shapes, with the heads that will be trained (models.shapes.shapes_of). outputs: the size of the
-    vocabulary or the number of classes of the prepared data. new_rows: see TextConfig. part: of a model that has several
-    folders, the one within the first; the first opens the others. Raises InputError with every problem. Reads JSON and
-    safetensors only, never a pickle.
+    vocabulary or the number of classes of the prepared data. new_rows: see TextConfig. part: of a model that has
+    several folders, the one within the first; the first opens the others. Raises InputError with every problem. Reads
+    JSON and safetensors only, never a pickle.
     """
 
     def __init__(
