@@ -124,8 +124,7 @@ def read_start(config: RunConfig, data: Data, checkpoint: Checkpoint | None) -> 
     vocabulary = data.prepared.vocabulary
     shapes = shapes_of(config.model, vocabulary, data.objective)
     new_rows = config.model.new_rows if isinstance(config.model, TextConfig) else None
-    tokenizer = data.prepared.tokenizer
-    return HuggingFaceFolder(config.model.init_from, shapes, vocabulary.outputs, tokenizer, new_rows=new_rows)
+    return HuggingFaceFolder(config.model.init_from, shapes, vocabulary.outputs, data.prepared.tokenizer, new_rows)
 
 
 def inputs_at(config: RunConfig, checkpoint: Checkpoint | None) -> Inputs:

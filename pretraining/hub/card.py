@@ -18,6 +18,7 @@ from pretraining.run.metrics import read_metrics, step_of
 # Task of the Hub's widget, where the weights fit one.
 _TASKS = {
     "GPT2LMHeadModel": "text-generation",
+    "OpenAIGPTLMHeadModel": "text-generation",
     "LlamaForCausalLM": "text-generation",
     "BertForPreTraining": "fill-mask",
     "BertForMaskedLM": "fill-mask",

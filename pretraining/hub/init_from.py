@@ -35,9 +35,9 @@ class HuggingFaceFolder:
     """A folder whose config, weights' names and shapes, and tokenizer fit the model; checked when it is opened.
 
     model: of these shapes, with the heads that will be trained (models.shapes.shapes_of). outputs: the size of the
-    vocabulary or the number of classes of the prepared data. part: of a model that has several folders, the one within
-    the first; the first opens the others. new_rows: see TextConfig. Raises InputError with every problem. Reads JSON
-    and safetensors only, never a pickle.
+    vocabulary or the number of classes of the prepared data. new_rows: see TextConfig. part: of a model that has
+    several folders, the one within the first; the first opens the others. Raises InputError with every problem. Reads
+    JSON and safetensors only, never a pickle.
     """
 
     def __init__(
@@ -46,15 +46,15 @@ class HuggingFaceFolder:
         model: Model,
         outputs: int,
         tokenizer: Tokenizer | None,
-        part: str = "",
         new_rows: str | None = None,
+        part: str = "",
     ) -> None:
         self.folder, self.vocab_size = Path(folder), outputs
         _refuse_own(self.folder)
         families = huggingface_families(model.config.name, model.config)
         family, companions = families[part], [] if part else [name for name in families if name]
         self.companions = [
-            HuggingFaceFolder(str(self.folder / name), model, outputs, tokenizer, name, new_rows) for name in companions
+            HuggingFaceFolder(str(self.folder / name), model, outputs, tokenizer, new_rows, name) for name in companions
         ]
         values = read_json(self.folder / "config.json", key="model.init_from")
         self.stored, problems = _stored_tensors(self.folder)

@@ -57,6 +57,7 @@ LLAMA = [
 T5 = ["model=t5_debug", "objective=span_corruption", "model.head_dim=16"]
 RUNS = {
     "gpt2": ["model=gpt_debug", *SMALL],
+    "gpt1": ["model=gpt_debug", *SMALL, "model.norm_position=post"],
     "llama": ["model=gpt_debug", *SMALL, *LLAMA],
     "t5 v1.1": [*T5, *SMALL],
     "t5 v1.0": [*T5, *SMALL, "model.activation=relu", "model.tie_embeddings=true"],

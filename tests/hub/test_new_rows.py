@@ -71,7 +71,7 @@ def domain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def started(folder: Path, tokenizer: Tokenizer, new_rows: str | None):
     config = BertConfig(name="bert", **SHAPE)
     shapes = shapes_of(config, vocabulary_for(config, tokenizer.total_size), UsualHeads(pairs=False))
-    opened = HuggingFaceFolder(str(folder), shapes, tokenizer.total_size, tokenizer, new_rows=new_rows)
+    opened = HuggingFaceFolder(str(folder), shapes, tokenizer.total_size, tokenizer, new_rows)
     model, before = (build(config, tokenizer.total_size, pairs=False) for _ in range(2))
     for each in (model, before):
         each.initialize(1)

@@ -5,12 +5,13 @@ from data_pipeline.common.compose import compose_config
 from pretraining.config import RunConfig
 from pretraining.models import loss as vocabulary_loss
 from pretraining.models.gpt.config import GPTConfig
+from pretraining.models.gpt.huggingface import weight_map
 from pretraining.models.heads import TokenHead
 from pretraining.models.loss import IGNORED
 from pretraining.parallel.layers import PlainLayers
 from tests.building import build
 
-GPT2_VOCABULARY = 50257
+GPT1_VOCABULARY, GPT2_VOCABULARY = 40478, 50257
 
 
 def preset(name):
@@ -24,12 +25,61 @@ def preset(name):
         ("gpt2_medium", 354_823_168),
         ("gpt2_large", 774_030_080),
         ("gpt2_xl", 1_557_611_200),
+        ("gpt1", 116_534_784),
     ],
 )
 def test_parameter_counts_are_the_published_ones(name, published):
     with torch.device("meta"):
-        model = build(preset(name), GPT2_VOCABULARY)
+        model = build(preset(name), GPT1_VOCABULARY if name == "gpt1" else GPT2_VOCABULARY)
     assert model.published_parameters() == published
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [  # Brown et al. 2020, table 2.1, as printed; in billions
+        ("gpt3_125m", 0.125),
+        ("gpt3_350m", 0.356),
+        ("gpt3_760m", 0.760),
+        ("gpt3_1_3b", 1.316),
+        ("gpt3_2_7b", 2.651),
+        ("gpt3_6_7b", 6.658),
+        ("gpt3_13b", 12.853),
+        ("gpt3_175b", 174.6),
+    ],
+)
+def test_the_sizes_of_gpt3_are_those_of_their_table(name, published):
+    """Table D.1 prints 125M, 356M, 760M, 1,320M, 2,650M, 6,660M, 12,850M and 174,600M."""
+    with torch.device("meta"):
+        model = build(preset(name), GPT2_VOCABULARY)
+    assert model.published_parameters() / 1e9 == pytest.approx(published, rel=0.002)
+
+
+def test_post_norm_logits_equal_transformers_gpt1():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.OpenAIGPTConfig(vocab_size=300, n_positions=64, n_embd=48, n_layer=3, n_head=4)
+    theirs = transformers.OpenAIGPTLMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # biases are 0, norms 1 at first
+    ours = build(GPTConfig("gpt", 3, 48, 4, 64, norm_position="post"), 300).eval()
+    state = {**theirs.state_dict()}
+    tensors = ours.state_dict()
+    with torch.no_grad():
+        for entry in weight_map(ours):
+            tensors[entry.ours].copy_(entry.restore(state[entry.theirs]))
+    tokens = torch.randint(0, 300, (2, 50))
+    with torch.no_grad():
+        difference = (ours.head.logits(ours(tokens)) - theirs(tokens).logits).abs().max()
+    assert difference < 2e-5
+
+
+def test_gpt1_begins_with_equal_spreads():
+    model = build(GPTConfig("gpt", 2, 64, 4, 128, norm_position="post"), 100)
+    model.initialize(7)
+    weights = model.state_dict()
+    for name in ("blocks.0.mlp.down.weight", "position_embedding.weight", "blocks.1.attention.output.weight"):
+        assert abs(weights[name].std() - 0.02) < 0.001
+    assert not any(name.startswith("final_norm") for name in weights)
 
 
 def test_logits_equal_transformers():

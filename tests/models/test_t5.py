@@ -28,6 +28,11 @@ PUBLISHED = {  # with a vocabulary of 32128: those of the released checkpoints
     "t5_v1_1_large": 783_150_080,
     "t5_v1_1_xl": 2_849_757_184,
     "t5_v1_1_xxl": 11_135_332_352,
+    "mt5_small": 300_176_768,
+    "mt5_base": 582_401_280,
+    "mt5_large": 1_229_581_312,
+    "mt5_xl": 3_742_619_648,
+    "mt5_xxl": 12_921_057_280,
 }
 
 
@@ -134,9 +139,10 @@ def test_loss_at_the_beginning_is_that_of_guessing():
 def test_parameters_of_the_presets_are_the_published_ones(preset):
     config = load_config([f"model={preset}", "objective=span_corruption", "data.path=x"]).model
     with torch.device("meta"):
-        model = build(config, 32128, MetaLayers())
+        vocabulary = {"mt5": 250112}.get(preset.split("_")[0], 32128)
+        model = build(config, vocabulary, MetaLayers())
         theirs_config = t5_huggingface.huggingface_config(model, {"pad": 0, "eos": 1})
         reference = transformers.T5ForConditionalGeneration(transformers.T5Config(**theirs_config))
-    untied = 0 if config.tie_embeddings else 32128 * config.hidden_size
+    untied = 0 if config.tie_embeddings else vocabulary * config.hidden_size
     assert model.published_parameters() == PUBLISHED[preset]
     assert sum(p.numel() for p in reference.parameters()) + untied == PUBLISHED[preset]

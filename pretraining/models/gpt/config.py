@@ -18,6 +18,8 @@ class GPTConfig(TextConfig):
     positions: learned, one vector for each of max_seq_len positions, or rotary.
     rope_theta: the longest wavelength of rotary positions, in units of 2 pi tokens.
     norm: layernorm or rmsnorm.
+    norm_position: pre normalizes the input of each sublayer, and once more at the end; post, which is GPT-1's,
+        normalizes what a sublayer has added to, and nothing at the end.
     activation: gelu_tanh, or swiglu, which has a gate.
     bias: whether linear layers and norms have one.
     tie_embeddings: the head projects with the embedding's table.
@@ -30,6 +32,7 @@ class GPTConfig(TextConfig):
     positions: Literal["learned", "rotary"] = "learned"
     rope_theta: Annotated[PositiveFloat, used_with("positions", "rotary")] = 10000.0
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_position: Literal["pre", "post"] = "pre"
     norm_eps: PositiveFloat = 1e-5
     activation: Literal["gelu_tanh", "swiglu"] = "gelu_tanh"
     bias: bool = True

@@ -1,4 +1,5 @@
-"""GPT's Hugging Face counterparts: GPT-2 as published is GPT2LMHeadModel, the modern decoder LlamaForCausalLM."""
+"""GPT's Hugging Face counterparts: GPT-2 as published is GPT2LMHeadModel, GPT-1 OpenAIGPTLMHeadModel, the modern
+decoder LlamaForCausalLM."""
 
 from __future__ import annotations
 
@@ -46,7 +47,32 @@ GPT2 = ConfigMap(
         **dict.fromkeys(("resid_pdrop", "embd_pdrop"), "dropout"),
         "attn_pdrop": "attention_dropout_rate",
     },
-    ours={"positions": "learned", "norm": "layernorm", "activation": "gelu_tanh", "bias": True},
+    ours={
+        "positions": "learned",
+        "norm": "layernorm",
+        "norm_position": "pre",
+        "activation": "gelu_tanh",
+        "bias": True,
+    },
+)
+GPT1 = ConfigMap(
+    architecture="OpenAIGPTLMHeadModel",
+    model_type="openai-gpt",
+    keys=[
+        Key("num_layers", "n_layer"),
+        Key("hidden_size", "n_embd"),
+        Key("num_heads", "n_head"),
+        Key("max_seq_len", "n_positions"),
+        Key("norm_eps", "layer_norm_epsilon", default=1e-5),
+        Key("tie_embeddings", "tie_word_embeddings", default=True),
+    ],
+    only={"afn": ("gelu",)},  # the form with tanh
+    written={
+        "initializer_range": "initializer_range",
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop"), "dropout"),
+        "attn_pdrop": "attention_dropout_rate",
+    },
+    ours={**GPT2.ours, "norm_position": "post"},
 )
 LLAMA = ConfigMap(
     architecture="LlamaForCausalLM",
@@ -66,14 +92,21 @@ LLAMA = ConfigMap(
         "attention_dropout": "attention_dropout_rate",
         "initializer_range": "initializer_range",
     },
-    ours={"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False},
+    ours={
+        "positions": "rotary",
+        "norm": "rmsnorm",
+        "norm_position": "pre",
+        "activation": "swiglu",
+        "bias": False,
+    },
 )
-architectures = (GPT2.architecture, LLAMA.architecture)
+architectures = (GPT2.architecture, GPT1.architecture, LLAMA.architecture)
 frame = Frame("bos $A", "bos $A bos $B")  # as training opens each document
 
 
 def huggingface_config(model: GPT, special_ids: Mapping[str, int]) -> Values:
-    if _is_llama(model.config):
+    counterpart = _counterpart(model.config)
+    if counterpart is LLAMA:
         theta = model.config.rope_theta
         values = {
             **LLAMA.export(model.config),
@@ -81,19 +114,24 @@ def huggingface_config(model: GPT, special_ids: Mapping[str, int]) -> Values:
             "rope_parameters": {"rope_type": "default", "rope_theta": theta},
         }
     else:
-        values = GPT2.export(model.config)
+        values = counterpart.export(model.config)
     ids = {f"{name}_token_id": special_ids[name] for name in ("bos", "eos", "pad") if name in special_ids}
     return {**values, "vocab_size": model.vocab_size, "dtype": "float32", **ids}
 
 
 def from_huggingface_config(values: Values) -> Values:
-    readers = {"gpt2": _from_gpt2, "llama": _from_llama}
+    readers = {"gpt2": _from_gpt2, "openai-gpt": _from_gpt1, "llama": _from_llama}
     require_model_type(values, "gpt", readers)
     return readers[values["model_type"]](values)
 
 
 def _from_gpt2(values: Values) -> Values:
     return {**GPT2.restore(values), "num_kv_heads": values["n_head"]}
+
+
+def _from_gpt1(values: Values) -> Values:
+    size = values["n_embd"]
+    return {**GPT1.restore(values), "num_kv_heads": values["n_head"], "intermediate_size": 4 * size}
 
 
 def _from_llama(values: Values) -> Values:
@@ -106,18 +144,26 @@ def _from_llama(values: Values) -> Values:
     return {**LLAMA.restore(values), "rope_theta": float(theta)}
 
 
+TABLES = {  # of tokens and of positions, by model_type
+    "gpt2": ("transformer.wte.weight", "transformer.wpe.weight"),
+    "openai-gpt": ("transformer.tokens_embed.weight", "transformer.positions_embed.weight"),
+    "llama": ("model.embed_tokens.weight", None),
+}
+
+
 def weight_map(model: GPT) -> list[WeightMap]:
-    config, llama = model.config, _is_llama(model.config)
-    prefix, table = ("model", "embed_tokens") if llama else ("transformer", "wte")
-    entries = [vocabulary("token_embedding.weight", f"{prefix}.{table}.weight", model.vocab_size)]
+    config, counterpart = model.config, _counterpart(model.config)
+    table, positions = TABLES[counterpart.model_type]
+    entries = [vocabulary("token_embedding.weight", table, model.vocab_size)]
     if not config.tie_embeddings and "head" in model.head_names:
         entries.append(vocabulary("head.weight", "lm_head.weight", model.vocab_size))
-    if llama:
+    if positions is not None:
+        entries.append(WeightMap("position_embedding.weight", positions))
+    if counterpart is LLAMA:
         entries.append(WeightMap("final_norm.weight", "model.norm.weight"))
-    else:
-        entries.append(WeightMap("position_embedding.weight", "transformer.wpe.weight"))
+    if counterpart is GPT2:
         entries += with_parts("final_norm", "transformer.ln_f")
-    block = _llama_block if llama else _gpt2_block
+    block = _llama_block if counterpart is LLAMA else _gpt2_block
     return entries + [entry for i in range(config.num_layers) for entry in block(config, i)]
 
 
@@ -133,17 +179,20 @@ def probe_outputs(model: GPT, inputs: Inputs, values: Values) -> Inputs:
     return {"logits": model.head.logits(model(inputs["input_ids"]))}
 
 
-def _is_llama(config: GPTConfig) -> bool:
-    """Raises InputError where the options are neither GPT-2's nor Llama's."""
+def _counterpart(config: GPTConfig) -> ConfigMap:
+    """Raises InputError where the options are not those of one architecture."""
     options = {key: getattr(config, key) for key in GPT2.ours}
     if options == LLAMA.ours:
-        return True
+        return LLAMA
     if options == GPT2.ours and config.kv_heads == config.num_heads:
-        return False
+        return GPT2
+    if options == GPT1.ours and config.kv_heads == config.num_heads and config.mlp_size == 4 * config.hidden_size:
+        return GPT1
     given = ", ".join(f"model.{key}={value}" for key, value in {**options, "num_kv_heads": config.kv_heads}.items())
     raise InputError(
         f"{given}: no Hugging Face model has these options together. GPT-2 has {_listed(GPT2.ours)} and "
-        f"num_kv_heads=num_heads, Llama has {_listed(LLAMA.ours)}"
+        f"num_kv_heads=num_heads, GPT-1 besides norm_position=post and intermediate_size=4 x hidden_size, Llama has "
+        f"{_listed(LLAMA.ours)}"
     )
 
 

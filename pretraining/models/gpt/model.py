@@ -1,7 +1,9 @@
-"""GPT: a decoder of pre-norm blocks.
+"""GPT: a decoder.
 
-GPT-2 as published (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3), and
-by options the modern decoder: rotary positions, RMSNorm, SwiGLU, grouped-query attention (Touvron et al. 2023).
+GPT-2 as published (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3); by an
+option its predecessor, whose blocks are post-norm (Radford et al. 2018, "Improving Language Understanding by Generative
+Pre-Training", section 4.1; openai/finetune-transformer-lm, train.py); and by others the modern decoder: rotary
+positions, RMSNorm, SwiGLU, grouped-query attention (Touvron et al. 2023).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, layers: Layers) -> None:
         super().__init__()
         size = config.hidden_size
+        self.post_norm = config.norm_position == "post"
         self.attention_norm = layers.mark_sequence_parallel(make_norm(config.norm, size, config.norm_eps, config.bias))
         self.attention = Attention(
             layers,
@@ -43,6 +46,9 @@ class Block(nn.Module):
         self.dropout = Dropout(layers, config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        if self.post_norm:
+            x = self.attention_norm(x + self.dropout(self.attention(x, mask, causal=True, rotary=rotary)))
+            return self.mlp_norm(x + self.dropout(self.mlp(x)))
         x = x + self.dropout(self.attention(self.attention_norm(x), mask, causal=True, rotary=rotary))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
@@ -61,9 +67,8 @@ class GPT(TextModel):
         self.position_embedding = nn.Embedding(config.max_seq_len, config.hidden_size) if learned else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layers) for _ in range(config.num_layers))
-        self.final_norm = layers.mark_sequence_parallel(
-            make_norm(config.norm, config.hidden_size, config.norm_eps, config.bias)
-        )
+        norm = make_norm(config.norm, config.hidden_size, config.norm_eps, config.bias)
+        self.final_norm = layers.mark_sequence_parallel(norm) if config.norm_position == "pre" else None
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """See models.base.Decoder."""
@@ -79,7 +84,7 @@ class GPT(TextModel):
         mask = None if documents is None else document_mask(documents, causal=True)
         checkpointing = self.config.activation_checkpointing and self.training
         x = run_blocks(self.blocks, x, mask, rotary, checkpointing=checkpointing)
-        return self.layers.gather_from_sequence_region(self.final_norm(x))
+        return self.layers.gather_from_sequence_region(x if self.final_norm is None else self.final_norm(x))
 
     def flops_per_token(self, length: int) -> float:
         """Forward and backward of one token: 6 per weight used, and attention's 12 x layers x hidden x length
@@ -97,17 +102,17 @@ class GPT(TextModel):
     def initialize(self, seed: int) -> None:
         """Normal with standard deviation initializer_range, half of it for positions; layers that write to the residual
         stream have it divided by sqrt(2 x layers) (GPT-2, section 2.3; openai/gpt-2, src/model.py: 0.02 and 0.01).
-        Padded vocabulary rows are 0."""
+        With norm_position=post all alike (GPT-1, section 4.1). Padded vocabulary rows are 0."""
         initialize(self, self.layers, seed, self._fill)
 
     def _fill(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
         if tensor.ndim == 1:
             tensor.fill_(1.0 if name.endswith("norm.weight") else 0.0)
             return
-        std = self.config.initializer_range
-        if name.endswith(("attention.output.weight", "mlp.down.weight")):
+        std, alike = self.config.initializer_range, self.config.norm_position == "post"
+        if name.endswith(("attention.output.weight", "mlp.down.weight")) and not alike:
             std /= math.sqrt(2 * self.config.num_layers)
-        if name == "position_embedding.weight":
+        if name == "position_embedding.weight" and not alike:
             std /= 2
         tensor.normal_(0.0, std, generator=generator)
         if name in ("token_embedding.weight", "head.weight"):
