@@ -67,19 +67,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few hundred sentences with their translations, prepared."""
-    folder = tmp_path_factory.mktemp("pairs")
-    rows = [
-        (f"the {n} green houses of street {7 * n}", f"die {n} grünen Häuser der Straße {7 * n}") for n in range(400)
-    ]
-    (folder / "a.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in rows))
-    options = ("tokenizer.vocab_size=400", "valid_fraction=0.1", "num_workers=1", "block_tokens=1000")
-    assert prepare("corpus=pairs", f"corpus.inputs=[{folder}/a.tsv]", f"output={folder}/data", *options) == 0
-    return folder / "data"
-
-
-@pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """300 of scikit-learn's digits, prepared."""
     folder = tmp_path_factory.mktemp("digits")

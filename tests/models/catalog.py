@@ -42,6 +42,7 @@ VOCABULARIES = {
     "unilm": 28996,
     "xlm": 95000,
     "xlm_roberta": 250002,
+    "xlnet": 32000,
 }
 # By family, where the first objective that fits has other heads than the published ones, or other lengths
 OBJECTIVES = {
