@@ -26,6 +26,11 @@ SMALL = [
 TEXT = ["model.max_seq_len=32", "data.seq_len=32"]
 IMAGES = ["model.image_size=16", "model.patch_size=4"]
 DECODER = ["model.decoder_num_layers=1", "model.decoder_hidden_size=32", "model.decoder_num_heads=2"]
+# Without a segmenter's words, and a table of similar ones
+OPTIONS = {
+    "bert_wwm_base": ["objective.words=spelled"],
+    "macbert_base": ["objective.words=spelled", "objective.replacement=mask"],
+}
 HEADER = ("Expected", "Hardware", "Data: ", "Command: ")
 
 
@@ -42,6 +47,7 @@ def test_an_experiment_runs_shrunken(name, corpus, digits, tmp_path):
         *SMALL,
         *shape,
         *head,
+        *OPTIONS.get(name, []),
         f"data.path={digits if images else corpus}",
         f"run_dir={tmp_path / 'run'}",
     )
