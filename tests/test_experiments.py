@@ -26,6 +26,11 @@ SMALL = [
 TEXT = ["model.max_seq_len=32", "data.seq_len=32"]
 IMAGES = ["model.image_size=16", "model.patch_size=4"]
 DECODER = ["model.decoder_num_layers=1", "model.decoder_hidden_size=32", "model.decoder_num_heads=2"]
+# Without a segmenter's words, and a table of similar ones
+OPTIONS = {
+    "bert_wwm_base": ["objective.words=spelled"],
+    "macbert_base": ["objective.words=spelled", "objective.replacement=mask"],
+}
 HEADER = ("Expected", "Hardware", "Data: ", "Command: ")
 
 
@@ -53,6 +58,7 @@ def test_an_experiment_runs_shrunken(name, corpus, pairs, digits, tmp_path):
         *shape,
         *head,
         *segments,
+        *OPTIONS.get(name, []),
         data_of(name, data[whole.data_kind]),
         f"run_dir={tmp_path / 'run'}",
     )

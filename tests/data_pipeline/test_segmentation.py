@@ -41,6 +41,10 @@ def test_a_token_begins_a_word_where_its_first_byte_does():
     #        今     日天    气      很, in three parts    好去    nothing
     assert starts.tolist() == [True, False, False, True, False, False, False, False]
     assert word_starts([b"\xe4", b"ab"], segmenter).tolist() == [True, True]  # no UTF-8
+    assert word_starts([b"", "今日".encode()], segmenter).tolist() == [
+        False,
+        True,
+    ]  # what spells nothing begins nothing
 
 
 @pytest.fixture

@@ -184,6 +184,40 @@ def test_ngrams_stay_within_their_run_and_the_budget():
     assert max(lengths) <= 4 and np.mean(lengths) > 1.3  # two n-grams may touch
 
 
+def published_ngrams(tokens, budget, rng):
+    """google-research/albert, create_pretraining_data.py, create_masked_lm_predictions, of words of one token without
+    a [SEP] between: positions."""
+    weights = 1.0 / np.arange(1, 4)
+    weights /= weights.sum()
+    ngrams = [[list(range(i, min(i + n, tokens))) for n in (1, 2, 3)] for i in range(tokens)]
+    rng.shuffle(ngrams)
+    covered: set[int] = set()
+    for ngram in ngrams:
+        if len(covered) >= budget:
+            break
+        n = int(rng.choice([1, 2, 3], p=weights))
+        while n > 1 and len(covered) + len(ngram[n - 1]) > budget:
+            n -= 1
+        chosen = ngram[n - 1]
+        if len(covered) + len(chosen) <= budget and not covered & set(chosen):
+            covered |= set(chosen)
+    return np.sort(list(covered))
+
+
+def test_ngrams_are_placed_as_published():
+    ours, theirs = np.zeros(6), np.zeros(6)
+    words = find_words(ALWAYS[:126], ALWAYS[:126])
+    for seed in range(1500):
+        for counts, positions in (
+            (ours, choose(words, 19, albert_law(3), np.random.default_rng(seed))),
+            (theirs, published_ngrams(126, 19, np.random.default_rng(seed + 5000))),
+        ):
+            assert len(positions) == 19
+            runs = np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)
+            counts += np.bincount([min(len(run), 5) for run in runs], minlength=6)
+    assert ours / ours.sum() == pytest.approx(theirs / theirs.sum(), abs=0.012)
+
+
 def test_replace_takes_its_shares_from_the_first_draw():
     tokens = np.arange(10, 16)
     out = replace(tokens, np.array([0, 2, 4]), MASK, np.array([7]), Scripted([0.79, 0.89, 0.91], [7, 7, 7]))

@@ -234,10 +234,11 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
     def describe(self, sample: Sample) -> str:
         """What the model sees, and what it has to predict."""
         lines = [f"{len(sample['tokens'])} tokens, {len(sample['labels'])} to predict"]
-        if "pair_label" in sample:
-            lines[0] += f", {self.config.pairing}: {_pair_name(int(sample['pair_label']), self.config.pairing)}"
+        mask = mask_of(sample) if self.has_horizons else "bidirectional"
         if self.has_horizons:
-            lines[0] += f", {mask_of(sample)}"
+            lines[0] += f", {mask}"
+        if "pair_label" in sample and mask == "bidirectional":
+            lines[0] += f", {self.config.pairing}: {_pair_name(int(sample['pair_label']), self.config.pairing)}"
         lines += [self._text(sample["tokens"]), "targets:"]
         for position, label in zip(sample["masked_positions"], sample["labels"], strict=True):
             shown = int(sample["tokens"][position])
