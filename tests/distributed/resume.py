@@ -21,6 +21,7 @@ UNSPLIT = {  # families that refuse tensor parallelism, and one more encoder-dec
     "electra": ("model=electra_debug", "objective=replaced_token"),
     "transformer_xl": ("model=transformer_xl_debug", "objective=recurrent_lm", "objective.segment=4", "model.memory=8"),
     "xlnet": ("model=xlnet_debug", "objective=permutation_lm", "objective.warm=1", "model.max_seq_len=32"),
+    "elmo": ("model=elmo_debug", "objective=bidirectional_lm", "objective.characters=10"),
     "bart": ("model=bart_debug", "objective=denoising"),
     "transformer": ("model=transformer_debug", "objective=span_corruption", "optimizer=adam"),
 }
@@ -54,10 +55,11 @@ def tensor_parallel(layout: str) -> int:
 
 def overrides(corpus: Path, run_dir: Path, layout: str, *more: str) -> list[str]:
     """Gradients of two megabytes: one bucket of DDP's holds less."""
+    heads = [] if layout.startswith("elmo") else ["model.num_heads=4"]
     return [
-        *TINY,
+        *(option for option in TINY if heads or not option.startswith("model.num_heads")),  # an LSTM has none
         "model.hidden_size=128",
-        "model.num_heads=4",
+        *heads,
         "model.max_seq_len=16",
         "model.dropout=0.1",
         f"data.path={corpus}",
