@@ -23,7 +23,7 @@ PAGE = ROOT / "docs" / "models.md"
 CLASSES = 1000  # of ImageNet
 # Entries of the published vocabulary, by how the preset's name begins: the longest fitting one counts
 VOCABULARIES = {
-    **{"bert": 30522, "gpt1": 40478, "gpt2": 50257, "gpt3": 50257, "llama": 32000, "mbert": 119547},
+    **{"bert": 30522, "byt5": 384, "gpt1": 40478, "gpt2": 50257, "gpt3": 50257, "llama": 32000, "mbert": 119547},
     **{"mt5": 250112, "t5": 32100, "xlm": 95000},
 }
 HEAD = """# The models
