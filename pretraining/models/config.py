@@ -45,6 +45,10 @@ class ModelConfig:
         """
         return []
 
+    def accumulation_problems(self, micro_batches: int) -> list[str]:
+        """Why a step of so many micro-batches on each rank is not that of the whole batch at once."""
+        return []
+
     def stated_outputs(self) -> dict[str, int]:
         """The key that states how many tokens or classes are predicted, if one does: the prepared data must agree."""
         return {}
@@ -111,6 +115,10 @@ class TextConfig(TransformerConfig):
     max_seq_len: Positive
     _: KW_ONLY
     vocab_size: Positive | None = None
+
+    def accumulation_problems(self, micro_batches: int) -> list[str]:
+        """Why a step of so many micro-batches on each rank is not that of the whole batch at once."""
+        return []
 
     def stated_outputs(self) -> dict[str, int]:
         return {} if self.vocab_size is None else {"model.vocab_size": self.vocab_size}

@@ -22,7 +22,18 @@ from tests.helpers import ROOT, prepare
 PAGE = ROOT / "docs" / "models.md"
 CLASSES = 1000  # of ImageNet
 # Entries of the published vocabulary, by how the preset's name begins: the longest fitting one counts
-VOCABULARIES = {"bert": 30522, "gpt2": 50257, "llama": 32000, "t5": 32100}
+# (Reformer's was trained on bytes alone)
+VOCABULARIES = {
+    "bart": 50265,
+    "bigbird": 50358,
+    "distilbert": 30522,
+    "longformer": 50265,
+    "reformer": 32000,
+    "bert": 30522,
+    "gpt2": 50257,
+    "llama": 32000,
+    "t5": 32100,
+}
 HEAD = """# The models
 
 Every preset of `model=`, the objectives that fit it, and the layouts that it is proven on ([parity](parity.md)); others
@@ -63,9 +74,13 @@ def _family(preset: str) -> str:
 
 
 def _row(preset: str, tokenizer: Tokenizer) -> str:
-    roles = FAMILIES[_family(preset)].roles
+    model = compose_config("pretrain", [f"model={preset}", "data.path=none"], RunConfig).model
+    roles = model.roles(FAMILIES[model.name].roles)
     objectives = objectives_for(roles)
-    config = compose_config("pretrain", [f"model={preset}", f"objective={objectives[0]}", "data.path=none"], RunConfig)
+    chosen = [f"model={preset}", f"objective={objectives[0]}", "data.path=none"]
+    if (model.name, objectives[0]) == ("huggingface", "masked_lm"):
+        chosen.append("objective.pairing=none")  # few of transformers' classes have a head for pairs
+    config = compose_config("pretrain", chosen, RunConfig)
     cells = [
         f"`{preset}`",
         ", ".join(sorted(roles)),
