@@ -285,7 +285,7 @@ class RunConfig:
             return [f"the number of ranks ({ranks}) is not divisible by engine.tensor_parallel={parts}"]
         data_ranks, train = self.engine.data_parallel(ranks), self.train
         if train.global_batch_size % (train.micro_batch_size * data_ranks) == 0:
-            return []
+            return self.model.accumulation_problems(train.global_batch_size // (train.micro_batch_size * data_ranks))
         return [
             f"train.global_batch_size={train.global_batch_size} is not divisible by train.micro_batch_size="
             f"{train.micro_batch_size} x {data_ranks} data-parallel rank{'s' if data_ranks > 1 else ''}"

@@ -383,7 +383,7 @@ def test_every_member_of_a_group_has_only_keys_with_an_effect(group):
         if group == "model":
             entry = FAMILIES[found.values["model"]["name"]]
             fitting = objectives_for(load(entry.config)(**found.values["model"]).roles(entry.roles))
-            load_config(["data.path=x", f"model={file.stem}", f"objective={fitting[0]}"])
+            load_config(["data.path=x", f"model={file.stem}", f"objective={fitting[0]}", "train.global_batch_size=8"])
 
 
 def test_yaml_files_repeat_no_default():

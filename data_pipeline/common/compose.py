@@ -196,6 +196,9 @@ def _is_key(override: Override, hints: _Hints, from_files: Values, problems: lis
         return False
     if override.key in hints.keys or (override.deletes and has(from_files, override.key)):
         return True
+    mapping = hints.keys.get(override.key.rpartition(".")[0])
+    if mapping is not None and mapping.takes_any_keys:
+        return True
     if hints.is_below_unknown(override.key):  # its section's name is what is wrong, and is reported
         return True
     key = shortened(override.key)

@@ -53,6 +53,11 @@ class Key:
         return ["true", "false"] if self.field.annotation is bool else []
 
     @property
+    def takes_any_keys(self) -> bool:
+        """Whether it is a mapping, of keys that its class does not name."""
+        return typing.get_origin(self.field.annotation) is dict
+
+    @property
     def values(self) -> str:
         """Which values it takes, in words."""
         return "|".join(self.picks) or describe_type(self.field.annotation, self.field.metadata)

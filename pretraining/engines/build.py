@@ -20,7 +20,7 @@ def make_layers(config: EngineConfig, mesh: Mesh) -> Layers:
     if config.tensor_parallel == 1:
         from pretraining.parallel.layers import PlainLayers
 
-        return PlainLayers()
+        return PlainLayers(mesh.gradient_group if mesh.gradient_ranks > 1 else None)
     from pretraining.parallel.megatron import MegatronLayers
 
     return MegatronLayers(mesh, config.sequence_parallel)

@@ -46,6 +46,10 @@ class ModelConfig:
         """
         return []
 
+    def accumulation_problems(self, micro_batches: int) -> list[str]:
+        """Why a step of so many micro-batches on each rank is not that of the whole batch at once."""
+        return []
+
     def stated_outputs(self) -> dict[str, int]:
         """The key that states how many tokens or classes are predicted, if one does: the prepared data must agree."""
         return {}
@@ -116,6 +120,10 @@ class TextConfig(TransformerConfig):
     _: KW_ONLY
     vocab_size: Positive | None = None
     new_rows: Annotated[Literal["normal", "mean"] | None, unused_with("init_from", None)] = None
+
+    def accumulation_problems(self, micro_batches: int) -> list[str]:
+        """Why a step of so many micro-batches on each rank is not that of the whole batch at once."""
+        return []
 
     def stated_outputs(self) -> dict[str, int]:
         return {} if self.vocab_size is None else {"model.vocab_size": self.vocab_size}

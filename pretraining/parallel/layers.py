@@ -27,6 +27,7 @@ class Layers(Protocol):
     size: int  # ranks that share each layer, and which of them this is
     rank: int
     group: ProcessGroup | None
+    batch_group: ProcessGroup | None  # the ranks among which a global batch is dealt; None where there is one
     # Told of each parameter as soon as it is initialized, in the model's order: an engine that deals them out does so
     # at once, and no rank ever holds the whole model. None: nobody waits, and several may be drawn at a time.
     filled: Callable[[nn.Parameter], None] | None
@@ -72,7 +73,8 @@ class PlainLayers:
     size, rank = 1, 0
     group: ProcessGroup | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, batch_group: ProcessGroup | None = None) -> None:
+        self.batch_group = batch_group
         self.filled: Callable[[nn.Parameter], None] | None = None
 
     def column(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:

@@ -62,6 +62,7 @@ class MegatronLayers:
 
     def __init__(self, mesh: Mesh, sequence_parallel: bool) -> None:
         self.group, self.sequence_parallel = mesh.group(Axis.TENSOR), sequence_parallel
+        self.batch_group = mesh.gradient_group
         self.size, self.rank = mesh.size(Axis.TENSOR), mesh.rank(Axis.TENSOR)
         self.filled: Callable[[nn.Parameter], None] | None = None
         self.config = ModelParallelConfig(

@@ -25,8 +25,8 @@ TINY = (
     "data.num_workers=0",
 )
 RUNS = {
-    "roberta": ("model=hf_roberta_debug", "objective=masked_lm", "objective.pairing=none"),
-    "bart": ("model=hf_bart_debug", "objective=span_corruption"),
+    "roberta": ("model=hf_debug", "objective=masked_lm", "objective.pairing=none"),
+    "bart": ("model=hf_debug", "model.architecture=BartForConditionalGeneration", "objective=span_corruption"),
 }
 
 

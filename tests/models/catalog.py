@@ -26,17 +26,21 @@ VOCABULARIES = {
     "albert": 30000,
     "bart": 50265,
     "bert": 30522,
+    "bigbird": 50358,
     "byt5": 384,
+    "distilbert": 30522,
     "electra": 30522,
     "elmo": 793471,
     "gpt1": 40478,
     "gpt2": 50257,
     "gpt3": 50257,
     "llama": 32000,
+    "longformer": 50265,
     "macbert": 21128,
     "mbart": 250027,
     "mbert": 119547,
     "mt5": 250112,
+    "reformer": 32000,  # the paper's read bytes
     "roberta": 50265,
     "t5": 32100,
     "transformer": 37000,
@@ -96,7 +100,9 @@ def _row(preset: str, tokenizer: Tokenizer) -> str:
     model = compose_config("pretrain", [f"model={preset}", "data.path=none"], RunConfig).model
     roles = model.roles(FAMILIES[model.name].roles)
     objectives = objectives_for(roles)
-    objective = OBJECTIVES.get(_family(preset), [f"objective={objectives[0]}"])
+    objective = OBJECTIVES.get(model.name, [f"objective={objectives[0]}"])
+    if (model.name, objectives[0]) == ("huggingface", "masked_lm"):
+        objective = ["objective=masked_lm", "objective.pairing=none"]  # few of transformers' classes have another head
     config = compose_config("pretrain", [f"model={preset}", *objective, "data.path=none"], RunConfig)
     cells = [
         f"`{preset}`",

@@ -26,6 +26,29 @@ OWN: dict[str, dict[str, Any]] = {  # where an architecture has other keys, or n
     "AlbertForMaskedLM": {"settings": {"embedding_size": 16}},
     "AlbertForPreTraining": {"settings": {"embedding_size": 16}},
     "ElectraForMaskedLM": {"settings": {"embedding_size": 16}},
+    "LongformerForMaskedLM": {"settings": {"attention_window": 8}},
+    "BigBirdForMaskedLM": {"settings": {"block_size": 4, "num_random_blocks": 1}},
+    "ReformerForMaskedLM": {
+        "num_layers": None,
+        "settings": {
+            "attn_layers": ["local", "lsh"],
+            "axial_pos_shape": [4, 8],
+            "axial_pos_embds_dim": [8, 24],
+            "attention_head_size": 16,
+            "local_attn_chunk_length": 8,
+            "lsh_attn_chunk_length": 8,
+            "local_num_chunks_after": 1,
+            "lsh_num_chunks_after": 1,
+            "num_buckets": 4,
+            "hash_seed": 1,
+        },
+    },
+    "ResNetForImageClassification": {
+        **dict.fromkeys((*SHAPES, "max_seq_len")),
+        "image_size": 32,
+        "settings": {"hidden_sizes": [8, 16], "depths": [1, 2], "embedding_size": 8, "layer_type": "basic"},
+    },
+    "OpenAIGPTLMHeadModel": {"intermediate_size": None},
 }
 
 

@@ -5,12 +5,12 @@ import torch
 
 from data_pipeline.common.errors import InputError
 from pretraining.config import load_config
-from pretraining.models.huggingface import flops
+from pretraining.models.huggingface import tracing
 from pretraining.models.huggingface.architectures import KNOWN
 from pretraining.models.huggingface.config import HuggingFaceConfig
 from pretraining.models.roles import Role
 from pretraining.models.vocabulary import Vocabulary
-from tests.models.huggingface import LENGTH, SIZE, TEXT, built, inputs, loss, tiny
+from tests.models.huggingface import LENGTH, SHAPES, SIZE, TEXT, built, inputs, loss, tiny
 
 TEXTS = [name for name, facts in KNOWN.items() if facts.role is not Role.IMAGE_ENCODER]
 PACKED = [name for name, facts in KNOWN.items() if facts.packs]
@@ -84,10 +84,35 @@ def test_nothing_leaks_between_packed_documents(name):
         torch.testing.assert_close(features[:, part], alone, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", [n for n in TEXTS if n not in PACKED and KNOWN[n].role is not Role.ENCODER_DECODER])
+def test_nothing_is_seen_of_padding(name):
+    model = built(tiny(name))
+    tokens, length = torch.arange(7, 7 + LENGTH)[None], 20
+    documents = torch.where(torch.arange(LENGTH) < length, 0, -1)[None]
+    features = model(tokens=tokens, documents=documents)[:, :length]
+    features.square().sum().backward()
+    gradient = model.token_embedding.weight.grad
+    assert not gradient[tokens[0, length:]].any() and gradient[tokens[0, :length]].any()
+
+
+@pytest.mark.parametrize("name", [n for n in TEXTS if KNOWN[n].role is Role.ENCODER_DECODER])
+def test_a_decoder_sees_neither_padding_nor_the_future(name):
+    model = built(tiny(name)).eval()
+    inputs, targets = torch.arange(7, 7 + LENGTH)[None], torch.arange(107, 107 + LENGTH)[None]
+    read, written = (torch.where(torch.arange(LENGTH) < n, 0, -1)[None] for n in (20, 16))
+    features = model(inputs, targets, read, written)
+    features[:, :10].square().sum().backward()
+    gradient = model.token_embedding.weight.grad
+    assert gradient[inputs[0, :20]].any() and gradient[targets[0, :10]].any()
+    assert not gradient[inputs[0, 20:]].any() and not gradient[targets[0, 10:]].any()
+    torch.testing.assert_close(features[:, :16], model(inputs[:, :20], targets[:, :16]), rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_depths_follow_the_order_in_which_modules_act(name):
     """The lower of two modules acts first, but for modules that a block repeats and heads."""
     model = built(tiny(name)).eval()
+    assert model.parameter_depths().keys() == dict(model.named_parameters()).keys()
     order: list[torch.nn.Module] = []
     for module in model.network.modules():
         module.register_forward_pre_hook(lambda m, _: order.append(m))
@@ -104,12 +129,12 @@ def test_gpt2_has_the_stated_flops():
     """As the native family counts them, tests/golden/flops.json."""
     config = HuggingFaceConfig(name="huggingface", architecture="GPT2LMHeadModel", max_seq_len=1024)
     vocabulary = Vocabulary(50257, TEXT.special_ids)
-    assert 3 * flops.forward_flops_per_token(config, vocabulary, 1024) == 854_438_400
+    assert 3 * tracing.forward_flops_per_token(config, vocabulary, 1024) == 854_438_400
 
 
 def problems(*overrides: str) -> str:
     with pytest.raises(InputError) as error:
-        load_config(["data.path=x", "model=hf_roberta_debug", *overrides], 2)
+        load_config(["data.path=x", "model=hf_debug", *overrides], 2)
     return str(error.value)
 
 
@@ -118,9 +143,15 @@ def test_what_cannot_be_is_refused_by_name():
     assert "RobertaForMaskedLM are whole" in problems(*masked, "engine=megatron", "engine.tensor_parallel=2")
     assert "no objective is known" in problems(*masked, "model.architecture=RobertaForTokenClassification")
     assert "no model class of this name" in problems(*masked, "model.architecture=RubertaForMaskedLM")
-    assert "is set by the prepared data" in problems(*masked, "model.settings={vocab_size:64}")
-    assert "has no attention_windows" in problems(*masked, "model.settings={attention_windows:64}")
-    assert "model.hidden_size say the same twice" in problems(*masked, "model.settings={hidden_size:64}")
-    assert "objective=masked_lm fits model=hf_roberta_debug" in problems("objective=causal_lm")
+    assert "is set by the prepared data" in problems(*masked, "model.settings.vocab_size=64")
+    assert "has no attention_windows" in problems(*masked, "model.settings.attention_windows=64")
+    assert "model.hidden_size say the same twice" in problems(*masked, "model.settings.hidden_size=64")
+    assert "objective=masked_lm fits model=hf_debug" in problems("objective=causal_lm")
     unproven = (*masked, "model.architecture=ErnieForMaskedLM", "engine=deepspeed", "engine.zero_stage=2")
     assert "engine.zero_stage=2 is not proven for model.architecture=ErnieForMaskedLM" in problems(*unproven)
+    led = ("objective=span_corruption", "model.architecture=LEDForConditionalGeneration")
+    assert "no gradient reaches led." in problems(*led)
+    resnet = ("objective=image_classification", "model.architecture=ResNetForImageClassification")
+    assert "normalizes over the whole global batch" in problems(*resnet)
+    others = ("objective=image_classification", "model.architecture=RegNetForImageClassification")
+    assert "supported for ResNetForImageClassification only" in problems(*others, *(f"model.{k}=null" for k in SHAPES))

@@ -5,7 +5,7 @@ An architecture that is not in the table runs on engine=torch, one process or DD
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pretraining.models.roles import Role
 from pretraining.models.vocabulary import Vocabulary
@@ -24,43 +24,59 @@ ROLE_BY_ENDING = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """What tests/models/test_huggingface_table.py and `make parity` show of one class of transformers.
+    """What tests/models/test_huggingface.py and `make parity` (docs/parity_adapter.md) show of a class of transformers.
 
-    packs: a mask keeps packed documents apart, so that no gradient crosses their borders. zero_stages: those of
-    engine=deepspeed that equal one process. masks: it takes a mask of four dimensions as it is.
+    packs: a mask keeps packed documents apart, so that no gradient crosses their borders.
+    zero_stages: those of engine=deepspeed that equal one process.
     pair_logits: the output with the logits of a pair of segments, where the class has such a head.
-    multiple: sequences must be a multiple of so many tokens; by the key of its config that says so.
-    untrained: parameters, by the ending of their names, that no gradient reaches under the role's objective: not
-    trained, as listed here; any other parameter without a gradient is refused.
+    untrained: parameters, by the ending of their names, that no gradient reaches under the role's objective: they are
+        not trained. Any other parameter without a gradient is refused.
+    tables: parameters, by the ending of their names, that are tables as an embedding's is, in a module of another kind.
     early: modules that act before the first block although their class makes them after the blocks.
+    batch_norm: it normalizes over the batch, see batch_norm.py. No table is needed to find such layers; one that the
+        table does not know of is refused.
+    own_seeds: the class seeds torch's generator by itself, from the clock, so that no dropout could be repeated.
     """
 
-    role: Role
+    role: Role | None
     packs: bool = False
-    masks: bool = False
     zero_stages: frozenset[int] = frozenset()
     pair_logits: str | None = None
-    multiple: str | None = None
     untrained: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
     early: tuple[str, ...] = ()
+    batch_norm: bool = False
+    own_seeds: bool = False
 
+
+_ENCODER = Architecture(Role.TOKEN_ENCODER, packs=True, zero_stages=ZERO)
+_BART = Architecture(Role.ENCODER_DECODER, zero_stages=ZERO, early=("layernorm_embedding",))
+_AXIAL = ("position_embeddings.weights.0", "position_embeddings.weights.1")
+_GLOBAL = tuple(f"{part}_global.{kind}" for part in ("query", "key", "value") for kind in ("weight", "bias"))
 
 KNOWN: dict[str, Architecture] = {
-    "AlbertForMaskedLM": Architecture(Role.TOKEN_ENCODER, packs=True, masks=True, zero_stages=ZERO),
-    "AlbertForPreTraining": Architecture(
-        Role.TOKEN_ENCODER, packs=True, masks=True, zero_stages=ZERO, pair_logits="sop_logits"
+    "AlbertForMaskedLM": _ENCODER,
+    "AlbertForPreTraining": replace(_ENCODER, pair_logits="sop_logits"),
+    "BertForMaskedLM": _ENCODER,
+    "BertForPreTraining": replace(_ENCODER, pair_logits="seq_relationship_logits"),
+    "DistilBertForMaskedLM": _ENCODER,
+    "ElectraForMaskedLM": _ENCODER,
+    "RobertaForMaskedLM": _ENCODER,
+    "XLMRobertaForMaskedLM": _ENCODER,
+    # without global attention, as its masked language model was trained
+    "LongformerForMaskedLM": Architecture(Role.TOKEN_ENCODER, zero_stages=ZERO, untrained=_GLOBAL),
+    "BigBirdForMaskedLM": Architecture(
+        Role.TOKEN_ENCODER, zero_stages=ZERO, untrained=("pooler.weight", "pooler.bias")
     ),
-    "BertForMaskedLM": Architecture(Role.TOKEN_ENCODER, packs=True, masks=True, zero_stages=ZERO),
-    "BertForPreTraining": Architecture(
-        Role.TOKEN_ENCODER, packs=True, masks=True, zero_stages=ZERO, pair_logits="seq_relationship_logits"
+    "ReformerForMaskedLM": Architecture(
+        Role.TOKEN_ENCODER, zero_stages=ZERO, untrained=("lm_head.bias",), tables=_AXIAL, own_seeds=True
     ),
-    "DistilBertForMaskedLM": Architecture(Role.TOKEN_ENCODER, packs=True, masks=True, zero_stages=ZERO),
-    "ElectraForMaskedLM": Architecture(Role.TOKEN_ENCODER, packs=True, masks=True, zero_stages=ZERO),
-    "RobertaForMaskedLM": Architecture(Role.TOKEN_ENCODER, packs=True, masks=True, zero_stages=ZERO),
-    "GPT2LMHeadModel": Architecture(Role.DECODER, packs=True, masks=True, zero_stages=ZERO),
-    "BartForConditionalGeneration": Architecture(
-        Role.ENCODER_DECODER, masks=True, zero_stages=ZERO, early=("layernorm_embedding",)
-    ),
+    "GPT2LMHeadModel": Architecture(Role.DECODER, packs=True, zero_stages=ZERO),
+    "OpenAIGPTLMHeadModel": Architecture(Role.DECODER, zero_stages=ZERO),
+    "BartForConditionalGeneration": _BART,
+    "MBartForConditionalGeneration": _BART,
+    # ZeRO 3 would deal out the running statistics, which every rank writes
+    "ResNetForImageClassification": Architecture(Role.IMAGE_ENCODER, zero_stages=frozenset({0, 1, 2}), batch_norm=True),
 }
 
 
@@ -72,10 +88,8 @@ def role_of(architecture: str) -> Role | None:
 
 
 def facts_of(architecture: str) -> Architecture:
-    """The table's line, or that of a class of which nothing is proven. For names that have a role."""
-    role = role_of(architecture)
-    assert role is not None, architecture
-    return KNOWN.get(architecture, Architecture(role))
+    """The table's line, or that of a class of which nothing is proven."""
+    return KNOWN.get(architecture, Architecture(role_of(architecture)))
 
 
 # Their positions begin in the row behind the padding's, which has one of its own

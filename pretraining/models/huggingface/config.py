@@ -14,7 +14,7 @@ from pretraining.models.huggingface.architectures import KNOWN, ROLE_BY_ENDING, 
 from pretraining.models.roles import Role
 from pretraining.patches import PatchGrid
 
-PROBLEMS = "pretraining.models.huggingface.settings:setting_problems"  # it imports transformers, which takes seconds
+PROBLEMS = "pretraining.models.huggingface.checks:problems_of"  # it imports transformers, which takes seconds
 
 
 @configclass
@@ -80,6 +80,15 @@ class HuggingFaceConfig(ModelConfig):
             ]
         found: list[str] = load(PROBLEMS)(self)
         return found
+
+    def accumulation_problems(self, micro_batches: int) -> list[str]:
+        if micro_batches == 1 or not facts_of(self.architecture).batch_norm:
+            return []
+        return [
+            f"train.global_batch_size and train.micro_batch_size make {micro_batches} micro-batches on each rank: "
+            f"model.architecture={self.architecture} normalizes over the whole global batch, which must be one "
+            "micro-batch on each rank"
+        ]
 
     def layout_problems(self, engine: str, zero_stage: int, tensor_parallel: int) -> list[str]:
         name = self.architecture

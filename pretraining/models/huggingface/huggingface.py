@@ -46,7 +46,8 @@ class Counterpart:
 
     @property
     def frame(self) -> Frame | None:
-        return FRAMES.get(facts_of(self.config.architecture).role)
+        role = facts_of(self.config.architecture).role
+        return None if role is None else FRAMES.get(role)
 
     def huggingface_config(self, model: Adapter, special_ids: Mapping[str, int]) -> Values:
         found: Values = model.network.config.to_dict() | special_settings(self.config, special_ids)

@@ -18,8 +18,9 @@ from data_pipeline.common.errors import InputError
 from pretraining.models.attention import document_mask
 from pretraining.models.blocks import BlockStack
 from pretraining.models.heads import Ids, TokenHead
-from pretraining.models.huggingface import flops, structure
+from pretraining.models.huggingface import structure, tracing
 from pretraining.models.huggingface.architectures import facts_of, position_offset
+from pretraining.models.huggingface.batch_norm import normalize_globally, running_statistics
 from pretraining.models.huggingface.config import HuggingFaceConfig
 from pretraining.models.huggingface.initialization import initialize_network
 from pretraining.models.huggingface.network import empty_network, reading
@@ -39,6 +40,7 @@ class Adapter(TransformerModel):
         self.facts = facts_of(config.architecture)
         device = layers.parameter((0,), 0).device  # meta where shapes alone are asked for
         self.network = empty_network(config, vocabulary, device)
+        normalize_globally(self.network, layers.batch_group)
         self.accepted = frozenset(inspect.signature(self.network.forward).parameters)
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and not name.endswith(self.facts.untrained))
@@ -54,7 +56,10 @@ class Adapter(TransformerModel):
         return bool(self._decays(name))
 
     def _decays(self, name: str) -> bool | None:
-        return structure.decays(self, name)
+        return True if name.endswith(self.facts.tables) else structure.decays(self, name)
+
+    def published_parameters(self) -> int:
+        return super().published_parameters() - sum(p.numel() for p in running_statistics(self.network))
 
     def initialize(self, seed: int) -> None:
         """As transformers' class does, see initialize_network; padded and unused rows of the vocabulary are 0."""
@@ -99,8 +104,8 @@ class TextAdapter(Adapter):
         return len(parameter) - self.vocab_size if any(parameter is table for table in self.vocabulary_tables()) else 0
 
     def flops_per_token(self, length: int) -> float:
-        """Forward and backward of one token, see flops.forward_flops; the backward takes twice the forward."""
-        return 3.0 * flops.forward_flops_per_token(self.config, self.vocabulary, length)
+        """Forward and backward of one token, see tracing.forward_flops; the backward takes twice the forward."""
+        return 3.0 * tracing.forward_flops_per_token(self.config, self.vocabulary, length)
 
     def vocabulary_tables(self) -> list[nn.Parameter]:
         """What has a row, or an entry, for each token."""
@@ -122,6 +127,13 @@ class TextAdapter(Adapter):
         (features,) = read
         return features, outputs
 
+    def _mask(self, documents: Tensor | None, causal: bool) -> Tensor | None:
+        """documents: [batch, length], -1 for padding -> what a token may see, [batch, 1, length, length], or what is no
+        padding, [batch, length], where the class makes the rest of it."""
+        if documents is None:
+            return None
+        return document_mask(documents, causal=causal) if self.facts.packs else (documents >= 0).long()
+
     def _positions(self, positions: Tensor | None) -> Tensor | None:
         if positions is None or "position_ids" not in self.accepted:
             return None
@@ -133,8 +145,11 @@ class Decoder(TextAdapter):
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """See models.base.Decoder."""
-        mask = None if documents is None else document_mask(documents, causal=True)
-        features, _ = self._called(input_ids=tokens, position_ids=self._positions(positions), attention_mask=mask)
+        features, _ = self._called(
+            input_ids=tokens,
+            position_ids=self._positions(positions) if self.facts.packs else None,
+            attention_mask=self._mask(documents, causal=True),
+        )
         return features
 
 
@@ -154,7 +169,7 @@ class TokenEncoder(TextAdapter):
             input_ids=tokens,
             token_type_ids=segments if "token_type_ids" in self.accepted else None,
             position_ids=self._positions(positions) if self.facts.packs else None,
-            attention_mask=self._mask(documents),
+            attention_mask=self._mask(documents, causal=False),
         )
         if "pair_head" not in self.head_names:
             return features
@@ -171,11 +186,6 @@ class TokenEncoder(TextAdapter):
                 "use objective.pairing=none"
             )
         return PairHead()
-
-    def _mask(self, documents: Tensor | None) -> Tensor | None:
-        if documents is None:
-            return None
-        return document_mask(documents, causal=False) if self.facts.packs else (documents >= 0).long()
 
 
 class EncoderDecoder(TextAdapter):
@@ -243,7 +253,7 @@ class ImageEncoder(Adapter):
         return nn.Identity()
 
     def flops_per_image(self) -> float:
-        return 3.0 * flops.forward_flops_per_image(self.config, self.vocabulary)
+        return 3.0 * tracing.forward_flops_per_image(self.config, self.vocabulary)
 
 
 BY_ROLE: dict[Role, type[Adapter]] = {
@@ -256,4 +266,6 @@ BY_ROLE: dict[Role, type[Adapter]] = {
 
 def build(config: HuggingFaceConfig, vocabulary: Vocabulary, layers: Layers) -> Adapter:
     """The model in its architecture's role."""
-    return BY_ROLE[facts_of(config.architecture).role](config, vocabulary, layers)
+    role = facts_of(config.architecture).role
+    assert role is not None, config.architecture  # HuggingFaceConfig.problems
+    return BY_ROLE[role](config, vocabulary, layers)

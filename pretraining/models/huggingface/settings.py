@@ -30,25 +30,16 @@ SHAPES = {
         "feed_forward_size",
     ),
 }
-DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout", "resid_pdrop", "embd_pdrop")
-ATTENTION_DROPOUT = (
-    "attention_probs_dropout_prob",
-    "attention_dropout",
-    "attn_pdrop",
-    "local_attention_probs_dropout_prob",
-    "lsh_attention_probs_dropout_prob",
-)
 POSITIONS = "max_position_embeddings"
 # Which of our keys sets a key of theirs, which may then not stand in settings
 SET_BY = {
-    **dict.fromkeys(DROPOUT, "model.dropout"),
-    **dict.fromkeys(ATTENTION_DROPOUT, "model.attention_dropout"),
     POSITIONS: "model.max_seq_len",
     "vocab_size": "the prepared data",
     "num_labels": "the prepared data",
     "id2label": "the prepared data",
     "label2id": "the prepared data",
 }
+NOT_OURS = ("activation_dropout", "encoder_layerdrop", "decoder_layerdrop", "layerdrop")  # left to settings
 SPECIAL_IDS = {  # theirs -> ours
     "pad_token_id": "pad",
     "bos_token_id": "bos",
@@ -78,9 +69,8 @@ def setting_problems(config: HuggingFaceConfig) -> list[str]:
         keys = keys_of(config)
     except ValueError as error:
         return [f"model.architecture={config.architecture}: {error}"]
-    problems = [
-        f"model.settings.{key} is set by {SET_BY[key]}" for key in config.settings if _canonical(keys, key) in SET_BY
-    ]
+    set_by = {keys.get(key, key): ours for key, ours in SET_BY.items()} | _dropouts(keys)
+    problems = [f"model.settings.{key} is set by {set_by[key]}" for key in config.settings if key in set_by]
     unknown = [key for key in config.settings if key not in keys]
     if unknown:
         problems.append(
@@ -97,6 +87,17 @@ def setting_problems(config: HuggingFaceConfig) -> list[str]:
             for key in config.settings
             if stated is not None and keys.get(key) in names
         ]
+    if config.activation_checkpointing and not model_class(config.architecture).supports_gradient_checkpointing:
+        problems.append(f"model.activation_checkpointing=true: transformers' {config.architecture} has no such option")
+    if facts_of(config.architecture).own_seeds:
+        problems += [
+            f"model.{key}={rate}: transformers' {config.architecture} draws seeds for its dropout from the clock, so "
+            "that no run could be repeated; only 0 is supported"
+            for key, rate in (("dropout", config.dropout), ("attention_dropout", config.attention_dropout))
+            if rate
+        ]
+    if "hash_seed" in keys and not isinstance(config.settings.get("hash_seed"), int):
+        problems.append("model.settings.hash_seed is missing: without it hashes would be drawn from the clock")
     if problems:
         return problems
     try:
@@ -118,10 +119,8 @@ def filled_config(config: HuggingFaceConfig, vocabulary: Vocabulary) -> PreTrain
     for ours, theirs in SHAPES.items():
         for name in theirs if vars(config)[ours] is not None else ():
             put(name, vars(config)[ours])
-    for name in DROPOUT:
-        put(name, config.dropout)
-    for name in ATTENTION_DROPOUT:
-        put(name, config.attention_dropout_rate)
+    rates = {"model.dropout": config.dropout, "model.attention_dropout": config.attention_dropout_rate}
+    values |= {key: rates[ours] for key, ours in _dropouts(keys).items()}
     if facts_of(config.architecture).role is Role.IMAGE_ENCODER:
         put("image_size", config.image_size)
         values["num_labels"] = vocabulary.classes
@@ -148,6 +147,7 @@ def keys_of(config: HuggingFaceConfig) -> dict[str, str]:
     return fields | dict(config_class.attribute_map)
 
 
-def _canonical(keys: dict[str, str], key: str) -> str:
-    """The name under which SET_BY knows a key of the class's own."""
-    return next((name for name, own in keys.items() if own == key and name in SET_BY), key)
+def _dropouts(keys: Mapping[str, str]) -> dict[str, str]:
+    """Every rate of dropout among a config class's keys -> which of ours it takes."""
+    rates = [key for key in keys.values() if ("dropout" in key or "pdrop" in key) and key not in NOT_OURS]
+    return {key: "model.attention_dropout" if "att" in key else "model.dropout" for key in rates}

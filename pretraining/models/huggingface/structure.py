@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from pretraining.models.blocks import BlockStack
@@ -23,20 +24,23 @@ def decays(network: nn.Module, name: str) -> bool | None:
     return True if own == "weight" and isinstance(network.get_submodule(module_name), PROJECTIONS) else None
 
 
-def block_stacks(network: nn.Module, early: Collection[str]) -> list[BlockStack]:
+def block_stacks(network: PreTrainedModel, early: Collection[str]) -> list[BlockStack]:
     """The outermost lists of blocks; around each the modules that lie nearest to it in the tree. What is made before
-    the blocks is below them, what is made behind them above, except for the modules that `early` names."""
+    the blocks is below them, what is made behind them above, except for the modules that `early` names. Heads, which
+    lie outside of the class's base model, are above."""
     places = dict(_places(network, ()))
     lists = {place: module for place, module in places.items() if isinstance(module, nn.ModuleList)}
     below: dict[Place, list[nn.Module]] = {place: [] for place in lists}
     above: dict[Place, list[nn.Module]] = {place: [] for place in lists}
+    body = set(network.base_model.modules())
     names = {module: name.rpartition(".")[2] for name, module in network.named_modules()}
     for place, module in places.items():
         if place in lists or not list(module.parameters(recurse=False)):
             continue
         nearest = max((_shared(place, other) for other in lists), default=0)
         for other in (other for other in lists if _shared(place, other) == nearest):
-            side = below if place < other or names[module] in early else above
+            acts_before = module in body and (place < other or names[module] in early)
+            side = below if acts_before else above
             side[other].append(module)
     return [BlockStack(module, tuple(below[place]), tuple(above[place])) for place, module in lists.items()]
 

@@ -1,0 +1,38 @@
+"""What transformers has to say against a config, asked before anything is trained."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from data_pipeline.common.errors import InputError
+from pretraining.models.huggingface.architectures import KNOWN
+from pretraining.models.huggingface.config import HuggingFaceConfig
+from pretraining.models.huggingface.network import empty_network
+from pretraining.models.huggingface.settings import PROBE, setting_problems
+from pretraining.models.huggingface.tracing import META, without_gradient
+
+SHOWN = 5  # names in a message
+
+
+def problems_of(config: HuggingFaceConfig) -> list[str]:
+    """Of its settings, and of a class that is not in the table also whether its objective trains all of it."""
+    problems = setting_problems(config)
+    if problems or config.architecture in KNOWN:
+        return problems
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    if any(isinstance(module, norms) for module in empty_network(config, PROBE, META).modules()):
+        return [
+            f"model.architecture={config.architecture} normalizes over the batch, which is supported for "
+            f"{', '.join(name for name, facts in KNOWN.items() if facts.batch_norm)} only"
+        ]
+    try:
+        names = without_gradient(config)
+    except InputError as error:
+        return [str(error)]
+    if not names:
+        return []
+    return [
+        f"model.architecture={config.architecture}: no gradient reaches {', '.join(names[:SHOWN])}"
+        f"{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}; only a class whose parameters are all "
+        "trained is supported, or one whose others are listed in pretraining/models/huggingface/architectures.py"
+    ]
