@@ -9,7 +9,6 @@ import yaml
 from data_pipeline.common.compose import compose_config, composed, conf_dir
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import configclass, to_dict
-from data_pipeline.common.registry import load
 from data_pipeline.common.schema import get
 from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.verify import VerifyConfig
@@ -381,8 +380,8 @@ def test_every_member_of_a_group_has_only_keys_with_an_effect(group):
         found = composed("pretrain", [f"{group}={file.stem}"], RunConfig)
         assert found.problems == [], file
         if group == "model":
-            entry = FAMILIES[found.values["model"]["name"]]
-            fitting = objectives_for(load(entry.config)(**found.values["model"]).roles(entry.roles))
+            model = compose_config("pretrain", [f"model={file.stem}"], RunConfig).model
+            fitting = objectives_for(model.roles(FAMILIES[model.name].roles))
             load_config(["data.path=x", f"model={file.stem}", f"objective={fitting[0]}", "train.global_batch_size=8"])
 
 
