@@ -47,9 +47,10 @@ def test_an_experiment_runs_shrunken(name, corpus, pairs, digits, tmp_path):
     shape = (IMAGES if images else TEXT) + (DECODER if whole.model.name == "mae" else [])
     head = ["model.head_dim=16"] if whole.model.name == "t5" else []
     segments = ["objective.segment=8"] if whole.objective.name == "recurrent_lm" else []
+    unknown = ("model.num_heads", "model.intermediate_size") if whole.model.name == "elmo" else ()
     train_alone(
         f"experiment={name}",
-        *SMALL,
+        *[option for option in SMALL if not option.startswith(unknown)],
         *shape,
         *head,
         *segments,

@@ -144,6 +144,24 @@ class TokenEncoder(TokenModel, Protocol):
         ...
 
 
+class BidirectionalDecoder(Model, Protocol):
+    """Role.BIDIRECTIONAL_DECODER: two decoders, of which one sees the tokens before, the other those behind."""
+
+    def __call__(self, characters: Tensor, documents: Tensor) -> tuple[Tensor, Tensor]:
+        """characters: int [batch, length, characters], those that spell each token, see models.elmo.characters;
+        documents: int [batch, length], which packed document a token belongs to -> the hidden states of either
+        direction, [batch, length, hidden]; a token sees itself and its document."""
+        ...
+
+    def make_direction_head(self, layers: Layers, used: Ids | None = None) -> nn.Module:
+        """A VocabularyHead of objectives.models for both directions, still empty. used: as in make_token_head."""
+        ...
+
+    def flops_per_token(self, characters: int) -> float:
+        """Forward and backward of one token of so many characters, both heads included."""
+        ...
+
+
 class PermutedEncoder(TokenModel, Protocol):
     """Role.PERMUTED_ENCODER: tokens see each other in a factorization order, and queries see them without their own."""
 

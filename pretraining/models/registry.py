@@ -89,6 +89,11 @@ FAMILIES: dict[str, Family] = {
         roles=frozenset({Role.PERMUTED_ENCODER}),
         huggingface="pretraining.models.xlnet.huggingface",
     ),
+    "elmo": Family(
+        config="pretraining.models.elmo.config:ELMoConfig",
+        model="pretraining.models.elmo.model:ELMo",
+        roles=frozenset({Role.BIDIRECTIONAL_DECODER}),
+    ),
     "t5": Family(
         config="pretraining.models.t5.config:T5Config",
         model="pretraining.models.t5.model:T5",

@@ -14,3 +14,4 @@ class Role(StrEnum):
     GENERATOR_DISCRIMINATOR = "generator and discriminator"  # one fills masks, the other finds what was filled in
     RECURRENT_DECODER = "recurrent decoder"  # a decoder that reads segment by segment and remembers those before
     PERMUTED_ENCODER = "permuted encoder"  # tokens see each other in an order that comes with the sample
+    BIDIRECTIONAL_DECODER = "bidirectional decoder"  # a decoder in each direction, over characters

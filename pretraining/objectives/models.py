@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from pretraining.models.base import (
+    BidirectionalDecoder,
     Decoder,
     EncoderDecoder,
     GeneratorDiscriminator,
@@ -58,6 +59,10 @@ class DecoderWithHead(Decoder, Protocol):
 
 
 class RecurrentDecoderWithHead(RecurrentDecoder, Protocol):
+    head: VocabularyHead
+
+
+class BidirectionalDecoderWithHead(BidirectionalDecoder, Protocol):
     head: VocabularyHead
 
 

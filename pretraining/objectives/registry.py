@@ -56,6 +56,12 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         role=Role.TOKEN_ENCODER,
         data="pairs",
     ),
+    "bidirectional_lm": ObjectiveEntry(
+        config="pretraining.objectives.text.bidirectional_lm:BidirectionalLMConfig",
+        objective="pretraining.objectives.text.bidirectional_lm:BidirectionalLM",
+        role=Role.BIDIRECTIONAL_DECODER,
+        data="text",
+    ),
     "permutation_lm": ObjectiveEntry(
         config="pretraining.objectives.sequence.permutation_lm:PermutationLMConfig",
         objective="pretraining.objectives.sequence.permutation_lm:PermutationLM",

@@ -99,8 +99,10 @@ UNSPLIT = {  # families that refuse tensor parallelism: under every other layout
     ],
     "bart": [*TEXT, "model=bart_debug", "objective=denoising"],
     "transformer": TRANSFORMER,
+    "elmo": ["model.max_seq_len=16", "model=elmo_debug", "objective=bidirectional_lm", "objective.characters=10"],
     "xlnet": [*TEXT, "model=xlnet_debug", "objective=permutation_lm", "objective.warm=1", "model.memory=12"],
 }
+NO_LSTM_HAS = ("model.num_heads", "model.intermediate_size")
 LAYOUTS = {  # name -> (ranks, overrides)
     "DDP x2": (2, ["engine=torch"]),
     "ZeRO-1 x2": (2, ["engine=deepspeed", "engine.zero_stage=1"]),
@@ -148,9 +150,10 @@ def overrides(data: Path, folder: Path, case: Case) -> list[str]:
     group = [o for o in every[family] if o.split("=")[0] in ("model", "objective")]
     rest = [o for o in every[family] if o not in group]
     engine = [] if layout == "one" else LAYOUTS[layout][1]
+    common = [o for o in COMMON if family != "elmo" or not o.startswith(NO_LSTM_HAS)]
     return [
         *group,
-        *COMMON,
+        *common,
         *rest,
         *OPTIMIZERS[optimizer],
         *engine,

@@ -23,6 +23,7 @@ UNSPLIT = {  # families that refuse tensor parallelism, and one more encoder-dec
     "xlnet": ("model=xlnet_debug", "objective=permutation_lm", "objective.warm=1", "model.max_seq_len=32"),
     "bart": ("model=bart_debug", "objective=denoising"),
     "transformer": ("model=transformer_debug", "objective=span_corruption", "optimizer=adam"),
+    "elmo": ("model=elmo_debug", "objective=bidirectional_lm", "objective.characters=10"),
 }
 ENCODERS = {  # BERT's relatives
     "roberta": ("model=roberta_debug", "objective=roberta"),
@@ -54,10 +55,11 @@ def tensor_parallel(layout: str) -> int:
 
 def overrides(corpus: Path, run_dir: Path, layout: str, *more: str) -> list[str]:
     """Gradients of two megabytes: one bucket of DDP's holds less."""
+    heads = [] if layout.startswith("elmo") else ["model.num_heads=4"]
     return [
-        *TINY,
+        *(option for option in TINY if heads or not option.startswith("model.num_heads")),  # an LSTM has none
         "model.hidden_size=128",
-        "model.num_heads=4",
+        *heads,
         "model.max_seq_len=16",
         "model.dropout=0.1",
         f"data.path={corpus}",

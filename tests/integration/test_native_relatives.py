@@ -44,11 +44,13 @@ MODELS = {
         "model.memory=12",
         "model.max_seq_len=32",
     ],
+    "elmo": ["model=elmo_debug", "objective=bidirectional_lm", "objective.characters=10", "model.max_seq_len=16"],
 }
 
 
 def run(name: str, corpus: Path, run_dir: Path, *more: str) -> Path:
-    train_alone(*MODELS[name], *RUN, f"data.path={corpus}", f"run_dir={run_dir}", *more)
+    common = [option for option in RUN if name != "elmo" or "num_heads" not in option]  # an LSTM has none
+    train_alone(*MODELS[name], *common, f"data.path={corpus}", f"run_dir={run_dir}", *more)
     return run_dir
 
 
