@@ -27,6 +27,7 @@ VOCABULARIES = {
     "bart": 50265,
     "bert": 30522,
     "electra": 30522,
+    "elmo": 793471,
     "gpt1": 40478,
     "gpt2": 50257,
     "gpt3": 50257,
