@@ -24,6 +24,7 @@ UNSPLIT = {  # families that refuse tensor parallelism, and one more encoder-dec
     "elmo": ("model=elmo_debug", "objective=bidirectional_lm", "objective.characters=10"),
     "bart": ("model=bart_debug", "objective=denoising"),
     "transformer": ("model=transformer_debug", "objective=span_corruption", "optimizer=adam"),
+    "elmo": ("model=elmo_debug", "objective=bidirectional_lm", "objective.characters=10"),
 }
 ENCODERS = {  # BERT's relatives
     "roberta": ("model=roberta_debug", "objective=roberta"),

@@ -150,6 +150,14 @@ def test_samples_by_themselves_sum_to_the_batch(model: Any) -> None:
         assert float(sum(p[term].detach() for p in parts)) == pytest.approx(float(value.detach()), rel=1e-5)
 
 
+def test_padding_takes_no_part(model: Any) -> None:
+    given, task = batch(), objective()
+    assert (given["documents"][:, 48:] == -1).all()
+    short = {name: t[:, :48] if t.shape[1] == 64 else t for name, t in given.items()}
+    for term, value in task.loss(model, given).items():
+        assert float(task.loss(model, short)[term].detach()) == pytest.approx(float(value.detach()), rel=1e-5)
+
+
 def test_the_noise_is_splitmix64() -> None:
     seeds, mask = [0, 1, -1, 2**63 - 1, -(2**63), 1234567], 2**64 - 1
 

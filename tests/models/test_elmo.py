@@ -49,7 +49,7 @@ def test_parameters_without_the_softmax_are_the_published_ones() -> None:
 def test_the_lstm_is_that_of_its_definition() -> None:
     """Gate by gate in float64, with a second sequence beginning within the row; the bounds act."""
     torch.manual_seed(1)
-    lstm = ProjectedLSTM(5, 7, 0.3).double()
+    lstm = ProjectedLSTM(PlainLayers(), 5, 7, 0.3).double()
     for parameter in lstm.parameters():
         torch.nn.init.normal_(parameter)
     x, begins = torch.randn(2, 9, 5).double(), torch.zeros(2, 9, dtype=torch.bool)

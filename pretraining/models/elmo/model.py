@@ -66,13 +66,13 @@ class ProjectedLSTM(nn.Module):
     Its weights are its own, not of layers within: ZeRO 3 would gather those at every step.
     """
 
-    def __init__(self, size: int, cell: int, clip: float) -> None:
+    def __init__(self, layers: Layers, size: int, cell: int, clip: float) -> None:
         super().__init__()
         self.clip = clip
-        self.input_weight = nn.Parameter(torch.empty(4 * cell, size))
-        self.recurrent_weight = nn.Parameter(torch.empty(4 * cell, size))
-        self.bias = nn.Parameter(torch.empty(4 * cell))
-        self.projection_weight = nn.Parameter(torch.empty(size, cell))
+        self.input_weight = layers.parameter((4 * cell, size), 0)
+        self.recurrent_weight = layers.parameter((4 * cell, size), 0)
+        self.bias = layers.parameter((4 * cell,), 0)
+        self.projection_weight = layers.parameter((size, cell), 1)
 
     def forward(self, x: Tensor, begins: Tensor) -> Tensor:
         """x: [batch, length, size]; begins: bool [batch, length], True where the state before is zero -> as x."""
@@ -102,7 +102,7 @@ class ELMo(TransformerModel):
         self.encoder = CharacterEncoder(config)
         shape = (config.hidden_size, config.cell_size, config.clip)
         self.ahead, self.back = (
-            nn.ModuleList(ProjectedLSTM(*shape) for _ in range(config.num_layers)) for _ in range(2)
+            nn.ModuleList(ProjectedLSTM(layers, *shape) for _ in range(config.num_layers)) for _ in range(2)
         )
         self.dropout = nn.Dropout(config.dropout)
 
