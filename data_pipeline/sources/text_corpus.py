@@ -140,6 +140,8 @@ class TextCorpus:
         from data_pipeline.tokenizers.sentencepiece_model import training_memory_bytes
 
         wanted, sample = self._config.tokenizer, scanner.sample
+        if wanted.model_type == "byte":
+            return Tokenizer.of_bytes()
         if wanted.model_type == "char":
             return Tokenizer.from_characters(scanner.characters, wanted.vocab_size)
         memory = sample.bytes + training_memory_bytes(wanted.model_type, sample.bytes)

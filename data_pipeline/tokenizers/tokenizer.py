@@ -42,7 +42,8 @@ _MAX_MODEL_BYTES = 1 << 28
 class TokenizerConfig:
     """A tokenizer is trained on a sample of the text, or an existing one is taken.
 
-    model_type: the kind of SentencePiece model that is trained; char has one piece for each character.
+    model_type: the kind of SentencePiece model that is trained; char has one piece for each character. byte trains
+      none: each byte of UTF-8 is a token, by ByT5's ids.
     vocab_size: pieces with pad, bos, eos and unk; for char the most there may be.
     path: an existing SentencePiece .model, tokenizer.json, folder of either, or tokenizer folder of prepared data; null
       trains one.
@@ -54,11 +55,11 @@ class TokenizerConfig:
       objective.words=segmented; null leaves words to how they are spelled.
     """
 
-    model_type: Annotated[Literal["bpe", "unigram", "char"], used_with("path", None)] = "bpe"
-    vocab_size: Annotated[Positive, used_with("path", None)] = 8192
+    model_type: Annotated[Literal["bpe", "unigram", "char", "byte"], used_with("path", None)] = "bpe"
+    vocab_size: Annotated[Positive, used_with("path", None), unused_with("model_type", "byte")] = 8192
     path: PathText | None = None
     special_tokens: Annotated[dict[str, str], unused_with("path", None)] = Field(default_factory=dict)
-    sample_bytes: Annotated[Positive, used_with("path", None), unused_with("model_type", "char")] = 10_000_000
+    sample_bytes: Annotated[Positive, used_with("path", None), unused_with("model_type", "char", "byte")] = 10_000_000
     words: Literal["jieba"] | None = None
 
 
@@ -161,6 +162,13 @@ class Tokenizer:
         from data_pipeline.tokenizers.sentencepiece_model import train_characters
 
         return cls._of(_TRAINED.open(train_characters(characters, vocab_size)), _TRAINED)
+
+    @classmethod
+    def of_bytes(cls) -> Tokenizer:
+        from data_pipeline.tokenizers.byte_tokenizer import byte_tokenizer_json
+
+        kind = _Kind("huggingface", escaped=False)
+        return cls._of(kind.open(byte_tokenizer_json()), kind)
 
     @classmethod
     def from_file(cls, path: str, special_tokens: Mapping[str, str] | None = None) -> Tokenizer:

@@ -26,6 +26,7 @@ VOCABULARIES = {
     "albert": 30000,
     "bart": 50265,
     "bert": 30522,
+    "byt5": 384,
     "electra": 30522,
     "gpt1": 40478,
     "gpt2": 50257,

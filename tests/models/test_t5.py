@@ -33,6 +33,11 @@ PUBLISHED = {  # with a vocabulary of 32128: those of the released checkpoints
     "mt5_large": 1_229_581_312,
     "mt5_xl": 3_742_619_648,
     "mt5_xxl": 12_921_057_280,
+    "byt5_small": 299_637_760,
+    "byt5_base": 581_653_248,
+    "byt5_large": 1_228_183_552,
+    "byt5_xl": 3_737_801_728,
+    "byt5_xxl": 12_906_899_328,
 }
 
 
@@ -139,7 +144,7 @@ def test_loss_at_the_beginning_is_that_of_guessing():
 def test_parameters_of_the_presets_are_the_published_ones(preset):
     config = load_config([f"model={preset}", "objective=span_corruption", "data.path=x"]).model
     with torch.device("meta"):
-        vocabulary = {"mt5": 250112}.get(preset.split("_")[0], 32128)
+        vocabulary = {"mt5": 250112, "byt5": 384}.get(preset.split("_")[0], 32128)
         model = build(config, vocabulary, MetaLayers())
         theirs_config = t5_huggingface.huggingface_config(model, {"pad": 0, "eos": 1})
         reference = transformers.T5ForConditionalGeneration(transformers.T5Config(**theirs_config))
