@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import gzip
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -158,6 +159,10 @@ def _found(key: str, entries: Sequence[str]) -> list[str]:
         if not files:
             raise InputError(f"{key}: {entry} matches no files")
         for path in files:
+            with reading(path):
+                os.stat(path)
+            if not os.path.isfile(path):  # a pipe would never answer, a device never end
+                raise InputError(f"{key}: {path} is no file")
             with reading(path):
                 open(path, "rb").close()
         found += files

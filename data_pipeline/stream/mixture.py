@@ -73,11 +73,12 @@ class Mixture:
         return MixturePosition(0, 0, {name: stream.start() for name, stream in self.streams.items()}, {})
 
     def to_json(self, state: MixturePosition) -> dict[str, Any]:
-        stands = {
-            name: Stand(self.corpora[name].content, self.streams[name].to_json(position))
-            for name, position in state.positions.items()
-        }
-        return asdict(_Stored(FORMAT, state.number, state.begun, self.shares.weights, {**state.former, **stands}))
+        stands = {name: asdict(stand) for name, stand in state.former.items()}
+        for name, position in state.positions.items():
+            own = self.streams[name].to_json(position)
+            stands[name] = {"content": self.corpora[name].content, "position": own}
+        weights = dict(self.shares.weights)
+        return {"format": FORMAT, "number": state.number, "begun": state.begun, "weights": weights, "sources": stands}
 
     def from_json(self, values: dict[str, Any]) -> MixturePosition:
         """A state of this mixture; of one that had other shares or corpora: the state in which this one begins."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -95,12 +96,20 @@ def test_what_is_no_pair_is_left_out_or_refused(tmp_path):
         (["corpus.source=[{0}/a.en]", "corpus.target=[{0}/none.de]"], "none.de cannot be read"),
         (["corpus.inputs=[{0}/a.en]"], "unsupported type"),
         (["corpus.source=[{0}/latin.en]", "corpus.target=[{0}/latin.en]"], "latin.en, line 1: not UTF-8"),
+        (["corpus.inputs=[{0}/pipe.tsv]"], "pipe.tsv is no file"),
+        (["corpus.source=[{0}]", "corpus.target=[{0}/a.de]"], "is no file"),
+        (["corpus.inputs=[{0}/zero.tsv]"], "zero.tsv is no file"),
+        (["corpus.inputs=[{0}/cut.tsv.gz]"], "cut.tsv.gz: the compressed file is damaged or truncated"),
+        (["corpus.inputs=[{0}/*.none]"], "matches no files"),
     ],
 )
 def test_bad_inputs_end_with_2_and_write_nothing(keys, told, tmp_path, capsys):
     parallel(tmp_path)
     write(tmp_path / "short.de", ["x"] * 299)
     (tmp_path / "latin.en").write_bytes("Straße\n".encode("latin-1"))
+    os.mkfifo(tmp_path / "pipe.tsv")
+    (tmp_path / "zero.tsv").symlink_to("/dev/zero")
+    (tmp_path / "cut.tsv.gz").write_bytes(gzip.compress(b"a\tb\n" * 1000)[:-9])
     code = prepare("corpus=pairs", *(key.format(tmp_path) for key in keys), f"output={tmp_path / 'out'}", *SMALL)
     assert code == 2 and told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -103,6 +103,7 @@ UNSPLIT = {  # families that refuse tensor parallelism: under every other layout
     "xlnet": [*TEXT, "model=xlnet_debug", "objective=permutation_lm", "objective.warm=1", "model.memory=12"],
 }
 NO_LSTM_HAS = ("model.num_heads", "model.intermediate_size")
+KINDS = {"vit": "images", "mae": "images", "transformer": "pairs"}  # of prepared data, where it is not text
 LAYOUTS = {  # name -> (ranks, overrides)
     "DDP x2": (2, ["engine=torch"]),
     "ZeRO-1 x2": (2, ["engine=deepspeed", "engine.zero_stage=1"]),
@@ -146,7 +147,10 @@ Case = tuple[str, str, str]  # optimizer, family, layout
 def overrides(data: Path, folder: Path, case: Case) -> list[str]:
     optimizer, family, layout = case
     every = FAMILIES | RELATIVES | UNSPLIT
-    kind = {"vit": "images", "mae": "images", "transformer": "pairs"}.get(family, "text")
+    kind = KINDS.get(family, "text")
+    given = [f"data.path={data / kind}"]
+    if kind == "mixture":
+        given = ["data=mixture", f"data.sources={{text: {data / 'text'}, more: {data / 'more'}}}", "data.smoothing=0.5"]
     group = [o for o in every[family] if o.split("=")[0] in ("model", "objective")]
     rest = [o for o in every[family] if o not in group]
     engine = [] if layout == "one" else LAYOUTS[layout][1]
@@ -157,7 +161,7 @@ def overrides(data: Path, folder: Path, case: Case) -> list[str]:
         *rest,
         *OPTIMIZERS[optimizer],
         *engine,
-        f"data.path={data / kind}",
+        *given,
         f"run_dir={folder / '-'.join(case).replace(' ', '')}",
     ]
 

@@ -1,4 +1,4 @@
-"""BERT's relatives against one process, as tests/distributed/parity.py does it; `make parity` runs both.
+"""BERT's relatives and others against one process, as tests/distributed/parity.py does it; `make parity` runs both.
 
 AdamW under every layout, LAMB without tensor parallelism; under ZeRO 3 the smallest tensors are dealt out, too.
 """
@@ -13,13 +13,21 @@ from typing import Any
 
 from tests.distributed import parity
 from tests.distributed.parity import LAYOUTS, TEXT, Case, compare, every_tensor_cut, prepare_data, tensor_parallel
+from tests.helpers import ROOT, prepare
 
 ENCODERS = {
     "roberta": [*TEXT, "model=roberta_debug", "objective=roberta"],
     "albert": [*TEXT, "model=albert_debug", "objective=albert", "model.embedding_size=20"],
     "unilm": [*TEXT, "model=bert_debug", "model.segments=6", "objective=unilm"],
 }
-parity.RELATIVES |= ENCODERS
+OTHERS = {
+    "gpt1": [*TEXT, "model=gpt_debug", "model.norm_position=post"],
+    "mixture": [*TEXT, "model=bert_debug", "objective=masked_lm", "objective.pairing=none"],
+    "xlm": [*TEXT, "model=bert_debug", "objective=translation_lm"],
+}
+EVERY = ENCODERS | OTHERS
+parity.RELATIVES |= EVERY
+parity.KINDS |= {"mixture": "mixture", "xlm": "pairs"}
 
 
 def run_cases(world: Any, data: Path, folder: Path, cases: Sequence[Case]) -> None:
@@ -29,14 +37,23 @@ def run_cases(world: Any, data: Path, folder: Path, cases: Sequence[Case]) -> No
 
 def cases() -> list[Case]:
     alone = [layout for layout, (_, engine) in LAYOUTS.items() if tensor_parallel(engine) == 1]
-    return [(o, f, layout) for f in ENCODERS for o, ls in (("adamw", LAYOUTS), ("lamb", alone)) for layout in ls]
+    return [(o, f, layout) for f in EVERY for o, ls in (("adamw", LAYOUTS), ("lamb", alone)) for layout in ls]
+
+
+def _prepare_more(data: Path) -> None:
+    """Another folder with the tokenizer of text/, for a mixture of both."""
+    (data / "more.txt").write_text((ROOT / "README.md").read_text())
+    options = (f"tokenizer.path={data / 'text' / 'tokenizer'}", "corpus.max_document_bytes=400", "num_workers=1")
+    assert prepare(f"corpus.inputs=[{data / 'more.txt'}]", f"output={data / 'more'}", *options) == 0
 
 
 def main(names: Sequence[str]) -> int:
-    """names: of encoders; all of them where there is none."""
+    """names: of the tables above; all of them where there is none."""
     wanted = [case for case in cases() if not names or case[1] in names]
     with tempfile.TemporaryDirectory() as folder:
-        results = compare(wanted, prepare_data(Path(folder)), Path(folder) / "runs", run_cases)
+        data = prepare_data(Path(folder))
+        _prepare_more(data)
+        results = compare(wanted, data, Path(folder) / "runs", run_cases)
     for (optimizer, family, layout), d in results.items():
         failed = "" if d.holds else f"{d.tensor} FAILS"
         print(f"{optimizer} {family:10} {layout:14} {d.loss:.1e} / {d.weight:.1e} {failed}")

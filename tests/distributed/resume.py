@@ -24,9 +24,9 @@ UNSPLIT = {  # families that refuse tensor parallelism, and one more encoder-dec
     "elmo": ("model=elmo_debug", "objective=bidirectional_lm", "objective.characters=10"),
     "bart": ("model=bart_debug", "objective=denoising"),
     "transformer": ("model=transformer_debug", "objective=span_corruption", "optimizer=adam"),
-    "elmo": ("model=elmo_debug", "objective=bidirectional_lm", "objective.characters=10"),
 }
-ENCODERS = {  # BERT's relatives
+ENCODERS = {  # BERT's relatives, and GPT-2's predecessor
+    "gpt1": ("model.norm_position=post",),
     "roberta": ("model=roberta_debug", "objective=roberta"),
     "albert": ("model=albert_debug", "objective=albert", "model.embedding_size=32", "optimizer=lamb"),
     "unilm": ("model=bert_debug", "objective=unilm", "model.segments=6"),
