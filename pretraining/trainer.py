@@ -328,6 +328,7 @@ class Trainer:
         self.record.tracker.log(line)
         self.evaluated_step = self.step
         if self.record.showing is not None and math.isfinite(found.loss):  # a model that diverged can show nothing
+            self.phases.enter("evaluate")  # behind the last batch's data
             self.record.showing.show(self.step)
 
     def save(self) -> None:

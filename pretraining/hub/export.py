@@ -120,6 +120,8 @@ class Source:
 
         model = shapes_of(self.run.model, self.vocabulary, self.objective)
         values = family.huggingface_config(model, self.special_ids)
+        if self.objective.decoder_start is not None:
+            values["decoder_start_token_id"] = self.special_ids[self.objective.decoder_start]
         if self.used is not None:
             return {**values, "vocab_size": len(self.used)}
         return {**values, **self.image_views.huggingface_config(tuple(self.classes))}

@@ -82,6 +82,7 @@ class Objective(Protocol[SegmentT, ModelT]):
     metrics: Sequence[str] = ()  # further sums of `loss` that are reported, not optimized
     unit: Unit
     text_term: str | None = None  # the one that is a sum over the tokens of text in the targets, in nats
+    decoder_start: str | None = None  # role of the special token that a decoder begins with: an export states it
     scored_samples: int = 0  # of the validation data, that `scores` is given at each evaluation
 
     def packing(self) -> Packing:

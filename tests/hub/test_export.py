@@ -61,7 +61,7 @@ RUNS = {
     "llama": ["model=gpt_debug", *SMALL, *LLAMA],
     "t5 v1.1": [*T5, *SMALL],
     "t5 v1.0": [*T5, *SMALL, "model.activation=relu", "model.tie_embeddings=true"],
-    "transformer": ["model=transformer_debug", "objective=span_corruption", *SMALL],
+    "transformer": ["model=transformer_debug", "objective=denoising", *SMALL],
     "bert": ["model=bert_debug", "objective=masked_lm", *SMALL],
     "bert without pairs": ["model=bert_debug", "objective=masked_lm", "objective.pairing=none", *SMALL],
     "roberta": ["model=roberta_debug", "objective=roberta", *SMALL],
@@ -295,6 +295,15 @@ class Plainly:
 
     def decode(self, ids):
         return self.made.decode(ids, skip_special_tokens=True)
+
+
+def test_transformers_begins_a_decoder_as_it_was_trained(train, data, tmp_path):
+    ours = Tokenizer.load(data / "tokenizer")
+    for kind, start in {"transformer": ours.eos, "t5 v1.1": ours.pad}.items():
+        folder = tmp_path / kind.split()[0]
+        to_folder(train(kind), folder)
+        for file in ("config.json", "generation_config.json"):
+            assert json.loads((folder / file).read_text())["decoder_start_token_id"] == start
 
 
 def test_transformers_knows_the_special_tokens_that_the_objective_uses(train, data, tmp_path):

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from data_pipeline.common.errors import InputError
 from pretraining.config import load_config
@@ -132,6 +134,16 @@ def test_dropout_is_where_the_paper_has_it() -> None:
     model = make(dropout=0.3)
     assert model.decoder.blocks[0].attention.dropout == 0 and model.decoder.blocks[0].mlp.dropout.p == 0
     assert model.decoder.blocks[0].dropout.rate == 0.3 and model.encoder.dropout.p == 0.3
+
+
+def test_flops_are_those_that_torch_counts() -> None:
+    """Of a row of one document, forward and backward, the projection without the vocabulary's padding."""
+    model, length = build(TransformerConfig2017("transformer", 2, 32, 4, 64, num_decoder_layers=3), 256), 48
+    model.initialize(1)
+    rows = tokens(2, length)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # torch counts no fused one on CPUs
+        model.head(model(rows, rows), rows).backward()
+    assert model.flops_per_token(length) == pytest.approx(counter.get_total_flops() / (2 * 2 * length), rel=0.01)
 
 
 def test_what_marian_cannot_have_is_refused() -> None:

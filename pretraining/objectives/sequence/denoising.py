@@ -83,6 +83,7 @@ class Denoising(Objective[TokenizedDocument, EncoderDecoderWithHead]):
     terms = {"denoising": 1.0}
     unit = Unit.TOKENS
     text_term = "denoising"
+    decoder_start = "eos"
 
     def __init__(self, config: DenoisingConfig, spec: SampleSpec) -> None:
         """Raises InputError where sequences are too short."""

@@ -113,6 +113,7 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
     terms = {"span_corruption": 1.0}
     unit = Unit.TOKENS
     text_term = "span_corruption"
+    decoder_start = "pad"
 
     def __init__(self, config: SpanCorruptionConfig, spec: SampleSpec) -> None:
         """Raises InputError where the lengths leave no room for a segment, or there are too few sentinels."""

@@ -73,6 +73,7 @@ class Translation(Objective[TokenizedDocument, EncoderDecoderWithHead]):
     terms = {"translation": 1.0}
     unit = Unit.TOKENS
     text_term = "translation"
+    decoder_start = "pad"
 
     def __init__(self, config: TranslationConfig, spec: SampleSpec) -> None:
         """Raises InputError where rows are too short, or nothing is there to compute BLEU."""
