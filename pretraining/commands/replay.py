@@ -216,6 +216,9 @@ def judge(
     if not other:
         return "the same bits as logged: the data or the model is at fault, not the hardware"
     if now["batch_hash"] != logged.get("batch_hash"):
+        drawn = [change for change in changes if change.startswith("data.")]
+        if drawn:
+            return f"another batch than logged, as a mixture drew otherwise then: {'; '.join([*drawn, *other])}"
         return (
             f"another batch than logged: the data or this package has changed, or the host's memory: {'; '.join(other)}"
         )

@@ -89,6 +89,9 @@ def test_other_shares_go_on_with_every_count(sources, tmp_path, capsys):
     train_alone(*mixture(sources, run, "data.smoothing=1.0", "train.steps=3", names="en"))
     train_alone(*mixture(sources, run, "data.smoothing=0.5"))
     assert "data.smoothing was 1.0, is 0.5: from here on other numbers follow" in capsys.readouterr().err
+    assert command("pretraining.commands.replay", f"run_dir={run}", "step=2") == 0
+    told = capsys.readouterr().out
+    assert "another batch than logged, as a mixture drew otherwise then: data.smoothing was 1.0, is 0.5" in told
     lines = metrics(run)
     assert drawn(lines[3]) == {"en": 24}
     assert drawn(lines[STEPS])["en"] + drawn(lines[STEPS])["de"] == 48 and 24 < drawn(lines[STEPS])["en"] < 48
