@@ -31,8 +31,10 @@ class SimilarWords:
         arrays = read_arrays(data, _KINDS)
         self.sha256 = hashlib.sha256(data).hexdigest()
         sizes, counts = arrays["sizes"], arrays["counts"]
-        if len(sizes) != len(counts) or min([1, *sizes, *counts]) < 1:
+        if len(sizes) != len(counts) or min(sizes.min(initial=1), counts.min(initial=1)) < 1:
             raise Malformed("words without pieces, or without similar words")
+        if max(sizes.max(initial=0), counts.max(initial=0)) > len(arrays["similar"]):  # so that no sum overflows
+            raise Malformed("words of more pieces, or with more similar words, than there are")
         if sizes.sum() != len(arrays["words"]) or (sizes * counts).sum() != len(arrays["similar"]):
             raise Malformed("its arrays are not of the lengths that they state")
         ids = np.concatenate([arrays["words"], arrays["similar"]])

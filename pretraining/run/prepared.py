@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.shards.images import ImageReader
-from data_pipeline.shards.manifest import Manifest, check_files, load_manifest
+from data_pipeline.shards.manifest import Manifest, TokenizerInfo, check_files, load_manifest
 from data_pipeline.shards.text import TextReader
 from data_pipeline.stream.mixture import Corpus, Mixture
 from data_pipeline.stream.packing import Packing
@@ -21,6 +22,7 @@ from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.config import RunConfig
 from pretraining.models.vocabulary import Vocabulary
 from pretraining.objectives.base import SampleSpec
+from pretraining.objectives.text.masked_lm import MaskedLMConfig
 
 
 def sample_spec(config: RunConfig, tokenizer: Tokenizer | None, classes: Sequence[str]) -> SampleSpec:
@@ -46,7 +48,8 @@ class Prepared:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.config = config.data
+        self.config, objective = config.data, config.objective
+        self.uses_similar = isinstance(objective, MaskedLMConfig) and objective.replacement == "similar"
         self.manifests = load_manifests(config.data.folders)
         for manifest in self.manifests.values():
             if manifest.kind != config.data_kind:
@@ -72,18 +75,26 @@ class Prepared:
     def fingerprint(self) -> str:
         """Of all that is read, and of the shares: equal on all ranks."""
         if not self.is_mixture:
-            return self.first.fingerprint
+            return self._with_table(self.first.fingerprint)
         contents = {name: manifest.fingerprint for name, manifest in sorted(self.manifests.items())}
-        return hashlib.sha256(json.dumps([contents, sorted(self.shares().items())]).encode()).hexdigest()
+        mixed = hashlib.sha256(json.dumps([contents, sorted(self.shares().items())]).encode()).hexdigest()
+        return self._with_table(mixed)
 
     @property
     def bound(self) -> str:
         """Of what must stay as it is when a run is continued: of a mixture not its corpora, each of which its position
         knows, but the vocabulary that they have in common."""
         if not self.is_mixture:
-            return self.first.fingerprint
+            return self._with_table(self.first.fingerprint)
         info = self.first.tokenizer
-        return info.fingerprint if info else hashlib.sha256(json.dumps(self.first.classes).encode()).hexdigest()
+        return self._with_table(
+            info.fingerprint if info else hashlib.sha256(json.dumps(self.first.classes).encode()).hexdigest()
+        )
+
+    def _with_table(self, fingerprint: str) -> str:
+        """With that of the table of similar words, where samples are made with one."""
+        similar = self.first.tokenizer.similar if self.uses_similar and self.first.tokenizer else ""
+        return hashlib.sha256(f"{fingerprint} {similar}".encode()).hexdigest() if similar else fingerprint
 
     def shares(self) -> dict[str, float]:
         """Of the samples, for each corpus of a mixture; they add up to 1."""
@@ -128,7 +139,7 @@ def _alike(manifests: Mapping[str, Manifest]) -> Manifest:
     """The first one. Raises InputError where the others have another vocabulary."""
     first = next(iter(manifests.values()))
     for name, manifest in manifests.items():
-        if manifest.tokenizer != first.tokenizer:
+        if _without_table(manifest.tokenizer) != _without_table(first.tokenizer):
             raise InputError(
                 f"data.sources: {manifest.root} ({name}) was prepared with another tokenizer than {first.root}; "
                 f"tokenizer.path={first.root}/tokenizer prepares it with the same"
@@ -136,6 +147,11 @@ def _alike(manifests: Mapping[str, Manifest]) -> Manifest:
         if manifest.classes != first.classes:
             raise InputError(f"data.sources: {manifest.root} ({name}) has other classes than {first.root}")
     return first
+
+
+def _without_table(info: TokenizerInfo | None) -> TokenizerInfo | None:
+    """Of similar words: that of a mixture's first corpus is used for all."""
+    return None if info is None else replace(info, similar="")
 
 
 def _tokenizer_of(manifest: Manifest) -> Tokenizer | None:
@@ -149,4 +165,6 @@ def _tokenizer_of(manifest: Manifest) -> Tokenizer | None:
             f"{folder} is not the tokenizer that the shards were written with: its fingerprint differs from "
             f"{Path(manifest.root) / 'manifest.json'}"
         )
+    if ("" if tokenizer.similar is None else tokenizer.similar.sha256) != described.similar:
+        raise InputError(f"{folder / 'similar.npz'} is not the one that {Path(manifest.root) / 'manifest.json'} names")
     return tokenizer

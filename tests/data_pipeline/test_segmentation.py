@@ -18,6 +18,8 @@ from data_pipeline.tokenizers import encoding, segmentation
 from data_pipeline.tokenizers.segmentation import make_segmenter, word_starts
 from data_pipeline.tokenizers.similar import SimilarWords, encode_similar
 from data_pipeline.tokenizers.tokenizer import Tokenizer
+from pretraining.config import load_config
+from pretraining.run.prepared import Prepared
 from tests.helpers import prepare
 
 WORDS = ("今日", "天气", "很好", "我们", "出门", "去", "公园", "。", "\n", "昨日", "明日")
@@ -135,3 +137,21 @@ def test_a_segmenter_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "jieba", None)
     with pytest.raises(InputError, match=r"pip install 'pretraining\[zh\]'"):
         segmentation.make_segmenter("jieba")
+
+
+def test_a_run_is_bound_to_its_table_of_similar_words(data, tmp_path):
+    """Where its samples are made with one: another table would make others."""
+    (tmp_path / "table.tsv").write_text("今日\t昨日\n")
+
+    def prepared(*options):
+        options = ("model=bert_debug", "objective=masked_lm", *options)
+        return Prepared(load_config([f"data.path={data}", *options]))
+
+    similar = ("objective.masking=whole_word", "objective.replacement=similar")
+    without = prepared().fingerprint
+    make_similar(SimilarConfig(str(data), table=str(tmp_path / "table.tsv")))
+    assert prepared().fingerprint == without != prepared(*similar).fingerprint
+    assert prepared(*similar).bound == prepared(*similar).fingerprint
+    (data / "tokenizer" / "similar.npz").write_bytes(encode_similar({(5,): [(6,)]}))
+    with pytest.raises(InputError, match=r"similar\.npz is not the one that .*manifest\.json names"):
+        prepared()

@@ -31,6 +31,8 @@ def cases() -> Iterator[Case]:
         yield _case(name, lambda data, change=change: rewrite(data / "manifest.json", change), "manifest.json")
     for name, lay in _files().items():
         yield _case(name, lay, "shard-000000")
+    for name, table in _tables().items():
+        yield _case(name, lambda data, table=table: (data / "tokenizer/similar.npz").write_bytes(table), "similar.npz")
     yield _images("images: an index cut", "index", lambda data: data[: len(data) // 2])
     yield _images("images: a tar cut", "name", lambda data: data[: len(data) // 2])
     yield _images("images: a tar of zeros", "name", lambda data: b"\0" * len(data))
@@ -143,6 +145,27 @@ def _contents() -> dict[str, Change]:
         "an index that is text": lambda data: b"text",
         "an empty index": lambda data: b"",
         "an empty zip as index": lambda data: b"PK\x05\x06" + b"\0" * 18,
+    }
+
+
+def _tables() -> dict[str, bytes]:
+    """Of similar words, beside the tokenizer."""
+
+    def table(**changes: list[int]) -> bytes:
+        arrays = {"sizes": [1], "words": [5], "counts": [1], "similar": [6], **changes}
+        out = io.BytesIO()
+        np.savez(out, **{name: np.array(values, np.int64) for name, values in arrays.items()})
+        return out.getvalue()
+
+    return {
+        "similar words that are text": b"text",
+        "no similar words": b"",
+        "similar words cut": table()[:300],
+        "similar words that no manifest names": table(),
+        "similar words without sizes": table(sizes=[]),
+        "similar words of negative sizes": table(sizes=[-1]),
+        "similar words of huge sizes": table(sizes=[2**62], counts=[4]),
+        "similar words with ids that no tokenizer has": table(similar=[2**40]),
     }
 
 
