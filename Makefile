@@ -54,6 +54,8 @@ models: setup
 parity: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.distributed.parity
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.distributed.relatives
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.distributed.adapter
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hub.round_trip
 
 any-checkpoint: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.distributed.any_checkpoint

@@ -7,10 +7,9 @@ from pretraining.config import load_config
 from tests.helpers import metrics, train_alone
 
 EXPERIMENTS = sorted(f.stem for f in (conf_dir() / "experiment").glob("*.yaml"))
+SHAPE = ["model.num_layers=1", "model.hidden_size=32", "model.num_heads=2", "model.intermediate_size=64"]
+RESNET = ["model.settings={hidden_sizes:[8,16],depths:[1,1],embedding_size:8}", "train.micro_batch_size=4"]
 SMALL = [
-    "model.num_layers=1",
-    "model.hidden_size=32",
-    "model.num_heads=2",
     "train.global_batch_size=4",
     "train.micro_batch_size=2",
     "train.steps=2",
@@ -21,7 +20,6 @@ SMALL = [
     "train.log_every=1",
     "data.num_workers=0",
     "tracking.wandb=disabled",
-    "model.intermediate_size=64",
 ]
 TEXT = ["model.max_seq_len=32", "data.seq_len=32"]
 IMAGES = ["model.image_size=16", "model.patch_size=4"]
@@ -49,7 +47,9 @@ def test_an_experiment_runs_shrunken(name, corpus, pairs, digits, tmp_path):
     header = text_of(name)
     assert name.startswith("quickstart") or all(w in header for w in HEADER)
     images, data = whole.data_kind == "images", {"text": corpus, "pairs": pairs, "images": digits}
-    shape = (IMAGES if images else TEXT) + (DECODER if whole.model.name == "mae" else [])
+    shape = SHAPE + (IMAGES if images else TEXT) + (DECODER if whole.model.name == "mae" else [])
+    if images and whole.model.name == "huggingface":
+        shape = [*IMAGES[:1], *RESNET]
     head = ["model.head_dim=16"] if whole.model.name == "t5" else []
     segments = ["objective.segment=8"] if whole.objective.name == "recurrent_lm" else []
     unknown = ("model.num_heads", "model.intermediate_size") if whole.model.name == "elmo" else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pretraining.models.vocabulary import padded_vocabulary
@@ -22,7 +23,8 @@ class WeightMap:
     tensor) is ours.
 
     by_token: its rows are the vocabulary's ids. fixed_by: the option under which `ours` is no parameter but has values
-    that never change.
+    that never change. tiled_from: theirs may have fewer rows, of which those from this one on are repeated: positions
+    of a model of shorter sequences.
     """
 
     ours: str
@@ -31,6 +33,7 @@ class WeightMap:
     restore: Change = same
     by_token: bool = False
     fixed_by: str = ""
+    tiled_from: int | None = None
 
 
 def transposed(ours: str, theirs: str) -> WeightMap:
@@ -47,6 +50,18 @@ def vocabulary(ours: str, theirs: str, vocab_size: int) -> WeightMap:
         return padded
 
     return WeightMap(ours, theirs, lambda t: t[:vocab_size], pad, by_token=True)
+
+
+def tiled(ours: str, theirs: str, rows: int, first: int) -> WeightMap:
+    """A table of `rows` positions, the first of which is row `first`; a shorter one is repeated as often as it takes
+    (Beltagy et al. 2020, "Longformer", section 5)."""
+
+    def restore(tensor: Tensor) -> Tensor:
+        body = tensor[first:]
+        times = -(-(rows - first) // len(body))
+        return torch.cat([tensor[:first], body.repeat(times, *(1,) * (tensor.ndim - 1))])[:rows]
+
+    return WeightMap(ours, theirs, restore=restore, tiled_from=first)
 
 
 def with_parts(ours: str, theirs: str, parts: Iterable[str] = ("weight", "bias")) -> list[WeightMap]:

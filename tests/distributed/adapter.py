@@ -48,7 +48,7 @@ ARCHITECTURES: dict[str, list[str]] = {
     "ResNetForImageClassification": [
         "objective=image_classification",
         "model.image_size=32",
-        "model.settings={hidden_sizes:[8,16],depths:[1,2],embedding_size:8,layer_type:basic}",
+        "model.settings={hidden_sizes:[8,16],depths:[1,2],embedding_size:8,layer_type:basic,hidden_act:gelu}",
     ],
 }
 CHOSEN = {name: OPTIMIZERS[name] for name in ("adamw", "lamb")}

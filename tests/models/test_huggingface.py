@@ -1,13 +1,18 @@
 """The adapter over transformers: what holds for every architecture in its table."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from data_pipeline.common.errors import InputError
 from pretraining.config import load_config
+from pretraining.hub.init_from import HuggingFaceFolder
 from pretraining.models.huggingface import tracing
 from pretraining.models.huggingface.architectures import KNOWN
 from pretraining.models.huggingface.config import HuggingFaceConfig
+from pretraining.models.huggingface.huggingface import Counterpart
 from pretraining.models.roles import Role
 from pretraining.models.vocabulary import Vocabulary
 from tests.models.huggingface import LENGTH, SHAPES, SIZE, TEXT, built, inputs, loss, tiny
@@ -130,6 +135,47 @@ def test_gpt2_has_the_stated_flops():
     config = HuggingFaceConfig(name="huggingface", architecture="GPT2LMHeadModel", max_seq_len=1024)
     vocabulary = Vocabulary(50257, TEXT.special_ids)
     assert 3 * tracing.forward_flops_per_token(config, vocabulary, 1024) == 854_438_400
+
+
+def test_a_window_as_long_as_the_sequence_is_full_attention(tmp_path):
+    """Longformer, started from RoBERTa's weights, computes what RoBERTa does; its positions are RoBERTa's, repeated."""
+    roberta = built(tiny("RobertaForMaskedLM", max_seq_len=16)).eval()
+    short = Counterpart(roberta.config)
+    write_folder(tmp_path, short, roberta)
+    config = tiny("LongformerForMaskedLM", settings={"attention_window": 2 * LENGTH, "type_vocab_size": 2})
+    longformer = built(config, seed=2).eval()
+    folder = HuggingFaceFolder(str(tmp_path), longformer, SIZE, None)
+    folder.load_into(longformer)
+    tokens = torch.arange(7, 7 + 16)[None]
+    torch.testing.assert_close(longformer(tokens), roberta(tokens), rtol=0, atol=2e-6)
+    ours, theirs = (
+        m.get_parameter(f"network.{name}.embeddings.position_embeddings.weight")
+        for m, name in ((longformer, "longformer"), (roberta, "roberta"))
+    )
+    assert torch.equal(ours[:17], theirs) and torch.equal(ours[17:], theirs[1:17])
+    first = "network.longformer.encoder.layer.0.attention.self"
+    assert torch.equal(
+        longformer.get_parameter(f"{first}.key_global.weight"), longformer.get_parameter(f"{first}.key.weight")
+    )
+
+
+def test_big_bird_starts_from_bert(tmp_path):
+    bert = built(tiny("BertForPreTraining", max_seq_len=8, settings={"hidden_act": "gelu_new"})).eval()
+    write_folder(tmp_path, Counterpart(bert.config), bert)
+    config = tiny("BigBirdForMaskedLM", settings={"attention_type": "original_full"})
+    big_bird = built(config, seed=2).eval()
+    HuggingFaceFolder(str(tmp_path), big_bird, SIZE, None).load_into(big_bird)
+    tokens = torch.arange(7, 15)[None]
+    torch.testing.assert_close(big_bird(tokens), bert(tokens)[:, :8], rtol=0, atol=2e-6)
+
+
+def write_folder(folder, counterpart, model) -> None:
+    """As an export writes it, without a tokenizer."""
+    values = counterpart.huggingface_config(model, TEXT.special_ids)
+    (folder / "config.json").write_text(json.dumps(values))
+    tensors = model.state_dict()
+    weights = {e.theirs: e.export(tensors[e.ours]).contiguous().clone() for e in counterpart.weight_map(model)}
+    save_file(weights, folder / "model.safetensors")
 
 
 def problems(*overrides: str) -> str:

@@ -23,6 +23,19 @@ ROLE_BY_ENDING = {
 
 
 @dataclass(frozen=True)
+class Short:
+    """A class of shorter sequences whose weights one of long sequences starts from, its positions repeated.
+
+    model_type, prefix: of its config.json, and of its weights' names. taken: part of a name -> what the short class
+    calls what is to be copied there.
+    """
+
+    model_type: str
+    prefix: str
+    taken: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Architecture:
     """What tests/models/test_huggingface.py and `make parity` (docs/parity_adapter.md) show of a class of transformers.
 
@@ -35,6 +48,7 @@ class Architecture:
     early: modules that act before the first block although their class makes them after the blocks.
     batch_norm: it normalizes over the batch, see batch_norm.py. No table is needed to find such layers; one that the
         table does not know of is refused.
+    short: what model.init_from takes besides folders of the same class.
     own_seeds: the class seeds torch's generator by itself, from the clock, so that no dropout could be repeated.
     """
 
@@ -46,6 +60,7 @@ class Architecture:
     tables: tuple[str, ...] = ()
     early: tuple[str, ...] = ()
     batch_norm: bool = False
+    short: Short | None = None
     own_seeds: bool = False
 
 
@@ -64,9 +79,17 @@ KNOWN: dict[str, Architecture] = {
     "RobertaForMaskedLM": _ENCODER,
     "XLMRobertaForMaskedLM": _ENCODER,
     # without global attention, as its masked language model was trained
-    "LongformerForMaskedLM": Architecture(Role.TOKEN_ENCODER, zero_stages=ZERO, untrained=_GLOBAL),
+    "LongformerForMaskedLM": Architecture(
+        Role.TOKEN_ENCODER,
+        zero_stages=ZERO,
+        untrained=_GLOBAL,
+        short=Short("roberta", "roberta", tuple((f"{part}_global.", f"{part}.") for part in ("query", "key", "value"))),
+    ),
     "BigBirdForMaskedLM": Architecture(
-        Role.TOKEN_ENCODER, zero_stages=ZERO, untrained=("pooler.weight", "pooler.bias")
+        Role.TOKEN_ENCODER,
+        zero_stages=ZERO,
+        untrained=("pooler.weight", "pooler.bias"),
+        short=Short("bert", "bert", (("pooler.", "pooler.dense."),)),
     ),
     "ReformerForMaskedLM": Architecture(
         Role.TOKEN_ENCODER, zero_stages=ZERO, untrained=("lm_head.bias",), tables=_AXIAL, own_seeds=True

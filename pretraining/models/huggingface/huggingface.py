@@ -12,16 +12,25 @@ from data_pipeline.tokenizers.export import Frame
 from pretraining.models.huggingface.architectures import facts_of
 from pretraining.models.huggingface.config import HuggingFaceConfig
 from pretraining.models.huggingface.model import Adapter, TextAdapter
-from pretraining.models.huggingface.settings import SPECIAL_IDS, model_class, special_settings
+from pretraining.models.huggingface.network import empty_network
+from pretraining.models.huggingface.settings import (
+    PROBE,
+    SPECIAL_IDS,
+    keys_of,
+    model_class,
+    set_by_ours,
+    special_settings,
+)
 from pretraining.models.huggingface_map import Inputs, Values, probe_images, probe_rows, require_model_type
 from pretraining.models.roles import Role
-from pretraining.models.weight_map import WeightMap, vocabulary, with_and_without
+from pretraining.models.weight_map import WeightMap, tiled, vocabulary, with_and_without
 
 FRAMES = {
     Role.TOKEN_ENCODER: Frame("cls $A sep", "cls $A sep $B:1 sep:1", token_types=True),
     Role.ENCODER_DECODER: Frame("$A eos", "$A eos $B eos"),
     Role.DECODER: Frame("$A", "$A $B"),
 }
+POSITION_TABLE = "position_embeddings.weight"
 OURS = "network."  # before every name of transformers'
 # What a config.json says that decides neither shapes nor what is computed, or that the prepared data and the run decide
 NOT_COMPARED = frozenset(SPECIAL_IDS) | {
@@ -56,27 +65,47 @@ class Counterpart:
         return {**found, "architectures": [self.config.architecture], "dtype": "float32"}
 
     def from_huggingface_config(self, values: Values) -> Values:
-        """Every key of the class that decides what is computed, as `settings.KEY`."""
+        """Every key of the class that decides what is computed, as `settings.KEY`; of a folder of its short class those
+        that both have."""
         config_class: Any = model_class(self.config.architecture).config_class
-        family = f"huggingface with model.architecture={self.config.architecture}"
-        require_model_type(values, family, (config_class.model_type,))
-        given = {key: value for key, value in values.items() if key not in ("architectures", "dtype")}
-        found: Values = config_class(**given).to_dict()
-        return {f"settings.{key}": value for key, value in found.items() if key not in NOT_COMPARED}
+        short, keys, own = facts_of(self.config.architecture).short, keys_of(self.config), config_class.model_type
+        readable = (own,) if short is None else (own, short.model_type)
+        require_model_type(values, f"huggingface with model.architecture={self.config.architecture}", readable)
+        given = {keys[key]: value for key, value in values.items() if key in keys}
+        if values["model_type"] == own:
+            found: Values = config_class(**given).to_dict()
+        else:
+            # of a network: some classes write into their config
+            found = empty_network(self.config, PROBE, torch.device("meta")).config.to_dict()
+            found |= {key: value for key, value in given.items() if key in found}
+        free = NOT_COMPARED | set_by_ours(keys).keys()
+        return {f"settings.{key}": value for key, value in found.items() if key not in free}
 
     def weight_map(self, model: Adapter) -> list[WeightMap]:
+        tables = model.vocabulary_tables() if isinstance(model, TextAdapter) else []
+        short = model.facts.short
         entries = []
-        for name, _ in model.network.named_parameters():
-            by_token = model.padded_rows(OURS + name) > 0 or name in _tables(model)
-            entries.append(
-                vocabulary(OURS + name, name, cast(TextAdapter, model).vocab_size)
-                if by_token
-                else WeightMap(OURS + name, name)
-            )
+        for name, parameter in model.network.named_parameters():
+            if any(parameter is table for table in tables):
+                entries.append(vocabulary(OURS + name, name, model.vocabulary.size))
+            elif short is not None and name.endswith(POSITION_TABLE):
+                first = cast(TextAdapter, model).offset
+                entries.append(tiled(OURS + name, name, len(parameter), first))
+            else:
+                entries.append(WeightMap(OURS + name, name))
         return entries
 
     def spellings(self, name: str) -> list[str]:
-        return with_and_without(name, model_class(self.config.architecture).base_model_prefix)
+        prefix, short = (
+            model_class(self.config.architecture).base_model_prefix,
+            facts_of(self.config.architecture).short,
+        )
+        names = with_and_without(name, prefix)
+        if short is None:
+            return names
+        for ours, theirs in ((f"{prefix}.", f"{short.prefix}."), *short.taken):
+            name = name.replace(ours, theirs, 1)
+        return [*names, *(other for other in with_and_without(name, short.prefix) if other not in names)]
 
     def probe_inputs(self, model: Adapter, rng: np.random.Generator) -> list[Inputs]:
         if model.facts.role is Role.IMAGE_ENCODER:
@@ -106,11 +135,3 @@ class Counterpart:
         return {"prediction_logits": logits} | (
             {model.facts.pair_logits: model.pair_head(hidden)} if "pair_head" in model.head_names else {}
         )
-
-
-def _tables(model: Adapter) -> set[str]:
-    """The names, as transformers has them, of what has a row for each token."""
-    if not isinstance(model, TextAdapter):
-        return set()
-    tables = model.vocabulary_tables()
-    return {name for name, p in model.network.named_parameters() if any(p is table for table in tables)}

@@ -69,7 +69,7 @@ def setting_problems(config: HuggingFaceConfig) -> list[str]:
         keys = keys_of(config)
     except ValueError as error:
         return [f"model.architecture={config.architecture}: {error}"]
-    set_by = {keys.get(key, key): ours for key, ours in SET_BY.items()} | _dropouts(keys)
+    set_by = set_by_ours(keys)
     problems = [f"model.settings.{key} is set by {set_by[key]}" for key in config.settings if key in set_by]
     unknown = [key for key in config.settings if key not in keys]
     if unknown:
@@ -145,6 +145,11 @@ def keys_of(config: HuggingFaceConfig) -> dict[str, str]:
     config_class: Any = model_class(config.architecture).config_class
     fields = {field.name: field.name for field in dataclasses.fields(config_class)}
     return fields | dict(config_class.attribute_map)
+
+
+def set_by_ours(keys: Mapping[str, str]) -> dict[str, str]:
+    """Key of theirs -> what of ours it follows from, so that it may not stand in settings."""
+    return {keys.get(key, key): ours for key, ours in SET_BY.items()} | _dropouts(keys)
 
 
 def _dropouts(keys: Mapping[str, str]) -> dict[str, str]:
