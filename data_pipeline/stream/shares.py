@@ -10,9 +10,11 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.common.errors import InputError
 from data_pipeline.common.randomness import Purpose, generator
 
 SHORTEST_PERIOD = 1024  # samples
+SMALLEST_SHARE = 1e-6  # a period of two million samples, whose order is held in memory
 WHOLE = 1 << 40  # shares are counted in parts of this, so that no number of samples is rounded
 
 
@@ -32,9 +34,15 @@ class Shares:
     """
 
     def __init__(self, shares: Mapping[str, float], seed: int) -> None:
-        """shares: above 0; by their proportions."""
+        """shares: above 0; by their proportions. Raises InputError for one that is too small to be dealt."""
         self.names, self.seed = sorted(shares), seed  # whatever order they are given in
         total = sum(Fraction(share) for share in shares.values())
+        for name, share in shares.items():
+            if Fraction(share) < total * Fraction(SMALLEST_SHARE):
+                raise InputError(
+                    f"data.sources.{name} would have {float(Fraction(share) / total):.1g} of the samples, less than "
+                    f"{SMALLEST_SHARE:g}: set data.shares, a smaller data.smoothing, or leave it out"
+                )
         whole = {name: max(1, round(Fraction(share) / total * WHOLE)) for name, share in shares.items()}
         self.weights = whole
         self.total = sum(whole.values())

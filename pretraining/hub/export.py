@@ -282,7 +282,7 @@ def _write_tokenizer(
 
     from data_pipeline.tokenizers.export import convert, disagreements, rounds_ties, texts_to_compare, tokenizer_config
 
-    frame = family.frame
+    frame = source.objective.frame or family.frame
     convert(tokenizer, source.used, frame).save(str(folder / "tokenizer.json"))
     settings = tokenizer_config(tokenizer, source.run.seq_len, source.used, frame)
     _write_json(folder / "tokenizer_config.json", settings)

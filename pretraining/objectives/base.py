@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from data_pipeline.loader import Sample
 from data_pipeline.stream.packing import Packing
+from data_pipeline.tokenizers.export import Frame
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.patches import PatchGrid
 
@@ -82,6 +83,7 @@ class Objective(Protocol[SegmentT, ModelT]):
     metrics: Sequence[str] = ()  # further sums of `loss` that are reported, not optimized
     unit: Unit
     text_term: str | None = None  # the one that is a sum over the tokens of text in the targets, in nats
+    frame: Frame | None = None  # of its inputs, where the model's family was published with another: an export has it
     decoder_start: str | None = None  # role of the special token that a decoder begins with: an export states it
     scored_samples: int = 0  # of the validation data, that `scores` is given at each evaluation
 

@@ -171,3 +171,12 @@ def test_what_is_no_state_of_a_mixture_is_refused():
             source.from_json(bad)
     with pytest.raises(InputError, match="position in one corpus"):
         source.from_json({**good, "sources": {"en": {"content": "en", "position": {"epoch": 0}}}})
+
+
+@pytest.mark.parametrize("tiny", [1e-300, 1e-9, 9e-7])
+def test_a_share_that_no_period_could_deal_is_refused_by_name(tiny):
+    with pytest.raises(InputError, match=r"data\.sources\.b would have .* less than 1e-06"):
+        Shares({"a": 1.0, "b": tiny}, seed=1)
+    with pytest.raises(InputError, match=r"data\.sources\.a"):
+        Shares({"a": 1.0, "b": 1e308}, seed=1)
+    assert Shares({"a": 1.0, "b": 1.1e-6}, seed=1).period < 2_000_000

@@ -99,7 +99,7 @@ def _family(preset: str) -> str:
 def _row(preset: str, tokenizer: Tokenizer) -> str:
     model = compose_config("pretrain", [f"model={preset}", "data.path=none"], RunConfig).model
     roles = model.roles(FAMILIES[model.name].roles)
-    objectives = objectives_for(roles)
+    objectives = [o for o in objectives_for(roles) if o != "translation_lm" or model.packs_documents]
     objective = OBJECTIVES.get(model.name, [f"objective={objectives[0]}"])
     if (model.name, objectives[0]) == ("huggingface", "masked_lm"):
         objective = ["objective=masked_lm", "objective.pairing=none"]  # few of transformers' classes have another head

@@ -14,6 +14,7 @@ import torch
 from data_pipeline.common.errors import InputError
 from data_pipeline.shards.text import TokenizedDocument
 from data_pipeline.stream.packing import Segment
+from data_pipeline.tokenizers.export import convert
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.labels import IGNORED
 from pretraining.models.t5.config import T5Config
@@ -218,3 +219,16 @@ def test_contradictions_are_refused(tokenizer):
         DenoisingConfig(name="denoising", noise="none", permuted_sentences=0.0)
     with pytest.raises(InputError, match="at least 8 tokens, not 7"):
         make(tokenizer, 7)
+
+
+def test_an_exported_tokenizer_frames_texts_as_the_encoder_read_them(corpus):
+    """T5's own tokenizer, and that of transformers' other encoder-decoders, begin with no special token."""
+    pytest.importorskip("tokenizers")
+    tokenizer = Tokenizer.load(corpus / "tokenizer")
+    made = convert(tokenizer, None, Denoising.frame)
+    text = "def main(): return 1"
+    assert made.encode(text).ids == [tokenizer.bos, *tokenizer.encode(text), tokenizer.eos]
+    task = Denoising(DenoisingConfig("denoising"), SampleSpec(seq_len=64, tokenizer=tokenizer))
+    tokens = np.array(tokenizer.encode(text))
+    read = task.corrupt([TokenizedDocument(tokens, np.zeros(1, np.int64))], np.random.default_rng(0))["inputs"]
+    assert (read[0], read[-1]) == (tokenizer.bos, tokenizer.eos)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.common.errors import InputError
 from data_pipeline.shards.text import TokenizedDocument
 from data_pipeline.stream.pairs import PairOfTexts, PairPacking
 from data_pipeline.tokenizers.tokenizer import Tokenizer
@@ -143,3 +144,10 @@ def test_texts_without_translations_are_refused(corpus, pairs, capsys):
     assert "holds text, objective=translation_lm needs pairs" in capsys.readouterr().err
     assert command("pretraining.train", *TINY, f"data.path={pairs}") == 2
     assert "holds pairs, objective=causal_lm needs text" in capsys.readouterr().err
+
+
+def test_a_model_that_keeps_no_pairs_apart_is_refused(tokenizer):
+    with pytest.raises(InputError, match="translation_lm counts the positions of each sentence anew"):
+        TranslationLM(
+            TranslationLMConfig("translation_lm"), SampleSpec(seq_len=64, tokenizer=tokenizer, packs_documents=False)
+        )

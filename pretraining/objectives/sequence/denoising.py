@@ -21,6 +21,7 @@ from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import Fraction, Probability, configclass, unused_with, used_with
 from data_pipeline.loader import Sample
 from data_pipeline.shards.text import TokenizedDocument
+from data_pipeline.tokenizers.export import Frame
 from pretraining.labels import IGNORED
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.inspect import decode_with_specials
@@ -84,6 +85,7 @@ class Denoising(Objective[TokenizedDocument, EncoderDecoderWithHead]):
     unit = Unit.TOKENS
     text_term = "denoising"
     decoder_start = "eos"
+    frame = Frame("bos $A eos", "bos $A eos eos $B eos")
 
     def __init__(self, config: DenoisingConfig, spec: SampleSpec) -> None:
         """Raises InputError where sequences are too short."""

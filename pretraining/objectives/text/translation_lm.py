@@ -17,6 +17,7 @@ from typing import Annotated, Literal, cast
 import numpy as np
 from pydantic import Field
 
+from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import NonNegativeFloat, configclass
 from data_pipeline.loader import Sample
 from data_pipeline.stream.packing import Packing
@@ -46,7 +47,12 @@ class TranslationLM(MaskedLM):
     """A sample is MaskedLM's without pairs of segments: `documents` numbers the pairs, `segments` their two texts."""
 
     def __init__(self, config: TranslationLMConfig, spec: SampleSpec) -> None:
-        """Raises InputError where sequences are too short."""
+        """Raises InputError where sequences are too short, or positions cannot begin anew."""
+        if not spec.packs_documents:
+            raise InputError(
+                "objective=translation_lm counts the positions of each sentence anew and keeps pairs apart, which this "
+                "model cannot"
+            )
         masked = MaskedLMConfig("masked_lm", mask_rate=config.mask_rate, pairing="none", z_loss=config.z_loss)
         super().__init__(masked, spec)
 
