@@ -9,7 +9,7 @@ from pretraining.models.huggingface.architectures import KNOWN
 from pretraining.models.huggingface.config import HuggingFaceConfig
 from pretraining.models.huggingface.network import empty_network
 from pretraining.models.huggingface.settings import PROBE, setting_problems
-from pretraining.models.huggingface.tracing import META, without_gradient
+from pretraining.models.huggingface.tracing import META, refusing, run_problems, without_gradient
 
 SHOWN = 5  # names in a message
 
@@ -17,10 +17,19 @@ SHOWN = 5  # names in a message
 def problems_of(config: HuggingFaceConfig) -> list[str]:
     """Of its settings, and of a class that is not in the table also whether its objective trains all of it."""
     problems = setting_problems(config)
-    if problems or config.architecture in KNOWN:
+    if problems:
         return problems
+    try:
+        with refusing(f"model.architecture={config.architecture} with these model.settings is not supported"):
+            network = empty_network(config, PROBE, META)
+    except InputError as error:
+        return [str(error)]
+    if nothing := [name for name, p in network.named_parameters() if p.numel() == 0]:
+        return [f"model.architecture={config.architecture} with these model.settings has no values in {nothing[0]}"]
+    if config.architecture in KNOWN:
+        return run_problems(config)
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-    if any(isinstance(module, norms) for module in empty_network(config, PROBE, META).modules()):
+    if any(isinstance(module, norms) for module in network.modules()):
         return [
             f"model.architecture={config.architecture} normalizes over the batch, which is supported for "
             f"{', '.join(name for name, facts in KNOWN.items() if facts.batch_norm)} only"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -35,8 +36,8 @@ def forward_flops_per_token(config: HuggingFaceConfig, vocabulary: Vocabulary, l
     role = facts_of(config.architecture).role
     network = empty_network(config, vocabulary, META, "eager")
     arguments = _arguments(config, length)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        features = _run(network.eval(), config, arguments)
+    with _without_values(config), FlopCounterMode(display=False) as counter, torch.no_grad():
+        features = _run(network.eval(), arguments)
     share = MASKED_SHARE if role is Role.TOKEN_ENCODER else 1.0
     counted = counter.get_total_flops() + share * length * 2 * vocabulary.size * features.shape[-1]
     return counted / (length * len(arguments))
@@ -45,9 +46,19 @@ def forward_flops_per_token(config: HuggingFaceConfig, vocabulary: Vocabulary, l
 def forward_flops_per_image(config: HuggingFaceConfig, vocabulary: Vocabulary) -> float:
     """Of one image, the head included. Raises InputError where that cannot be counted."""
     network = empty_network(config, vocabulary, META, "eager")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        _run(network.eval(), config, _arguments(config, 0))
+    with _without_values(config), FlopCounterMode(display=False) as counter, torch.no_grad():
+        _run(network.eval(), _arguments(config, 0))
     return float(counter.get_total_flops())
+
+
+def run_problems(config: HuggingFaceConfig) -> list[str]:
+    """Why it does not train on its longest sequence, or on an image."""
+    try:
+        with _without_values(config):
+            _run(empty_network(config, PROBE, META).train(), _arguments(config, config.max_seq_len))
+    except InputError as error:
+        return [str(error)]
+    return []
 
 
 def without_gradient(config: HuggingFaceConfig) -> list[str]:
@@ -55,8 +66,9 @@ def without_gradient(config: HuggingFaceConfig) -> list[str]:
     torch.autograd.grad does not see into functions that make gradients of their own. Raises InputError where the class
     cannot be run so."""
     network = empty_network(config, PROBE, META)
-    features = _run(network.train(), config, _arguments(config, min(config.max_seq_len, 64)))
-    features.sum().backward()
+    with _without_values(config):
+        features = _run(network.train(), _arguments(config, min(config.max_seq_len, 64)))
+        features.sum().backward()
     head: set[Tensor] = set()  # which is ours, and trained
     if facts_of(config.architecture).role is not Role.IMAGE_ENCODER:
         head = set(network.get_output_embeddings().parameters())
@@ -71,22 +83,35 @@ def _arguments(config: HuggingFaceConfig, length: int) -> dict[str, Tensor]:
     return {name: torch.zeros(1, length, dtype=torch.long, device=META) for name in names}
 
 
-def _run(network: PreTrainedModel, config: HuggingFaceConfig, arguments: dict[str, Tensor]) -> Tensor:
+def _run(network: PreTrainedModel, arguments: dict[str, Tensor]) -> Tensor:
     """-> what the last projection would read, or an image's logits."""
+    with _Answers():
+        if "pixel_values" in arguments:
+            logits: Tensor = network(**arguments).logits
+            return logits
+        read: list[Tensor] = []
+        with reading(network.get_output_embeddings(), read):
+            network(**arguments)
+        return read[0]
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Whatever a class of transformers raises within becomes an InputError that begins with `what`: each class says in
+    its own way what it does not take, from ImportError to IndexError."""
     try:
-        with _Answers():
-            if "pixel_values" in arguments:
-                logits: Tensor = network(**arguments).logits
-                return logits
-            read: list[Tensor] = []
-            with reading(network.get_output_embeddings(), read):
-                network(**arguments)
-            return read[0]
-    except (RuntimeError, NotImplementedError) as error:
-        raise InputError(
-            f"model.architecture={config.architecture} is not supported: it does not run on tensors without values, by "
-            f"which its FLOPs are counted ({str(error)[:200]})"
-        ) from error
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what} ({type(error).__name__}: {' '.join(str(error).split())[:300]})") from error
+
+
+def _without_values(config: HuggingFaceConfig) -> AbstractContextManager[None]:
+    return refusing(
+        f"model.architecture={config.architecture} with these model.settings is not supported: it does not run on "
+        "tensors without values, by which its FLOPs are counted"
+    )
 
 
 class _Answers(TorchDispatchMode):
