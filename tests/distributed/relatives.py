@@ -18,6 +18,13 @@ from tests.helpers import ROOT, prepare
 ENCODERS = {
     "roberta": [*TEXT, "model=roberta_debug", "objective=roberta"],
     "albert": [*TEXT, "model=albert_debug", "objective=albert", "model.embedding_size=20"],
+    "macbert": [  # the data of these tests has no words of a segmenter
+        *TEXT,
+        "model=bert_debug",
+        "objective=macbert",
+        "objective.words=spelled",
+        "objective.replacement=mask",
+    ],
     "unilm": [*TEXT, "model=bert_debug", "model.segments=6", "objective=unilm"],
 }
 OTHERS = {

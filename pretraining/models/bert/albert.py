@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pretraining.models.bert.huggingface import ACTIVATION, embeddings_map, probe_inputs, require_options
-from pretraining.models.bert.huggingface import frame as frame  # the same frame as BERT's
-from pretraining.models.bert.huggingface import probe_outputs as bert_outputs
+from pretraining.models.bert import huggingface as bert
+from pretraining.models.bert.huggingface import ACTIVATION, embeddings_map, require_options
 from pretraining.models.bert.model import BERT
 from pretraining.models.huggingface_map import ConfigMap, Inputs, Key, Values, require_model_type
 from pretraining.models.weight_map import WeightMap, vocabulary, with_and_without, with_parts
@@ -37,7 +36,7 @@ PRETRAINING = ConfigMap(
 )
 MASKED_LM = replace(PRETRAINING, architecture="AlbertForMaskedLM")
 architectures = (PRETRAINING.architecture, MASKED_LM.architecture)
-__all__ = ["architectures", "frame", "probe_inputs"]
+frame, probe_inputs = bert.frame, bert.probe_inputs
 
 LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0"
 BLOCK = {
@@ -89,5 +88,5 @@ def spellings(name: str) -> list[str]:
 
 
 def probe_outputs(model: BERT, inputs: Inputs, values: Values) -> Inputs:
-    found = bert_outputs(model, inputs, values)
+    found = bert.probe_outputs(model, inputs, values)
     return {"sop_logits" if name == "seq_relationship_logits" else name: t for name, t in found.items()}
