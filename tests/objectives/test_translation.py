@@ -184,7 +184,7 @@ def test_what_cannot_be_is_refused(tokenizer: Tokenizer, monkeypatch: pytest.Mon
         Translation(TranslationConfig("translation", targets_length=64), spec)
     monkeypatch.setattr(translation, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"objective\.bleu_pairs=5 needs sacreBLEU: pip install"):
-        make(tokenizer, bleu_pairs=5)
+        make(tokenizer, bleu_pairs=5).for_evaluation()
     empty = make(tokenizer)
     assert empty.scores(Any, []) == {}
 

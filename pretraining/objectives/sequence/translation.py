@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +76,7 @@ class Translation(Objective[TokenizedDocument, EncoderDecoderWithHead]):
     decoder_start = "pad"
 
     def __init__(self, config: TranslationConfig, spec: SampleSpec) -> None:
-        """Raises InputError where rows are too short, or nothing is there to compute BLEU."""
+        """Raises InputError where rows are too short, or too long for the model."""
         assert spec.tokenizer is not None
         self.config, self.length, self.tokenizer = config, spec.seq_len, spec.tokenizer
         self.packs = spec.packs_documents
@@ -91,10 +91,14 @@ class Translation(Objective[TokenizedDocument, EncoderDecoderWithHead]):
                 f"objective.targets_length={self.targets_length} is longer than data.seq_len={self.length}: positions "
                 "of this model may end there"
             )
-        if config.bleu_pairs and find_spec("sacrebleu") is None:
+
+    def for_evaluation(self) -> Self:
+        """Raises InputError where nothing is there to compute BLEU; an export does without."""
+        if self.config.bleu_pairs and find_spec("sacrebleu") is None:
             raise InputError(
-                f"objective.bleu_pairs={config.bleu_pairs} needs sacreBLEU: pip install 'pretraining[translation]'"
+                f"objective.bleu_pairs={self.config.bleu_pairs} needs sacreBLEU: pip install 'pretraining[translation]'"
             )
+        return self
 
     def packing(self) -> PairRows:
         return PairRows(self.length, self.targets_length, together=self.packs)
