@@ -192,7 +192,7 @@ def test_what_cannot_be_is_refused_by_name():
     assert "is set by the prepared data" in problems(*masked, "model.settings.vocab_size=64")
     assert "has no attention_windows" in problems(*masked, "model.settings.attention_windows=64")
     assert "model.hidden_size say the same twice" in problems(*masked, "model.settings.hidden_size=64")
-    assert "objective=masked_lm fits model=hf_debug" in problems("objective=causal_lm")
+    assert "does not fit model=hf_debug: objective=masked_lm" in problems("objective=causal_lm")
     unproven = (*masked, "model.architecture=ErnieForMaskedLM", "engine=deepspeed", "engine.zero_stage=2")
     assert "engine.zero_stage=2 is not proven for model.architecture=ErnieForMaskedLM" in problems(*unproven)
     led = ("objective=span_corruption", "model.architecture=LEDForConditionalGeneration")
