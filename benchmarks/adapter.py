@@ -38,7 +38,7 @@ def step(chosen: list[str], objective: str) -> Callable[[], None]:
     overrides = [*chosen, *SHAPE, f"objective={objective}", *pairs, f"model.max_seq_len={LENGTH}", "data.path=x"]
     model: Any = attach_heads(
         build_model(load_config(overrides).model, VOCABULARY, PlainLayers()),
-        Heads(),  # type: ignore[arg-type]
+        Heads(),
         PlainLayers(),
     )
     model.initialize(1)
