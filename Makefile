@@ -13,7 +13,7 @@ TEXT = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('stdlib')
 
 .PHONY: quickstart test check golden models parity any-checkpoint resume any-signal soak test-slurm hostile gpu-check convergence convergence-optimizers setup \
 	bench bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-optimizers bench-tokenizer-memory \
-	bench-agreement bench-scale bench-start-up
+	bench-agreement bench-scale bench-start-up bench-adapter
 
 quickstart: setup $(OUT)/data/manifest.json
 	$(BIN)/pretrain experiment=quickstart_$(FAMILY) data.path=$(OUT)/data run_dir=$(OUT)/run
@@ -87,7 +87,7 @@ gpu-check: setup
 bench: bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-tokenizer-memory bench-agreement bench-scale \
 	bench-start-up
 
-bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-optimizers bench-scale bench-start-up: bench-%: setup
+bench-trainer bench-accumulation bench-checkpoint bench-loss-memory bench-optimizers bench-scale bench-start-up bench-adapter: bench-%: setup
 	$(BIN)/python -m benchmarks.$(subst -,_,$*)
 
 bench-agreement: setup

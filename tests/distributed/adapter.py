@@ -142,7 +142,8 @@ def table(results: dict[Case, Difference], seconds: float) -> str:
         f"torch {torch.__version__.split('+')[0]}, gloo. Each cell: largest difference of the loss at any step "
         f"(bound {LOSS_BOUND:.0e}) / of any parameter tensor at step {STEPS}, relative to its norm (bound "
         f"{WEIGHT_BOUND:.0e}). The biases of attention's keys, whose exact gradient is zero, are left out "
-        "of the second.",
+        "of the second. ResNet has GELU here: with ReLU a rounding now and then puts a unit on the other "
+        "side of 0, which makes another run.",
     ]
     for optimizer in CHOSEN:
         lines += ["", f"## {optimizer}", "", f"| architecture | {' | '.join(PLACES)} |"]

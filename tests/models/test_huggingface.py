@@ -13,8 +13,10 @@ from pretraining.models.huggingface import tracing
 from pretraining.models.huggingface.architectures import KNOWN
 from pretraining.models.huggingface.config import HuggingFaceConfig
 from pretraining.models.huggingface.huggingface import Counterpart
+from pretraining.models.registry import build_model
 from pretraining.models.roles import Role
 from pretraining.models.vocabulary import Vocabulary
+from pretraining.parallel.layers import PlainLayers
 from tests.models.huggingface import LENGTH, SHAPES, SIZE, TEXT, built, inputs, loss, tiny
 
 TEXTS = [name for name, facts in KNOWN.items() if facts.role is not Role.IMAGE_ENCODER]
@@ -210,3 +212,9 @@ def test_what_cannot_be_is_refused_by_name():
     assert "normalizes over the whole global batch" in problems(*resnet)
     others = ("objective=image_classification", "model.architecture=RegNetForImageClassification")
     assert "supported for ResNetForImageClassification only" in problems(*others, *(f"model.{k}=null" for k in SHAPES))
+
+
+def test_a_padding_far_behind_would_waste_positions():
+    far = Vocabulary(SIZE, {**TEXT.special_ids, "pad": 512})
+    with pytest.raises(InputError, match="which is 512 in the prepared data"):
+        build_model(tiny("LongformerForMaskedLM"), far, PlainLayers())
