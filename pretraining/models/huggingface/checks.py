@@ -9,13 +9,15 @@ from pretraining.models.huggingface.architectures import KNOWN
 from pretraining.models.huggingface.config import HuggingFaceConfig
 from pretraining.models.huggingface.network import empty_network
 from pretraining.models.huggingface.settings import PROBE, setting_problems
+from pretraining.models.huggingface.sight import sight_problems
 from pretraining.models.huggingface.tracing import META, refusing, run_problems, without_gradient
 
 SHOWN = 5  # names in a message
 
 
 def problems_of(config: HuggingFaceConfig) -> list[str]:
-    """Of its settings, and of a class that is not in the table also whether its objective trains all of it."""
+    """Of its settings, and of a class that is not in the table also whether its objective trains all of it and
+    whether its tokens see what their role allows."""
     problems = setting_problems(config)
     if problems:
         return problems
@@ -36,8 +38,12 @@ def problems_of(config: HuggingFaceConfig) -> list[str]:
         ]
     try:
         names = without_gradient(config)
+        with refusing(f"model.architecture={config.architecture} is not supported: it does not run on a row of tokens"):
+            seen = sight_problems(config)
     except InputError as error:
         return [str(error)]
+    if seen:
+        return seen
     if not names:
         return []
     return [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import transformers
 
-from pretraining.models.huggingface.architectures import facts_of, position_offset
+from pretraining.models.huggingface.architectures import KNOWN, facts_of, position_offset
 from pretraining.models.huggingface.config import HuggingFaceConfig
 from pretraining.models.roles import Role
 from pretraining.models.vocabulary import Vocabulary, padded_vocabulary
@@ -100,6 +100,13 @@ def setting_problems(config: HuggingFaceConfig) -> list[str]:
             "that no run could be repeated; only 0 is supported"
             for key, rate in (("dropout", config.dropout), ("attention_dropout", config.attention_dropout))
             if rate
+        ]
+    if config.architecture in KNOWN:
+        problems += [
+            f"model.settings.{key} is not proven for model.architecture={config.architecture}: what its tokens see "
+            "would not be what its role says"
+            for key in ("is_decoder", "add_cross_attention", "is_encoder_decoder")
+            if key in config.settings
         ]
     if "hash_seed" in keys and not isinstance(config.settings.get("hash_seed"), int):
         problems.append("model.settings.hash_seed is missing: without it hashes would be drawn from the clock")
