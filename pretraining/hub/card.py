@@ -26,6 +26,9 @@ _TASKS = {
 }
 
 
+NAMES = ("data.sources", "data.shares")  # keys whose values have names of the user's own
+
+
 @dataclass(frozen=True)
 class Facts:
     """What the card tells beside the run's config.
@@ -94,6 +97,8 @@ def command_of(run: RunConfig) -> str | None:
     member of a group lies in a folder of the user's own)."""
     wanted = to_dict(run)
     groups = [f"{name}={wanted[name]['name']}" for name in ("objective", "optimizer", "scheduler", "engine")]
+    if run.data.name == "mixture":
+        groups.append("data=mixture")
     lines = []
     for preset in sorted((conf_dir() / "model").glob("*.yaml")):
         try:
@@ -121,13 +126,15 @@ def _overrides(chosen: list[str], wanted: Mapping[str, object]) -> str | None:
 def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     found: dict[str, object] = {}
     for key, value in values.items():
-        inner = isinstance(value, dict) and value
+        inner = isinstance(value, dict) and value and f"{prefix}{key}" not in NAMES
         found |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}  # type: ignore[arg-type]
     return found
 
 
 def _spelled(value: object) -> str:
     """As Hydra reads it back: text in quotes where it is more than a word."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_spelled(inner)}' for key, inner in value.items())}}}"
     if not isinstance(value, str) or value.replace("_", "").replace("/", "").replace(".", "").isalnum():
         return value if isinstance(value, str) else json.dumps(value)
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

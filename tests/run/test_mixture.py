@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from data_pipeline.common.errors import InputError
 from pretraining.config import load_config
+from pretraining.hub.card import command_of
 from pretraining.run.prepared import Prepared
 from tests.helpers import TINY, command, finished_weights, metrics, prepare, train_alone, valid_losses
 
@@ -138,3 +140,9 @@ def test_shares_come_from_the_tokens(sources, tmp_path):
     assert sum(shares.values()) == pytest.approx(1)
     assert prepared.mixture_lines() == [f"mixture: en {shares['en']:.3%}, de {shares['de']:.3%} of the samples"]
     assert shares["en"] / shares["de"] == pytest.approx((tokens["en"] / tokens["de"]) ** 0.5)
+
+
+def test_the_card_of_an_export_tells_a_command_that_gives_the_same_mixture(sources, tmp_path):
+    config = load_config(mixture(sources, tmp_path, "data.shares={en: 3, de: 1}"))
+    words = shlex.split(command_of(config))
+    assert "data=mixture" in words and load_config(words[1:]) == config
