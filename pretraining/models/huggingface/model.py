@@ -26,7 +26,7 @@ from pretraining.models.huggingface.initialization import initialize_network
 from pretraining.models.huggingface.network import empty_network, reading
 from pretraining.models.roles import Role
 from pretraining.models.transformer import TransformerModel
-from pretraining.models.vocabulary import Vocabulary
+from pretraining.models.vocabulary import Vocabulary, padded_vocabulary
 from pretraining.parallel.layers import Layers
 
 
@@ -109,7 +109,10 @@ class TextAdapter(Adapter):
 
     def vocabulary_tables(self) -> list[nn.Parameter]:
         """What has a row, or an entry, for each token."""
-        return [*self.token_embedding.parameters(), *self._projection.parameters()]
+        body = set(self.network.base_model.parameters())
+        size = padded_vocabulary(self.vocab_size)
+        others = [p for p in self.network.parameters() if p not in body and p.shape[:1] == (size,)]  # Reformer's bias
+        return [*self.token_embedding.parameters(), *self._projection.parameters(), *others]
 
     def _zero_rows(self) -> dict[str, list[slice]]:
         unused = {rows for head in self.modules() if isinstance(head, TokenHead) for rows in head.unused}
