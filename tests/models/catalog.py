@@ -75,7 +75,8 @@ def page(tokenizer: Tokenizer) -> str:
 
 def presets() -> list[str]:
     """Of published sizes, by family and then by size."""
-    names = [f.stem for f in sorted((ROOT / "conf/model").glob("*.yaml")) if not f.stem.endswith("_debug")]
+    names = [f.stem for f in sorted((ROOT / "conf/model").glob("*.yaml")) if f.stem != "huggingface"]
+    names = [name for name in names if not name.endswith("_debug")]
     families = list(FAMILIES)
     return sorted(names, key=lambda name: families.index(_family(name)))
 

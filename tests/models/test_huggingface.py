@@ -1,9 +1,12 @@
 """The adapter over transformers: what holds for every architecture in its table."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from data_pipeline.common.errors import InputError
@@ -13,6 +16,7 @@ from pretraining.models.huggingface import tracing
 from pretraining.models.huggingface.architectures import KNOWN
 from pretraining.models.huggingface.config import HuggingFaceConfig
 from pretraining.models.huggingface.huggingface import Counterpart
+from pretraining.models.huggingface.settings import filled_config
 from pretraining.models.registry import build_model
 from pretraining.models.roles import Role
 from pretraining.models.vocabulary import Vocabulary
@@ -189,6 +193,7 @@ def problems(*overrides: str) -> str:
 def test_what_cannot_be_is_refused_by_name():
     masked = ("objective=masked_lm", "objective.pairing=none")
     assert "RobertaForMaskedLM are whole" in problems(*masked, "engine=megatron", "engine.tensor_parallel=2")
+    assert "model.architecture is missing" in problems(*masked, "model=huggingface")
     assert "no objective is known" in problems(*masked, "model.architecture=RobertaForTokenClassification")
     assert "no model class of this name" in problems(*masked, "model.architecture=RubertaForMaskedLM")
     assert "is set by the prepared data" in problems(*masked, "model.settings.vocab_size=64")
@@ -224,3 +229,38 @@ def test_a_padding_far_behind_would_waste_positions():
     far = Vocabulary(SIZE, {**TEXT.special_ids, "pad": 512})
     with pytest.raises(InputError, match="which is 512 in the prepared data"):
         build_model(tiny("LongformerForMaskedLM"), far, PlainLayers())
+
+
+def from_file(folder: Path, *overrides: str) -> Any:
+    masked = ("data.path=x", "objective=masked_lm", "objective.pairing=none", "model=huggingface")
+    return load_config([*masked, f"model.config_json={folder}", *overrides]).model
+
+
+def test_a_config_json_gives_architecture_and_settings(tmp_path):
+    """What decides the network is the file's; dropout, special ids and the vocabulary are ours."""
+    shape = {"num_hidden_layers": 3, "hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 96}
+    theirs = transformers.RobertaConfig(
+        **shape, max_position_embeddings=66, layer_norm_eps=1e-3, hidden_dropout_prob=0.3, vocab_size=1024
+    )
+    theirs.architectures = ["RobertaForMaskedLM"]
+    theirs.save_pretrained(tmp_path)
+    config = from_file(tmp_path)
+    assert (config.architecture, config.max_seq_len, config.dropout, config.config_json) == (
+        *("RobertaForMaskedLM", 64, 0.0, None),
+    )
+    made = filled_config(config, Vocabulary(1024, {"pad": 1, "bos": 0, "eos": 2}))
+    differing = {key for key, value in theirs.to_dict().items() if made.to_dict()[key] != value}
+    dropouts = {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"}
+    assert differing == {*dropouts, "use_cache", "architectures"}
+    assert from_file(tmp_path / "config.json", "model.num_layers=2").num_layers == 2
+    stored = json.loads((tmp_path / "config.json").read_text())
+    for change, told in (
+        ({"auto_map": {"AutoModel": "evil.Model"}}, "names code of its own"),
+        ({"model_type": "bert"}, "has model_type=bert, that of RobertaForMaskedLM is roberta"),
+        ({"architectures": []}, "names no architectures"),
+        ({"architectures": ["os.system"]}, "no model class of this name"),
+        ({"hidden_size": "abc"}, "hidden_size"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**stored, **change}))
+        with pytest.raises(InputError, match=told):
+            from_file(tmp_path)

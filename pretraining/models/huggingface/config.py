@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import KW_ONLY
 from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
+from pydantic_core import ArgsKwargs
 
-from data_pipeline.common.fields import Fraction, Positive, configclass
+from data_pipeline.common.fields import Fraction, PathText, Positive, configclass
 from data_pipeline.common.registry import load
 from pretraining.models.config import ModelConfig
 from pretraining.models.huggingface.architectures import KNOWN, ROLE_BY_ENDING, facts_of, role_of
 from pretraining.models.roles import Role
 from pretraining.patches import PatchGrid
 
+WITH_FILE = "pretraining.models.huggingface.config_file:with_file"
 PROBLEMS = "pretraining.models.huggingface.checks:problems_of"  # it imports transformers, which takes seconds
 
 
@@ -22,7 +24,9 @@ class HuggingFaceConfig(ModelConfig):
     """A model class of transformers, trained by the objective of its role: ...ForMaskedLM, ...LMHeadModel,
     ...ForConditionalGeneration, ...ForImageClassification.
 
-    architecture: the class, as config.json's architectures name it.
+    architecture: the class, as config.json's architectures name it; with config_json it may be left out.
+    config_json: a Hugging Face folder, or a config.json, which architecture and settings are read from, once: the run's
+        config.yaml has them. What stands beside it counts more.
     settings: keys of its config class, as config.json has them; what it leaves out is that class's default.
     num_layers, hidden_size, num_heads, intermediate_size: the config class's keys of that meaning, of encoder and
         decoder alike; null leaves them to settings.
@@ -35,7 +39,8 @@ class HuggingFaceConfig(ModelConfig):
 
     name: Literal["huggingface"]
     _: KW_ONLY
-    architecture: str
+    architecture: str = ""
+    config_json: PathText | None = None
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     num_layers: Positive | None = None
     hidden_size: Positive | None = None
@@ -46,6 +51,15 @@ class HuggingFaceConfig(ModelConfig):
     image_size: Positive = 224
     dropout: Fraction = 0.0
     attention_dropout: Fraction | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_config_json(cls, given: ArgsKwargs | dict[str, object]) -> ArgsKwargs | dict[str, object]:
+        stated = dict((given.kwargs or {}) if isinstance(given, ArgsKwargs) else given)
+        if (path := stated.pop("config_json", None)) is None:
+            return given
+        found: dict[str, object] = load(WITH_FILE)(str(path), stated)
+        return ArgsKwargs(given.args, found) if isinstance(given, ArgsKwargs) else found
 
     @property
     def attention_dropout_rate(self) -> float:
@@ -62,6 +76,8 @@ class HuggingFaceConfig(ModelConfig):
         return facts_of(self.architecture).packs
 
     def roles(self, of_family: frozenset[Role]) -> frozenset[Role]:
+        if not self.architecture:
+            return of_family
         role = role_of(self.architecture)
         return frozenset() if role is None else frozenset({role})
 
@@ -72,6 +88,10 @@ class HuggingFaceConfig(ModelConfig):
         return {}
 
     def problems(self) -> list[str]:
+        if not self.architecture:
+            return [
+                "model.architecture is missing: a class of transformers, or model.config_json=FOLDER that names one"
+            ]
         if role_of(self.architecture) is None:
             endings = ", ".join(f"...{ending}" for ending in ROLE_BY_ENDING)
             return [

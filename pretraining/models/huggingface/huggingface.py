@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from data_pipeline.tokenizers.export import Frame
+from pretraining.models.huggingface import tracing
 from pretraining.models.huggingface.architectures import facts_of
 from pretraining.models.huggingface.config import HuggingFaceConfig
 from pretraining.models.huggingface.model import Adapter, TextAdapter
@@ -73,7 +74,8 @@ class Counterpart:
         require_model_type(values, f"huggingface with model.architecture={self.config.architecture}", readable)
         given = {keys[key]: value for key, value in values.items() if key in keys}
         if values["model_type"] == own:
-            found: Values = config_class(**given).to_dict()
+            with tracing.refusing("its config.json has values that transformers does not take"):
+                found: Values = config_class(**given).to_dict()
         else:
             # of a network: some classes write into their config
             found = empty_network(self.config, PROBE, torch.device("meta")).config.to_dict()

@@ -105,8 +105,8 @@ def setting_problems(config: HuggingFaceConfig) -> list[str]:
         problems += [
             f"model.settings.{key} is not proven for model.architecture={config.architecture}: what its tokens see "
             "would not be what its role says"
-            for key in ("is_decoder", "add_cross_attention", "is_encoder_decoder")
-            if key in config.settings
+            for key in ("is_decoder", "add_cross_attention")
+            if config.settings.get(key)
         ]
     if "hash_seed" in keys and not isinstance(config.settings.get("hash_seed"), int):
         problems.append("model.settings.hash_seed is missing: without it hashes would be drawn from the clock")
@@ -149,8 +149,14 @@ def special_settings(config: HuggingFaceConfig, special_ids: Mapping[str, int]) 
 
 
 def keys_of(config: HuggingFaceConfig) -> dict[str, str]:
-    """Name -> the key that it means, of every key of the config class and every other name that it has for one."""
-    config_class: Any = model_class(config.architecture).config_class
+    """See keys_of_class."""
+    return keys_of_class(config.architecture)
+
+
+def keys_of_class(architecture: str) -> dict[str, str]:
+    """Name -> the key that it means, of every key of the config class and every other name that it has for one. Raises
+    ValueError where transformers has no such class."""
+    config_class: Any = model_class(architecture).config_class
     fields = {field.name: field.name for field in dataclasses.fields(config_class)}
     return fields | dict(config_class.attribute_map)
 

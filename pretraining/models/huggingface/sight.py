@@ -30,7 +30,7 @@ def sight_problems(config: HuggingFaceConfig) -> list[str]:
         return [f"model.architecture={config.architecture} with these settings does not see the tokens behind"]
     if role is not Role.TOKEN_ENCODER and not unmoved:
         return [
-            f"model.architecture={config.architecture} with these model.settings sees the tokens that it is to predict; "
+            f"model.architecture={config.architecture} with these settings sees the tokens that it is to predict; "
             "some classes are decoders only with +model.settings.is_decoder=true"
         ]
     return []
