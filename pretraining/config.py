@@ -240,6 +240,8 @@ class RunConfig:
         if self.data_kind == "images":
             return [f"data.seq_len={length} has no effect on images: model.image_size sets their size"]
         longest = cast(TextConfig, self.model).max_seq_len
+        if length != longest and self.model.fixed_length:
+            return [f"data.seq_len={length}: this model trains on sequences of model.max_seq_len={longest} only"]
         return [f"data.seq_len={length} is longer than model.max_seq_len={longest}"] if length > longest else []
 
     def _profile_problems(self, ranks: int) -> list[str]:

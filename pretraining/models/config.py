@@ -27,6 +27,11 @@ class ModelConfig:
         """Whether several documents may share a sequence, with no attention between them."""
         return True
 
+    @property
+    def fixed_length(self) -> bool:
+        """Whether every sequence must have the model's greatest length."""
+        return False
+
     def roles(self, of_family: frozenset[Role]) -> frozenset[Role]:
         """Those of its family's roles that a model of this config plays."""
         return of_family

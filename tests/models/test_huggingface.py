@@ -213,6 +213,7 @@ def test_what_cannot_be_is_refused_by_name():
     assert "with these model.settings" in problems(*masked, "model.architecture=MobileBertForMaskedLM")
     assert "ZeroDivisionError" in problems(*masked, "model=bigbird_base", "+model.settings.block_size=0")
     assert "does not run" in problems(*masked, "model=reformer_base", "model.max_seq_len=128")
+    assert "model.max_seq_len=4096 only" in problems(*masked, "model=reformer_base", "data.seq_len=2048")
     causal = ("objective=causal_lm", "model.architecture=BertLMHeadModel")
     assert "sees the tokens that it is to predict" in problems(*causal)
     load_config(["data.path=x", "model=hf_debug", *causal, "+model.settings.is_decoder=true"], 2)

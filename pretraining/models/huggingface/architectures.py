@@ -50,6 +50,7 @@ class Architecture:
     batch_norm: it normalizes over the batch, see batch_norm.py. No table is needed to find such layers; one that the
         table does not know of is refused.
     short: what model.init_from takes besides folders of the same class.
+    fixed_length: it trains on its longest sequences alone: its positions are a grid that they fill.
     own_seeds: the class seeds torch's generator by itself, from the clock, so that no dropout could be repeated.
     """
 
@@ -63,6 +64,7 @@ class Architecture:
     batch_norm: bool = False
     short: Short | None = None
     own_seeds: bool = False
+    fixed_length: bool = False
 
 
 _ENCODER = Architecture(Role.TOKEN_ENCODER, packs=True, zero_stages=ZERO)
@@ -93,7 +95,12 @@ KNOWN: dict[str, Architecture] = {
         short=Short("bert", "bert", (("pooler.", "pooler.dense."),)),
     ),
     "ReformerForMaskedLM": Architecture(
-        Role.TOKEN_ENCODER, zero_stages=ZERO, untrained=("lm_head.bias",), tables=_AXIAL, own_seeds=True
+        Role.TOKEN_ENCODER,
+        zero_stages=ZERO,
+        untrained=("lm_head.bias",),
+        tables=_AXIAL,
+        own_seeds=True,
+        fixed_length=True,
     ),
     "GPT2LMHeadModel": Architecture(Role.DECODER, packs=True, zero_stages=ZERO),
     "OpenAIGPTLMHeadModel": Architecture(Role.DECODER, zero_stages=ZERO),

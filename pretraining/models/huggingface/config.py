@@ -75,6 +75,10 @@ class HuggingFaceConfig(ModelConfig):
     def packs_documents(self) -> bool:
         return facts_of(self.architecture).packs
 
+    @property
+    def fixed_length(self) -> bool:
+        return facts_of(self.architecture).fixed_length
+
     def roles(self, of_family: frozenset[Role]) -> frozenset[Role]:
         if not self.architecture:
             return of_family
