@@ -339,7 +339,7 @@ def test_a_key_that_a_file_gives_can_be_removed(tmp_path: Path) -> None:
         ("--v", ["--version"]),
         ("--cfg ", ["job"]),
         ("model=nothing optimizer.", ["optimizer.betas=", "optimizer.eps=", "optimizer.layer_decay="]),
-        ("not/an/override optimizer=l", ["optimizer=lamb", "optimizer=lamb_bert_32k", "optimizer=lamb_bert_4k"]),
+        ("not/an/override optimizer=lamb_b", ["optimizer=lamb_bert_32k", "optimizer=lamb_bert_4k"]),
     ],
 )
 def test_what_the_last_word_may_become(line: str, expected: list[str]) -> None:
@@ -347,13 +347,8 @@ def test_what_the_last_word_may_become(line: str, expected: list[str]) -> None:
 
 
 def test_own_members_are_completed(own: Path) -> None:
-    assert completions("pretrain", RunConfig, f"--config-dir {own} model=m") == [
-        "model=mae_debug",
-        "model=mae_vit_base",
-        "model=mae_vit_huge",
-        "model=mae_vit_large",
-        "model=mine",
-    ]
+    assert completions("pretrain", RunConfig, f"--config-dir {own} model=mi") == ["model=mine"]
+    assert completions("pretrain", RunConfig, f"--config-dir {own} model=mae_d") == ["model=mae_debug"]
     assert completions("pretrain", RunConfig, f"--config-dir {own} +site=") == ["+site=cluster"]
 
 

@@ -55,8 +55,7 @@ def test_an_experiment_runs_shrunken(name, corpus, pairs, digits, tmp_path):
     unknown = ("model.num_heads", "model.intermediate_size") if whole.model.name == "elmo" else ()
     train_alone(
         f"experiment={name}",
-        *[option for option in SMALL if not option.startswith(unknown)],
-        *shape,
+        *[option for option in (*SMALL, *shape) if not option.startswith(unknown)],
         *head,
         *segments,
         *OPTIONS.get(name, []),

@@ -55,7 +55,8 @@ def run_problems(config: HuggingFaceConfig) -> list[str]:
     """Why it does not train on its longest sequence, or on an image."""
     try:
         with _without_values(config):
-            _run(empty_network(config, PROBE, META).train(), _arguments(config, config.max_seq_len))
+            pair = {name: t.expand(2, *t.shape[1:]) for name, t in _arguments(config, config.max_seq_len).items()}
+            _run(empty_network(config, PROBE, META).train(), pair)  # one image alone has no variance
     except InputError as error:
         return [str(error)]
     return []
