@@ -34,9 +34,8 @@ $(OUT)/data/manifest.json: | setup
 		output=$(OUT)/data tokenizer.vocab_size=$(VOCABULARY) valid_fraction=0.02
 endif
 
-# Three workers on two cores: many tests wait for processes that are to hang, or to end
 test: setup check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --durations=5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=5
 
 # Lint, format and types
 check: setup
