@@ -112,7 +112,7 @@ def _from_file(path: str, tokenizer: Tokenizer, neighbors: int) -> dict[Word, li
 
 @dataclass(frozen=True)
 class _Sentences:
-    """The sentences of a split as words, each by its ids: "17 5". Read anew at each pass."""
+    """The sentences of a split as words, each by its ids: "17 5". Each pass reads them from disk."""
 
     reader: TextReader
 

@@ -53,4 +53,4 @@ def test_users_md_lists_every_key_of_metrics_jsonl() -> None:
 
 
 def test_models_md_is_what_the_code_has(corpus: Path) -> None:
-    assert catalog.PAGE.read_text() == catalog.page(Tokenizer.load(corpus / "tokenizer")), "make models writes it anew"
+    assert catalog.PAGE.read_text() == catalog.page(Tokenizer.load(corpus / "tokenizer")), "run make models"

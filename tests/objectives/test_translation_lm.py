@@ -147,7 +147,7 @@ def test_texts_without_translations_are_refused(corpus, pairs, capsys):
 
 
 def test_a_model_that_keeps_no_pairs_apart_is_refused(tokenizer):
-    with pytest.raises(InputError, match="translation_lm counts the positions of each sentence anew"):
+    with pytest.raises(InputError, match="translation_lm restarts positions at each sentence"):
         TranslationLM(
             TranslationLMConfig("translation_lm"), SampleSpec(seq_len=64, tokenizer=tokenizer, packs_documents=False)
         )

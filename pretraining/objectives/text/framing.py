@@ -12,7 +12,7 @@ from pretraining.objectives.text.sentence_pairs import Pair
 
 def packed(segments: Sequence[np.ndarray], cls: int, sep: int) -> Sample:
     """Each segment between a [cls] and a [sep] of its own, one without text left out. They do not see each other, and
-    positions begin anew with each."""
+    positions restart at each."""
     framed = [_framed(segment, cls, sep) for segment in segments]
     framed = [tokens for tokens in framed if len(tokens) > 2] or framed[:1]
     lengths = [len(tokens) for tokens in framed]

@@ -1,7 +1,7 @@
 """Translation language modeling: masked tokens of a sentence are predicted from it and from its translation (Conneau
 and Lample 2019, "Cross-lingual Language Model Pretraining", section 3.3).
 
-As in facebookresearch/XLM: both sentences framed and side by side, positions counted anew in the second (utils.py,
+As in facebookresearch/XLM: both sentences framed and side by side, positions restart in the second (utils.py,
 concat_batches); every token but the first is chosen with the same probability by itself, the frames' as well, and of
 those 80% are masked, 10% become another token, 10% stay (trainer.py, mask_out). Not as there: random tokens are
 ordinary ids, never special ones; segments 0 and 1 say which sentence a token is of, where XLM adds an embedding of its
@@ -47,10 +47,10 @@ class TranslationLM(MaskedLM):
     """A sample is MaskedLM's without pairs of segments: `documents` numbers the pairs, `segments` their two texts."""
 
     def __init__(self, config: TranslationLMConfig, spec: SampleSpec) -> None:
-        """Raises InputError where sequences are too short, or positions cannot begin anew."""
+        """Raises InputError where sequences are too short, or positions cannot restart."""
         if not spec.packs_documents:
             raise InputError(
-                "objective=translation_lm counts the positions of each sentence anew and keeps pairs apart, which this "
+                "objective=translation_lm restarts positions at each sentence and keeps pairs apart, which this "
                 "model cannot"
             )
         masked = MaskedLMConfig("masked_lm", mask_rate=config.mask_rate, pairing="none", z_loss=config.z_loss)
