@@ -278,5 +278,6 @@ def test_ranks_end_when_torchrun_is_killed(corpus, run_dir):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     found = read_verdict(run_dir)
-    assert found == {"exit_code": 75, "reason": "the launcher died"}
+    # The second where the other rank notices it before the one that writes
+    assert found["exit_code"] == 75 and found["reason"] in ("the launcher died", "another rank was asked to stop")
     assert (run_dir / "checkpoints" / f"step_{max(metrics(run_dir)):08d}" / "manifest.json").exists()
