@@ -190,7 +190,8 @@ def build_recorded(
     from pretraining.run.showing import Showing
     from pretraining.trainer import Trainer
 
-    torch.use_deterministic_algorithms(config.train.deterministic)
+    if config.train.deterministic != torch.are_deterministic_algorithms_enabled():  # else it only loads the compiler
+        torch.use_deterministic_algorithms(config.train.deterministic)
     objective = inputs.objective
     layers = make_layers(config.engine, world.mesh)
     model = attach_heads(build_model(config.model, inputs.data.vocabulary, layers), objective, layers)

@@ -267,9 +267,24 @@ def _prepare(world: World) -> None:
     logger.addFilter(_proven)
     if world.device.type == "cpu":  # else it compiles an extension at the first use
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon()
     _require_process_group(world)
     if not deepspeed.comm.is_initialized():
         deepspeed.comm.init_distributed(dist_init_required=False)
+
+
+def _import_muon() -> None:
+    """DeepSpeed imports its Muon to tell other optimizers from it. It is compiled where it is defined, which loads torch's
+    compiler into every rank: 2 s of CPU at each start. Nothing here calls it, so that it is imported as it is written.
+    """
+    from deepspeed.runtime import compiler
+
+    compiled = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        compiler.compile = compiled
 
 
 def _initialize(module: LossModule, optimizer: Optimizer, world: World, config: dict[str, Any]) -> Any:

@@ -105,7 +105,7 @@ class TorchEngine(EngineBase):
     def step(self, lr: float) -> None:
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.module.zero_grad(set_to_none=True)  # an optimizer's loads torch's compiler
         if self.owners is not None:
             self._share_updates(self.owners)
 

@@ -18,7 +18,7 @@ from pretraining.models.base import Model, ShapedImageEncoder, ShapedTokenModel
 from pretraining.models.layers import ACTIVATIONS, make_norm
 from pretraining.models.loss import Rows, VocabularyLoss
 from pretraining.models.vocabulary import padded_vocabulary
-from pretraining.parallel.layers import Layers
+from pretraining.parallel.layers import EmptyLinear, Layers
 
 M = TypeVar("M", bound=Model)
 M_contra = TypeVar("M_contra", bound=Model, contravariant=True)
@@ -155,4 +155,4 @@ class PairHead(nn.Module):
 
 def class_head(model: ShapedImageEncoder) -> nn.Linear:
     """features [batch, hidden] -> logits [batch, classes]."""
-    return nn.utils.skip_init(nn.Linear, model.config.hidden_size, model.num_classes)
+    return EmptyLinear(model.config.hidden_size, model.num_classes)

@@ -10,19 +10,19 @@ from pretraining.models.config import ModelConfig
 from pretraining.models.heads import BringsHeads, attach_heads
 from pretraining.models.registry import build_model
 from pretraining.models.vocabulary import Vocabulary
-from pretraining.parallel.layers import PlainLayers
+from pretraining.parallel.layers import EmptyEmbedding, EmptyLinear, PlainLayers
 
 
 class MetaLayers(PlainLayers):
     """Layers on torch's meta device."""
 
     def column(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
-        return nn.Linear(in_features, out_features, bias, device="meta")
+        return EmptyLinear(in_features, out_features, bias, device="meta")
 
     row = column
 
     def embedding(self, num_embeddings: int, features: int) -> nn.Module:
-        return nn.Embedding(num_embeddings, features, device="meta")
+        return EmptyEmbedding(num_embeddings, features, device="meta")
 
     def parameter(self, shape: tuple[int, ...], dim: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(shape, device="meta"))

@@ -13,7 +13,7 @@ from pretraining.models.mae.config import MAEConfig
 from pretraining.models.transformer import TransformerModel
 from pretraining.models.vit.model import Block, Encoder, blocks_flops, sinusoidal_positions
 from pretraining.models.vocabulary import Vocabulary
-from pretraining.parallel.layers import Layers
+from pretraining.parallel.layers import EmptyLinear, Layers
 
 FUSED = ("attention.query.weight", "attention.key.weight", "attention.value.weight")
 
@@ -27,7 +27,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, self.layers = config, layers
         hidden, patches = config.decoder_hidden_size, config.grid.patches
-        self.embedding = nn.utils.skip_init(nn.Linear, config.hidden_size, hidden)
+        self.embedding = EmptyLinear(config.hidden_size, hidden)
         self.mask_token = nn.Parameter(torch.empty(hidden))
         self.register_buffer("position_embedding", sinusoidal_positions(math.isqrt(patches), hidden, True))
         self.blocks = nn.ModuleList(
@@ -35,7 +35,7 @@ class Decoder(nn.Module):
             for _ in range(config.decoder_num_layers)
         )
         self.final_norm = layers.mark_sequence_parallel(nn.LayerNorm(hidden, eps=config.norm_eps))
-        self.pixels = nn.utils.skip_init(nn.Linear, hidden, 3 * config.patch_size**2)
+        self.pixels = EmptyLinear(hidden, 3 * config.patch_size**2)
 
     def forward(self, encoded: Tensor, visible: Tensor) -> Tensor:
         """encoded: [batch, 1 + kept, hidden], the class token first; visible: int [batch, kept], which patches these

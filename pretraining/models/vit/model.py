@@ -16,7 +16,7 @@ from pretraining.models.transformer import TransformerModel
 from pretraining.models.vision import VisionConfig
 from pretraining.models.vit.config import ViTConfig
 from pretraining.models.vocabulary import Vocabulary
-from pretraining.parallel.layers import Layers
+from pretraining.parallel.layers import EmptyLinear, Layers
 from pretraining.patches import patchify, take_patches
 
 
@@ -70,7 +70,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config, self.layers = config, layers
         hidden, grid = config.hidden_size, config.grid
-        self.patch_embedding = nn.utils.skip_init(nn.Linear, 3 * config.patch_size**2, hidden)
+        self.patch_embedding = EmptyLinear(3 * config.patch_size**2, hidden)
         self.class_token = nn.Parameter(torch.empty(hidden)) if class_token else None
         if config.positions == "learned":
             self.position_embedding = nn.Parameter(torch.empty(class_token + grid.patches, hidden))
