@@ -80,8 +80,14 @@ def _members(group: str) -> list[str]:
 
 
 def test_no_key_is_without_an_explanation() -> None:
+    derived = {
+        f"model={file.stem}" for file in (conf_dir() / "model").glob("*.yaml") if "\nname: " not in file.read_text()
+    }
     cases = [
-        ("pretrain", [m], RunConfig) for g in ("model", "objective", "optimizer", "scheduler") for m in _members(g)
+        ("pretrain", [m], RunConfig)
+        for group in ("model", "objective", "optimizer", "scheduler")
+        for m in _members(group)
+        if m not in derived  # another size of a family that stands here already
     ]
     cases += [("prepare", [m], PrepareConfig) for m in _members("corpus")]
     cases += [("submit", [m], SubmitConfig) for m in _members("cluster")]
