@@ -118,7 +118,7 @@ class Optimizer(torch.optim.Optimizer):
         self.measured: Tensor | None = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """torch wraps it so as to hide it from its compiler, and loads the compiler for that: 1.3 s of CPU at a start."""
+        """torch's own is wrapped to hide it from its compiler, which that loads: 1.3 s of CPU at each start."""
         inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
 
     @property

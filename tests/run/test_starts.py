@@ -13,7 +13,7 @@ import pytest
 from data_pipeline.common.errors import InputError
 from pretraining.run.metrics import read_metrics
 from pretraining.run.starts import STARTS, ThisStart, note_end, note_start, read_starts
-from tests.helpers import ROOT, TINY, metrics, pretrain_process
+from tests.helpers import ROOT, TINY, metrics, pretrain_process, run_process
 
 
 def test_the_clock_goes_on_over_starts_and_leaves_out_what_lies_between(tmp_path: Path) -> None:
@@ -58,3 +58,20 @@ def test_lines_of_a_run_that_was_stopped_and_killed_have_one_clock(corpus: Path,
     assert third["seconds"] >= second["seconds"] > 0
     ends = [line for line in map(json.loads, (run / STARTS).read_text().splitlines()) if line["kind"] == "end"]
     assert len(ends) == 2 and ends[-1]["seconds"] >= times[-1]
+
+
+COMPILER = """
+import sys
+from pretraining.train import pretrain
+assert pretrain(sys.argv[1:]) == 0
+print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("engine", ["engine=torch", "engine=deepspeed"])
+def test_a_start_does_not_load_torchs_compiler(engine: str, corpus: Path, tmp_path: Path) -> None:
+    """A second of CPU in each rank, and it is never used."""
+    settings = [*TINY, engine, f"data.path={corpus}", f"run_dir={tmp_path / 'run'}", "train.steps=1"]
+    done = run_process(sys.executable, "-c", COMPILER, *settings)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
