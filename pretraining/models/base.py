@@ -122,6 +122,12 @@ class RecurrentDecoder(TokenModel, Protocol):
 class TokenEncoder(TokenModel, Protocol):
     """Role.TOKEN_ENCODER: a token sees all of its document."""
 
+    @property
+    def horizon_segments(self) -> int:
+        """How many segments it tells apart where tokens see only a part of their document, as a HorizonEncoder of
+        objectives.models; 0 for a model that has no horizons."""
+        ...
+
     def __call__(
         self,
         tokens: Tensor,

@@ -74,6 +74,10 @@ class BERT(TextModel):
         """The block of each layer, from below; with shared layers the same in all of them."""
         return [*self.blocks] * (self.config.num_layers if self.config.shared_layers else 1)
 
+    @property
+    def horizon_segments(self) -> int:
+        return self.config.segments
+
     def forward(
         self,
         tokens: Tensor,

@@ -160,6 +160,8 @@ class TokenEncoder(TextAdapter):
     """Role.TOKEN_ENCODER: tokens, int [batch, length] -> what the heads read: [batch, length, features], and with
     pairs one place more, whose first two features are the pair's logits."""
 
+    horizon_segments = 0
+
     def forward(
         self,
         tokens: Tensor,
