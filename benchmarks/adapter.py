@@ -7,11 +7,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 
 from pretraining.config import load_config
+from pretraining.models.base import TokenEncoder, TokenModel
 from pretraining.models.heads import attach_heads
 from pretraining.models.registry import build_model
 from pretraining.models.vocabulary import Vocabulary
@@ -26,10 +28,16 @@ PAIRS = {
 }
 
 
+@dataclass(frozen=True)
 class Heads:
-    def heads(self, model: Any, layers: Layers) -> dict[str, torch.nn.Module]:
-        causal = model.config.name == "gpt" or "LMHead" in str(vars(model.config).get("architecture"))
-        return {"head": model.make_token_head(layers) if causal else model.make_masked_head(layers)}
+    """Those of an objective, by its name."""
+
+    objective: str
+
+    def heads(self, model: TokenModel, layers: Layers) -> dict[str, torch.nn.Module]:
+        if self.objective == "causal_lm":
+            return {"head": model.make_token_head(layers)}
+        return {"head": cast("TokenEncoder", model).make_masked_head(layers)}
 
 
 def step(chosen: list[str], objective: str) -> Callable[[], None]:
@@ -37,8 +45,8 @@ def step(chosen: list[str], objective: str) -> Callable[[], None]:
     pairs = ["objective.pairing=none"] if objective == "masked_lm" else []
     overrides = [*chosen, *SHAPE, f"objective={objective}", *pairs, f"model.max_seq_len={LENGTH}", "data.path=x"]
     model: Any = attach_heads(
-        build_model(load_config(overrides).model, VOCABULARY, PlainLayers()),
-        Heads(),
+        cast("TokenModel", build_model(load_config(overrides).model, VOCABULARY, PlainLayers())),
+        Heads(objective),
         PlainLayers(),
     )
     model.initialize(1)

@@ -60,6 +60,7 @@ class Model(Protocol):
         ...
 
     # torch.nn.Module's own
+    def modules(self) -> Iterator[nn.Module]: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
@@ -121,6 +122,12 @@ class RecurrentDecoder(TokenModel, Protocol):
 
 class TokenEncoder(TokenModel, Protocol):
     """Role.TOKEN_ENCODER: a token sees all of its document."""
+
+    @property
+    def horizon_segments(self) -> int:
+        """How many segments it tells apart where tokens see only a part of their document, as a HorizonEncoder of
+        objectives.models; 0 for a model that has no horizons."""
+        ...
 
     def __call__(
         self,

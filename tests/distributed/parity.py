@@ -10,18 +10,15 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
-import torch
-
-from tests.helpers import ROOT, finished_weights, metrics, prepare, run_world, train_alone, train_in_world
+from tests.distributed.comparison import HEADS, STEPS, Case, Difference, difference, finish, page, table
+from tests.helpers import prepare, run_world, train_alone, train_in_world
 from tests.images import prepare_images, write_digits
 
-LOSS_BOUND, WEIGHT_BOUND = 1e-5, 1e-4
-STEPS, HEADS = 20, 4
 COMMON = [
     f"train.steps={STEPS}",
     "train.global_batch_size=8",
@@ -118,30 +115,12 @@ LAYOUTS = {  # name -> (ranks, overrides)
     "TP2 x ZeRO-2": (4, ["engine=deepspeed", "engine.tensor_parallel=2", "engine.zero_stage=2"]),
     "TP2 x ZeRO-3": (4, ["engine=deepspeed", "engine.tensor_parallel=2", "engine.zero_stage=3"]),
 }
-# softmax does not change when all scores of a query do: the exact gradient is zero
-KEY_BIAS = ("attention.key.bias", "attn.k_proj.bias")
-FUSED_BIAS = "attention.qkv.bias"  # holds the key's bias among its rows [head, (q, k, v), head_dim]
-
-
-class Difference(NamedTuple):
-    """The largest over all steps and tensors: of the loss, absolute; of a tensor, relative to its norm."""
-
-    loss: float
-    weight: float
-    tensor: str
-
-    @property
-    def holds(self) -> bool:
-        return self.loss <= LOSS_BOUND and self.weight <= WEIGHT_BOUND
-
-
 LEFT_OUT = """Left out of the second figure, and nothing else: the bias of attention keys (`attention.key.bias`, BART's
 `attn.k_proj.bias`, the key rows of GPT's `attention.qkv.bias`). Softmax does not change when all scores of a query grow
 alike, so its exact gradient is zero and optimizers that normalize it amplify rounding. For the same reason
 epsilon is 1e-6 in AdamW and LAMB, and 1e-12, its square, in Adafactor: with the published 1e-30 the noise of those key
 rows reaches the clipping of GPT's whole `attention.qkv.bias`. ViT is pooled by the mean, since 17 tokens do not divide
 by 2 under sequence parallelism."""
-Case = tuple[str, str, str]  # optimizer, family, layout
 
 
 def overrides(data: Path, folder: Path, case: Case) -> list[str]:
@@ -231,7 +210,7 @@ def compare(
         train_alone(*overrides(data, folder, (optimizer, family, "one")))
     for (ranks, split, _), group in itertools.groupby(sorted(cases, key=_world), key=_world):
         run_world(ranks, run, data, folder, list(group), tensor_parallel=split, timeout=1200)
-    return {case: difference(data, folder, case) for case in cases}
+    return {case: difference(overrides, data, folder, case) for case in cases}
 
 
 def _world(case: Case) -> tuple[int, int, str]:
@@ -244,63 +223,11 @@ def tensor_parallel(engine: Sequence[str]) -> int:
     return next((int(o.split("=")[1]) for o in engine if o.startswith("engine.tensor_parallel=")), 1)
 
 
-def difference(data: Path, folder: Path, case: Case) -> Difference:
-    one, other = (Path(overrides(data, folder, c)[-1].removeprefix("run_dir=")) for c in ((*case[:2], "one"), case))
-    expected, found = metrics(one), metrics(other)
-    assert [line["batch_hash"] for line in expected.values()] == [line["batch_hash"] for line in found.values()]
-    assert len(found) == STEPS
-    loss = max(abs(found[step]["loss"] - expected[step]["loss"]) for step in expected)
-    worst = max(_tensor_differences(finished_weights(one), finished_weights(other)))
-    return Difference(loss, *worst)
-
-
-def _tensor_differences(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[tuple[float, str]]:
-    differences = []
-    for name, tensor in expected.items():
-        if not name.startswith("weights.") or name.endswith(KEY_BIAS):
-            continue
-        a, b = tensor, found[name]
-        if name.endswith(FUSED_BIAS):
-            a, b = (t.unflatten(0, (HEADS, 3, -1))[:, ::2] for t in (a, b))
-        differences.append((float((a - b).norm() / a.norm().clamp(min=1e-12)), name.removeprefix("weights.")))
-    return differences
-
-
-def table(results: dict[Case, Difference], seconds: float) -> str:
-    lines = [
-        "# Parity of the layouts",
-        "",
-        (__doc__ or "").strip().splitlines()[-1],
-        "",
-        f"`make parity`: {len(results)} runs against one process, {seconds / 60:.0f} minutes on two CPU cores, "
-        f"torch {torch.__version__.split('+')[0]}, gloo. Each cell: largest difference of the loss at any step "
-        f"(bound {LOSS_BOUND:.0e}) / of any parameter tensor at step {STEPS}, relative to its norm (bound "
-        f"{WEIGHT_BOUND:.0e}).",
-        "",
-        LEFT_OUT,
-        "",
-    ]
-    for optimizer in OPTIMIZERS:
-        families = [f for f in FAMILIES | RELATIVES | UNSPLIT if any(case[:2] == (optimizer, f) for case in results)]
-        if families:
-            lines += [
-                f"## {optimizer}",
-                "",
-                f"| layout | {' | '.join(families)} |",
-                "| --- " * (len(families) + 1) + "|",
-            ]
-        for layout in LAYOUTS if families else ():
-            cells = [results.get((optimizer, family, layout)) for family in families]
-            lines.append(
-                f"| {layout} | "
-                + " | ".join(
-                    "-" if d is None else f"{d.loss:.1e} / {d.weight:.1e}{'' if d.holds else ' **FAILS**'}"
-                    for d in cells
-                )
-                + " |"
-            )
-        lines.append("")
-    return "\n".join(lines)
+def layouts_table(optimizer: str, families: Collection[str], results: Mapping[Case, Difference]) -> str:
+    """Layouts as rows; as columns those of the families of which a case was run."""
+    shown = [f for f in families if any(case[:2] == (optimizer, f) for case in results)]
+    rows = {layout: [results.get((optimizer, family, layout)) for family in shown] for layout in LAYOUTS}
+    return table(optimizer, ["layout", *shown], rows, "-")
 
 
 def cases() -> list[Case]:
@@ -320,13 +247,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         data = prepare_data(Path(folder))
         results = compare(cases(), data, Path(folder) / "runs")
-    text = table(results, time.time() - began)
-    print(text)
-    for case, d in results.items():
-        if not d.holds:
-            print(f"{case}: loss {d.loss:.1e}, {d.tensor} {d.weight:.1e}")
-    (ROOT / "docs" / "parity.md").write_text(text)
-    return 0 if all(d.holds for d in results.values()) else 1
+    introduction = (__doc__ or "").strip().splitlines()[-1]
+    text = page("Parity of the layouts", introduction, f"\n\n{LEFT_OUT}", results, time.time() - began)
+    text += "".join(layouts_table(optimizer, FAMILIES | RELATIVES | UNSPLIT, results) for optimizer in OPTIMIZERS)
+    return finish(text, results, "parity.md")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pretraining.parallel.layout import Layout
-from tests.distributed.parity import LOSS_BOUND, WEIGHT_BOUND, compare, difference, overrides, prepare_data
+from tests.distributed.comparison import LOSS_BOUND, WEIGHT_BOUND, difference
+from tests.distributed.parity import compare, overrides, prepare_data
 from tests.helpers import run_world, train_alone, train_in_world
 
 CASES = [
@@ -49,5 +50,5 @@ def test_local_statistics_fail(data, tmp_path, optimizer):
     case = (optimizer, "gpt", "ZeRO-2 x2")
     train_alone(*overrides(data, tmp_path, (optimizer, "gpt", "one")))
     run_world(2, run_with_local_statistics, data, tmp_path, [case])
-    found = difference(data, tmp_path, case)
+    found = difference(overrides, data, tmp_path, case)
     assert found.loss > 10 * LOSS_BOUND and found.weight > 10 * WEIGHT_BOUND

@@ -14,7 +14,7 @@ from pretraining.models.attention import Attention, document_mask, horizon_mask
 from pretraining.models.bert.config import EncoderConfig
 from pretraining.models.blocks import BlockStack, run_blocks
 from pretraining.models.heads import Ids, MaskedTokenHead, PairHead
-from pretraining.models.initialization import initialize
+from pretraining.models.initialization import initialize, truncated_normal
 from pretraining.models.layers import Dropout, FeedForward, make_norm
 from pretraining.models.transformer import TextModel
 from pretraining.models.vocabulary import Vocabulary, padded_vocabulary
@@ -74,6 +74,10 @@ class BERT(TextModel):
         """The block of each layer, from below; with shared layers the same in all of them."""
         return [*self.blocks] * (self.config.num_layers if self.config.shared_layers else 1)
 
+    @property
+    def horizon_segments(self) -> int:
+        return self.config.segments
+
     def forward(
         self,
         tokens: Tensor,
@@ -126,15 +130,5 @@ class BERT(TextModel):
         return [BlockStack(self.layer_blocks, inputs, (self.final_norm,))]
 
     def initialize(self, seed: int) -> None:
-        """Normal with standard deviation initializer_range, truncated at two of them, biases 0 (modeling.py,
-        create_initializer). Padded vocabulary rows are 0."""
-        initialize(self, self.layers, seed, self._fill)
-
-    def _fill(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
-        if tensor.ndim == 1:
-            tensor.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-            return
-        std = self.config.initializer_range
-        nn.init.trunc_normal_(tensor, 0.0, std, -2 * std, 2 * std, generator=generator)
-        if name == "token_embedding.weight":
-            tensor[self.vocab_size :] = 0.0
+        """As published, see truncated_normal."""
+        initialize(self, self.layers, seed, truncated_normal(self.config.initializer_range))

@@ -18,7 +18,7 @@ from pretraining.models.blocks import BlockStack, run_blocks
 from pretraining.models.electra.config import SEGMENTS, ElectraConfig
 from pretraining.models.electra.sampling import SamplingHead
 from pretraining.models.heads import Ids
-from pretraining.models.initialization import initialize
+from pretraining.models.initialization import initialize, truncated_normal
 from pretraining.models.layers import make_norm
 from pretraining.models.transformer import TextModel
 from pretraining.models.vocabulary import Vocabulary, padded_vocabulary
@@ -137,18 +137,8 @@ class Electra(TextModel):
         ]
 
     def initialize(self, seed: int) -> None:
-        """Normal with standard deviation initializer_range, truncated at two of them, biases 0 (model/modeling.py,
-        create_initializer). Padded vocabulary rows are 0."""
-        initialize(self, self.layers, seed, self._fill)
-
-    def _fill(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
-        if tensor.ndim == 1:
-            tensor.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-            return
-        std = self.config.initializer_range
-        nn.init.trunc_normal_(tensor, 0.0, std, -2 * std, 2 * std, generator=generator)
-        if name == "token_embedding.weight":
-            tensor[self.vocab_size :] = 0.0
+        """As BERT: google-research/electra, model/modeling.py, create_initializer."""
+        initialize(self, self.layers, seed, truncated_normal(self.config.initializer_range))
 
 
 def _mask(documents: Tensor | None) -> Tensor | None:

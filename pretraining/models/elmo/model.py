@@ -147,7 +147,7 @@ class ELMo(TransformerModel):
 
     def initialize(self, seed: int) -> None:
         """As bilm/training.py: characters uniform to 1, filters to 0.05, LSTMs by Glorot's rule, all else normal with
-        variance 1 / inputs; biases 0, but for the highways' gates. Padded vocabulary rows are 0."""
+        variance 1 / inputs; biases 0, but for the highways' gates."""
         initialize(self, self.layers, seed, self._fill)
 
     def _fill(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
@@ -161,5 +161,3 @@ class ELMo(TransformerModel):
             nn.init.xavier_uniform_(tensor, generator=generator)
         else:
             tensor.normal_(0.0, 1.0 / math.sqrt(tensor.shape[1]), generator=generator)
-            if name == "head.weight":
-                tensor[self.vocab_size :] = 0.0

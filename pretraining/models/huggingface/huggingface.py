@@ -12,7 +12,14 @@ from data_pipeline.tokenizers.export import Frame
 from pretraining.models.huggingface import tracing
 from pretraining.models.huggingface.architectures import facts_of
 from pretraining.models.huggingface.config import HuggingFaceConfig
-from pretraining.models.huggingface.model import Adapter, TextAdapter
+from pretraining.models.huggingface.model import (
+    Adapter,
+    Decoder,
+    EncoderDecoder,
+    ImageEncoder,
+    TextAdapter,
+    TokenEncoder,
+)
 from pretraining.models.huggingface.network import empty_network
 from pretraining.models.huggingface.settings import (
     PROBE,
@@ -124,16 +131,17 @@ class Counterpart:
             for row in rows
         ]
 
-    def probe_outputs(self, model: Any, inputs: Inputs, values: Values) -> Inputs:
-        if model.facts.role is Role.IMAGE_ENCODER:
-            return {"logits": model.head(model(inputs["pixel_values"]))}
-        hidden = model(*inputs.values())
-        if model.facts.role is not Role.TOKEN_ENCODER:
-            return {"logits": model.head.logits(hidden)}
+    def probe_outputs(self, model: Adapter, inputs: Inputs, values: Values) -> Inputs:
+        outputs = model(*inputs.values())
+        if isinstance(model, ImageEncoder):
+            return {"logits": model.head(outputs)}
+        if isinstance(model, Decoder | EncoderDecoder):
+            return {"logits": model.head.logits(outputs)}
+        assert isinstance(model, TokenEncoder)
         tokens = inputs["input_ids"]
-        logits = model.head.logits(hidden, torch.arange(tokens.shape[1]).expand_as(tokens))
+        logits = model.head.logits(outputs, torch.arange(tokens.shape[1]).expand_as(tokens))
         if model.facts.pair_logits is None:
             return {"logits": logits}
         return {"prediction_logits": logits} | (
-            {model.facts.pair_logits: model.pair_head(hidden)} if "pair_head" in model.head_names else {}
+            {model.facts.pair_logits: model.pair_head(outputs)} if "pair_head" in model.head_names else {}
         )

@@ -146,6 +146,8 @@ class TextAdapter(Adapter):
 class Decoder(TextAdapter):
     """Role.DECODER: tokens, int [batch, length] -> what the head reads, [batch, length, features]."""
 
+    head: TokenHead
+
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """See models.base.Decoder."""
         features, _ = self._called(
@@ -159,6 +161,10 @@ class Decoder(TextAdapter):
 class TokenEncoder(TextAdapter):
     """Role.TOKEN_ENCODER: tokens, int [batch, length] -> what the heads read: [batch, length, features], and with
     pairs one place more, whose first two features are the pair's logits."""
+
+    head: MaskedHead
+    pair_head: PairHead
+    horizon_segments = 0
 
     def forward(
         self,
@@ -182,7 +188,7 @@ class TokenEncoder(TextAdapter):
     def make_masked_head(self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> MaskedHead:
         return MaskedHead(self.make_token_head(layers, used, z_loss))
 
-    def make_pair_head(self) -> nn.Module:
+    def make_pair_head(self) -> PairHead:
         if self.facts.pair_logits is None:
             raise InputError(
                 f"model.architecture={self.config.architecture} has no head for pairs of segments: "
@@ -194,6 +200,8 @@ class TokenEncoder(TextAdapter):
 class EncoderDecoder(TextAdapter):
     """Role.ENCODER_DECODER: inputs and targets (shifted right), int [batch, length] -> what the head reads of the
     decoder, [batch, targets, features]."""
+
+    head: TokenHead
 
     def forward(
         self,
@@ -243,6 +251,8 @@ def _at(hidden: Tensor, positions: Tensor) -> Tensor:
 class ImageEncoder(Adapter):
     """Role.IMAGE_ENCODER: images, [batch, 3, image_size, image_size], normalized -> logits of the classes: the head is
     the class's own."""
+
+    head: nn.Module
 
     def __init__(self, config: HuggingFaceConfig, vocabulary: Vocabulary, layers: Layers) -> None:
         super().__init__(config, vocabulary, layers)

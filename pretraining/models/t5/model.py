@@ -185,16 +185,14 @@ class T5(TextModel):
 
         Not as in Mesh TensorFlow, which trained T5: there feed-forward layers and the untied head are cut at two
         deviations (layers.py, dense), which makes them 0.88 of what they are here, and the relative biases have
-        sqrt(2 / (heads + buckets)) (ops.py, get_variable), six times the value here. Padded vocabulary rows are 0."""
+        sqrt(2 / (heads + buckets)) (ops.py, get_variable), six times the value here."""
         initialize(self, self.layers, seed, self._fill)
 
     def _fill(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
         if tensor.ndim == 1:
             tensor.fill_(1.0)
-            return
-        tensor.normal_(0.0, self._standard_deviation(name, tensor), generator=generator)
-        if name in ("token_embedding.weight", "head.weight"):
-            tensor[self.vocab_size :] = 0.0
+        else:
+            tensor.normal_(0.0, self._standard_deviation(name, tensor), generator=generator)
 
     def _standard_deviation(self, name: str, tensor: Tensor) -> float:
         hidden = self.config.hidden_size

@@ -134,7 +134,7 @@ class Transformer(TextModel):
 
     def initialize(self, seed: int) -> None:
         """Embeddings are normal with deviation hidden_size ** -0.5 (layers/modalities.py), other weights uniform with
-        variance 2 / (fan_in + fan_out), biases 0. Padded vocabulary rows are 0."""
+        variance 2 / (fan_in + fan_out), biases 0."""
         initialize(self, self.layers, seed, self._fill)
 
     def _fill(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
@@ -142,7 +142,6 @@ class Transformer(TextModel):
             tensor.fill_(1.0 if name.endswith("norm.weight") else 0.0)
         elif name == "token_embedding.weight":
             tensor.normal_(0.0, self.config.hidden_size**-0.5, generator=generator)
-            tensor[self.vocab_size :] = 0.0
         else:
             nn.init.xavier_uniform_(tensor, generator=generator)
 

@@ -130,17 +130,15 @@ class TransformerXL(TextModel):
 
     def initialize(self, seed: int) -> None:
         """Normal with standard deviation initializer_range, norms' weights the same around 1, biases 0 but for u and v
-        (pytorch/train.py, weights_init). Padded vocabulary rows are 0."""
+        (pytorch/train.py, weights_init)."""
         initialize(self, self.layers, seed, self._fill)
 
     def _fill(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
         if name.endswith(".bias"):
             tensor.zero_()
-            return
-        center = 1.0 if name.endswith("norm.weight") else 0.0
-        tensor.normal_(center, self.config.initializer_range, generator=generator)
-        if name == "token_embedding.weight":
-            tensor[self.vocab_size :] = 0.0
+        else:
+            center = 1.0 if name.endswith("norm.weight") else 0.0
+            tensor.normal_(center, self.config.initializer_range, generator=generator)
 
 
 def _allowed(tokens: Tensor, documents: Tensor | None, first: int, part: slice) -> Tensor:

@@ -155,16 +155,14 @@ class XLNet(TextModel):
 
     def initialize(self, seed: int) -> None:
         """Normal with standard deviation initializer_range, norms' weights 1, biases of linear layers and norms 0
-        (model_utils.py, _get_initializer). Padded vocabulary rows are 0."""
+        (model_utils.py, _get_initializer)."""
         initialize(self, self.layers, seed, self._fill)
 
     def _fill(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
         if name.endswith((".bias", "norm.weight")):
             tensor.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-            return
-        tensor.normal_(0.0, self.config.initializer_range, generator=generator)
-        if name == "token_embedding.weight":
-            tensor[self.vocab_size :] = 0.0
+        else:
+            tensor.normal_(0.0, self.config.initializer_range, generator=generator)
 
 
 def in_order(places: Tensor, ranks: Tensor, first: int | None = None) -> Tensor:

@@ -10,8 +10,8 @@ begins where the prepared data says, not behind a full stop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +22,10 @@ from data_pipeline.common.fields import Fraction, Probability, configclass, unus
 from data_pipeline.loader import Sample
 from data_pipeline.shards.text import TokenizedDocument
 from data_pipeline.tokenizers.export import Frame
-from pretraining.labels import IGNORED
-from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
-from pretraining.objectives.inspect import decode_with_specials
+from pretraining.objectives.base import Demonstration, SampleSpec
 from pretraining.objectives.models import EncoderDecoderWithHead
-from pretraining.objectives.padding import pad_to
-from pretraining.objectives.samples import on_device_of
 from pretraining.objectives.sequence.decoding import greedy
+from pretraining.objectives.sequence.encoder_decoder import EncoderDecoderObjective
 from pretraining.objectives.sequence.sentence_blocks import SentenceBlocks
 from pretraining.objectives.sequence.text_noise import (
     Infill,
@@ -39,12 +36,6 @@ from pretraining.objectives.sequence.text_noise import (
     permute_sentences,
     rotate,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from pretraining.models.base import TokenModel
-    from pretraining.parallel.layers import Layers
 
 SHORTEST_SEQUENCE = 8
 SHOWN_SAMPLES = 3  # that a demonstration writes out
@@ -78,11 +69,10 @@ class DenoisingConfig:
             raise ValueError("noise=none with permuted_sentences=0 and rotated_documents=0 leaves nothing to be undone")
 
 
-class Denoising(Objective[TokenizedDocument, EncoderDecoderWithHead]):
-    """A sample, each int64: inputs [read], decoder_inputs and labels [written]."""
+class Denoising(EncoderDecoderObjective[TokenizedDocument]):
+    """A sample, each int64: inputs [read], decoder_inputs and labels [written]. It is one document."""
 
     terms = {"denoising": 1.0}
-    unit = Unit.TOKENS
     text_term = "denoising"
     decoder_start = "eos"
     frame = Frame("bos $A eos", "bos $A eos eos $B eos")
@@ -95,15 +85,15 @@ class Denoising(Objective[TokenizedDocument, EncoderDecoderWithHead]):
                 f"objective=denoising needs sequences of at least {SHORTEST_SEQUENCE} tokens, not {spec.seq_len}"
             )
         tokenizer = spec.tokenizer
-        self.config, self.length, self.tokenizer = config, spec.seq_len, tokenizer
-        self.pad, self.bos, self.eos = tokenizer.pad, tokenizer.bos, tokenizer.eos
+        super().__init__(tokenizer, spec.seq_len, spec.seq_len)
+        self.config, self.bos = config, tokenizer.bos
         text_ids = np.flatnonzero(tokenizer.is_text)
         self.substitutes = Substitutes(tokenizer.mask, text_ids, config.random_rate)
         self.words = tokenizer.words if config.whole_words else None
         self.infill = Infill(config.rate, config.mean_span_length)
 
     def packing(self) -> SentenceBlocks:
-        return SentenceBlocks(self.length - 2)
+        return SentenceBlocks(self.inputs_length - 2)
 
     def corrupt(self, segments: Sequence[TokenizedDocument], rng: np.random.Generator) -> Sample:
         (document,) = segments
@@ -122,81 +112,36 @@ class Denoising(Objective[TokenizedDocument, EncoderDecoderWithHead]):
         kind, rate = self.config.noise, self.config.rate
         words = np.arange(len(tokens)) if self.words is None else np.flatnonzero(self.words.starts(tokens))
         if kind == "infill":
-            return self.infill(tokens, words, self.substitutes, self.length - 2, rng)
+            return self.infill(tokens, words, self.substitutes, self.inputs_length - 2, rng)
         if kind == "mask":
             return mask_words(tokens, words, rate, self.substitutes, rng)
         return delete_words(tokens, words, rate, rng) if kind == "delete" else tokens
 
     def collate(self, samples: Sequence[Sample]) -> Sample:
-        """-> the sample's arrays, and input_documents and target_documents: 0, and -1 for padding; int64
-        [batch, seq_len]."""
-        fill = {"inputs": self.pad, "decoder_inputs": self.pad, "labels": IGNORED}
-        batch = {name: pad_to(self.length, [s[name] for s in samples], value) for name, value in fill.items()}
-        for name, padded in (("input_documents", "inputs"), ("target_documents", "labels")):
-            batch[name] = pad_to(self.length, [np.zeros_like(s[padded]) for s in samples], -1)
-        return batch
-
-    def counts(self, samples: Sequence[Sample]) -> dict[str, int]:
-        return {"denoising": sum(len(s["labels"]) for s in samples)}
-
-    def target_bytes(self, samples: Sequence[Sample]) -> int:
-        return sum(int(self.tokenizer.text_bytes[s["labels"]].sum()) for s in samples)
-
-    def size(self, sample: Sample) -> int:
-        return len(sample["inputs"]) + len(sample["labels"])
-
-    def target_length(self) -> int:
-        return self.length
-
-    def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
-        return {"head": model.make_token_head(layers, self.used_ids())}
+        # A sample is one document, so it has no document numbers; a batch needs them to mark its padding.
+        return super().collate(
+            [
+                {**s, "input_documents": np.zeros_like(s["inputs"]), "target_documents": np.zeros_like(s["labels"])}
+                for s in samples
+            ]
+        )
 
     def used_ids(self) -> npt.NDArray[np.int64]:
         return self.tokenizer.used_ids(("pad", "bos", "eos", "mask"))
 
-    def loss(self, model: EncoderDecoderWithHead, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"denoising": model.head(_hidden(model, batch), batch["labels"])}
-
-    def flops_per_unit(self, model: EncoderDecoderWithHead) -> float:
-        return model.flops_per_token(self.length)
-
     def describe(self, sample: Sample) -> str:
-        return f"inputs: {self._text(sample['inputs'])}\ntargets: {self._text(sample['labels'])}"
+        return f"inputs: {self.text(sample['inputs'])}\ntargets: {self.text(sample['labels'])}"
 
     def demonstrate(self, model: EncoderDecoderWithHead, demonstration: Demonstration) -> str:
         """Corrupted validation text, and what the model writes for it."""
         samples = demonstration.samples
-        length = demonstration.bounded(self.length)
+        length = demonstration.bounded(self.inputs_length)
         shown = []
         for sample in samples[:SHOWN_SAMPLES]:
             written = greedy(model, sample["inputs"].tolist(), self.eos, self.eos, length, set())
             truth = sample["labels"][: length + 1].tolist()
             shown.append(
-                f"inputs: {self._text(sample['inputs'])}\n  text: {self._text(truth)}\n  written: {self._text(written)}"
+                f"inputs: {self.text(sample['inputs'])}\n  text: {self.text(truth)}\n  written: {self.text(written)}"
             )
-        right = self._right(model, samples)
-        score = (
-            f"of {len(right)} tokens of {len(samples)} texts, the likeliest one after the true ones before it is right "
-            f"for {right.mean() if len(right) else 0:.1%}"
-        )
+        score = self.accuracy_sentence(model, samples, f"of {len(samples)} texts", [self.bos, self.eos])
         return "\n\n".join([*shown, score])
-
-    def _right(self, model: EncoderDecoderWithHead, samples: Sequence[Sample]) -> npt.NDArray[np.bool_]:
-        """-> [tokens of all texts], whether the likeliest token after the true ones is the true one."""
-        import torch
-
-        batch = on_device_of(model, self.collate(samples))
-        model.eval()
-        with torch.no_grad():
-            best = model.head.logits(_hidden(model, batch)).argmax(-1).cpu().numpy()
-        labels = batch["labels"].cpu().numpy()
-        is_text = ~np.isin(labels, [IGNORED, self.bos, self.eos])
-        return (best == labels)[is_text]
-
-    def _text(self, ids: Iterable[int]) -> str:
-        return decode_with_specials(self.tokenizer, ids)
-
-
-def _hidden(model: EncoderDecoderWithHead, batch: Mapping[str, Tensor]) -> Tensor:
-    """-> [batch, written, features]."""
-    return model(batch["inputs"], batch["decoder_inputs"], batch["input_documents"], batch["target_documents"])

@@ -11,9 +11,9 @@ comes once a window.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,21 +23,12 @@ from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import NonNegativeFloat, Positive, configclass, used_with
 from data_pipeline.loader import Sample
 from data_pipeline.stream.packing import Concatenation
-from pretraining.labels import IGNORED
-from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
-from pretraining.objectives.inspect import decode_with_specials
+from pretraining.objectives.base import Demonstration, SampleSpec
 from pretraining.objectives.models import EncoderDecoderWithHead
-from pretraining.objectives.padding import pad_to
-from pretraining.objectives.samples import on_device_of
 from pretraining.objectives.sequence.budget_packing import SHORTEST_SEGMENT, BudgetPacking
 from pretraining.objectives.sequence.decoding import greedy
+from pretraining.objectives.sequence.encoder_decoder import EncoderDecoderObjective, documents_of, joined
 from pretraining.objectives.sequence.noise import Denoiser, Prefix, Spans, solve_lengths
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from pretraining.models.base import TokenModel
-    from pretraining.parallel.layers import Layers
 
 UL2_MODES = 3  # the last sentinels stand for UL2's mode tokens [R], [X] and [S]
 SHOWN_SAMPLES = 3  # that a demonstration writes out
@@ -103,15 +94,10 @@ def mixture(config: SpanCorruptionConfig) -> list[ModeDenoiser]:
     ]
 
 
-class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
-    """A sample, each int64: inputs and input_documents [read], decoder_inputs, labels and target_documents [written].
-
-    decoder_inputs are the labels shifted right within each document, beginning with pad (T5's start token). With
-    documents=joined a sample is one document.
-    """
+class SpanCorruption(EncoderDecoderObjective[np.ndarray]):
+    """The decoder begins with pad, T5's start token. With documents=joined a sample is one document."""
 
     terms = {"span_corruption": 1.0}
-    unit = Unit.TOKENS
     text_term = "span_corruption"
     decoder_start = "pad"
 
@@ -124,13 +110,12 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
                 "objective.documents=apart: this model does not keep the documents of a sequence apart; use "
                 "objective.documents=joined"
             )
-        self.config, self.inputs_length, self.tokenizer = config, spec.seq_len, tokenizer
-        self.pad, self.eos, self.all_sentinels = tokenizer.pad, tokenizer.eos, tokenizer.sentinels
+        self.config, self.z_loss, self.all_sentinels = config, config.z_loss, tokenizer.sentinels
         self.mixture = mixture(config)
         reserved = UL2_MODES if config.mode == "ul2" else 0
         self.sentinels = self.all_sentinels[: len(self.all_sentinels) - reserved]
         self.longest, solved = solve_lengths(self._most, spec.seq_len)
-        self.targets_length = config.targets_length or solved
+        super().__init__(tokenizer, spec.seq_len, config.targets_length or solved)
         self._check()
 
     def packing(self) -> Concatenation | BudgetPacking:
@@ -148,60 +133,16 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
         if self.config.documents == "joined":
             segments = [np.concatenate(segments)]
         parts = [self._corrupt_segment(segment.astype(np.int64), rng) for segment in segments]
-        inputs, labels = [a for a, _ in parts], [b for _, b in parts]
-        shifted = [np.concatenate([[self.pad], b[:-1]]) for b in labels]
-        return {
-            "inputs": np.concatenate(inputs),
-            "input_documents": _numbered(inputs),
-            "decoder_inputs": np.concatenate(shifted),
-            "labels": np.concatenate(labels),
-            "target_documents": _numbered(labels),
-        }
-
-    def collate(self, samples: Sequence[Sample]) -> Sample:
-        """-> the sample's arrays, [batch, seq_len] what is read and [batch, targets_length] what is written. Padding is
-        of document -1."""
-        fill = {
-            "inputs": self.pad,
-            "input_documents": -1,
-            "decoder_inputs": self.pad,
-            "labels": IGNORED,
-            "target_documents": -1,
-        }
-        lengths = {name: self.inputs_length if name.startswith("input") else self.targets_length for name in fill}
-        return {name: pad_to(lengths[name], [s[name] for s in samples], fill[name]) for name in fill}
-
-    def counts(self, samples: Sequence[Sample]) -> dict[str, int]:
-        return {"span_corruption": sum(len(s["labels"]) for s in samples)}
-
-    def target_bytes(self, samples: Sequence[Sample]) -> int:
-        return sum(int(self.tokenizer.text_bytes[s["labels"][s["labels"] != IGNORED]].sum()) for s in samples)
-
-    def size(self, sample: Sample) -> int:
-        return len(sample["inputs"]) + len(sample["labels"])
-
-    def target_length(self) -> int:
-        return self.targets_length
-
-    def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
-        return {"head": model.make_token_head(layers, self.used_ids(), self.config.z_loss)}
+        return joined([a for a, _ in parts], [b for _, b in parts], self.pad)
 
     def used_ids(self) -> npt.NDArray[np.int64]:
         return self.tokenizer.used_ids(("pad", "eos"), sentinels=True)
 
-    def loss(self, model: EncoderDecoderWithHead, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"span_corruption": model.head(_hidden(model, batch), batch["labels"])}
-
-    def flops_per_unit(self, model: EncoderDecoderWithHead) -> float:
-        return model.flops_per_token(self.inputs_length)
-
     def describe(self, sample: Sample) -> str:
         """What the encoder reads and the decoder writes, segment by segment."""
         lines = []
-        for document in range(int(sample["input_documents"].max()) + 1):
-            for name, ids in (("inputs", "input_documents"), ("labels", "target_documents")):
-                text = self._text(sample[name][sample[ids] == document])
-                lines.append(f"{'targets' if name == 'labels' else name}: {text}")
+        for read, written in documents_of(sample):
+            lines += [f"inputs: {self.text(read)}", f"targets: {self.text(written)}"]
         return "\n".join(lines)
 
     def demonstrate(self, model: EncoderDecoderWithHead, demonstration: Demonstration) -> str:
@@ -209,35 +150,17 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
         samples = demonstration.samples
         length = demonstration.bounded(self.targets_length)
         shown = [self._filled(model, sample, length) for sample in samples[:SHOWN_SAMPLES]]
-        right = self._right(model, samples)
-        score = (
-            f"of {len(right)} tokens in the spans of {len(samples)} samples, the likeliest one after "
-            f"the true ones before it is right for {right.mean() if len(right) else 0:.1%}"
-        )
+        unscored = [self.eos, *self.all_sentinels]
+        score = self.accuracy_sentence(model, samples, f"in the spans of {len(samples)} samples", unscored)
         return "\n\n".join([*shown, score])
 
     def _filled(self, model: EncoderDecoderWithHead, sample: Sample, length: int) -> str:
         """The first document of a sample, and up to `length` tokens that the model writes for it."""
-        inputs, labels = (
-            sample[name][sample[documents] == 0].tolist()
-            for name, documents in (("inputs", "input_documents"), ("labels", "target_documents"))
-        )
+        inputs, labels = next(documents_of(sample))
         written = greedy(model, inputs, self.pad, self.eos, length, set(self.all_sentinels))
         truth, guess = self._spans(labels), self._spans(written)
         lines = [f"  {name}: {text!r}, written {guess.get(name, '')!r}" for name, text in truth.items()]
-        return "\n".join([f"inputs: {self._text(inputs)}", *lines])
-
-    def _right(self, model: EncoderDecoderWithHead, samples: Sequence[Sample]) -> np.ndarray:
-        """-> bool [tokens of all spans], whether the likeliest token after the true ones is the true one."""
-        import torch
-
-        batch = on_device_of(model, self.collate(samples))
-        model.eval()
-        with torch.no_grad():
-            best = model.head.logits(_hidden(model, batch)).argmax(-1).cpu().numpy()
-        labels = batch["labels"].cpu().numpy()
-        in_span = ~np.isin(labels, [IGNORED, self.eos, *self.all_sentinels])
-        return (best == labels)[in_span]
+        return "\n".join([f"inputs: {self.text(inputs)}", *lines])
 
     def _spans(self, ids: Iterable[int]) -> dict[str, str]:
         """-> {"[SENTINEL 0]": the text after it, ...}."""
@@ -245,14 +168,11 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
         name = ""
         for token in ids:
             if token in self.all_sentinels:
-                name = self._text([token])
+                name = self.text([token])
                 spans[name] = []
             elif token != self.eos:
                 spans.setdefault(name, []).append(token)
         return {name: self.tokenizer.decode(tokens) for name, tokens in spans.items()}
-
-    def _text(self, ids: Iterable[int]) -> str:
-        return decode_with_specials(self.tokenizer, ids)
 
     def _most(self, n: int) -> tuple[int, int]:
         """-> the most inputs and targets that n tokens become, whichever denoiser is drawn."""
@@ -280,13 +200,3 @@ class SpanCorruption(Objective[np.ndarray, EncoderDecoderWithHead]):
                 f"data.seq_len={self.inputs_length} with objective.targets_length={self.targets_length} holds at most "
                 f"{longest} tokens of a document; at least {SHORTEST_SEGMENT} are needed"
             )
-
-
-def _hidden(model: EncoderDecoderWithHead, batch: Mapping[str, Tensor]) -> Tensor:
-    """-> [batch, written, features]."""
-    return model(batch["inputs"], batch["decoder_inputs"], batch["input_documents"], batch["target_documents"])
-
-
-def _numbered(parts: list[np.ndarray]) -> np.ndarray:
-    """-> int64 [sum of lengths], which part each element belongs to."""
-    return np.repeat(np.arange(len(parts)), [len(p) for p in parts])

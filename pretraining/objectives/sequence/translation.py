@@ -8,9 +8,9 @@ that cannot keep them apart is given one pair in a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,20 +20,11 @@ from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import Fraction, NonNegative, Positive, configclass, unused_with
 from data_pipeline.loader import Sample
 from data_pipeline.shards.text import TokenizedDocument, halves
-from pretraining.labels import IGNORED
-from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
-from pretraining.objectives.inspect import decode_with_specials
+from pretraining.objectives.base import Demonstration, SampleSpec
 from pretraining.objectives.models import EncoderDecoderWithHead
-from pretraining.objectives.padding import pad_to
-from pretraining.objectives.samples import on_device_of
 from pretraining.objectives.sequence.decoding import beam_search
+from pretraining.objectives.sequence.encoder_decoder import EncoderDecoderObjective, documents_of, joined
 from pretraining.objectives.sequence.pair_rows import PairRows
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from pretraining.models.base import TokenModel
-    from pretraining.parallel.layers import Layers
 
 SHORTEST_SEQUENCE = 8
 LONGER = 50  # tokens that a translation may have more than its source: section 6.1
@@ -64,32 +55,26 @@ class TranslationConfig:
     bleu_tokenize: Annotated[Literal["13a", "intl", "zh", "char"], unused_with("bleu_pairs", 0)] = "13a"
 
 
-class Translation(Objective[TokenizedDocument, EncoderDecoderWithHead]):
-    """A sample, each int64: inputs and input_documents [read], decoder_inputs, labels and target_documents [written].
-
-    decoder_inputs are the labels shifted right within each pair, beginning with pad.
-    """
+class Translation(EncoderDecoderObjective[TokenizedDocument]):
+    """A document of a sample is a pair. The decoder begins with pad."""
 
     terms = {"translation": 1.0}
-    unit = Unit.TOKENS
     text_term = "translation"
     decoder_start = "pad"
 
     def __init__(self, config: TranslationConfig, spec: SampleSpec) -> None:
         """Raises InputError where rows are too short, or too long for the model."""
         assert spec.tokenizer is not None
-        self.config, self.length, self.tokenizer = config, spec.seq_len, spec.tokenizer
-        self.packs = spec.packs_documents
-        self.targets_length = config.targets_length or spec.seq_len
-        self.pad, self.eos = self.tokenizer.pad, self.tokenizer.eos
-        self.scored_samples = config.bleu_pairs
-        for key, length in (("data.seq_len", self.length), ("objective.targets_length", self.targets_length)):
+        super().__init__(spec.tokenizer, spec.seq_len, config.targets_length or spec.seq_len)
+        self.config, self.packs = config, spec.packs_documents
+        self.scored_samples, self.label_smoothing = config.bleu_pairs, config.label_smoothing
+        for key, length in (("data.seq_len", self.inputs_length), ("objective.targets_length", self.targets_length)):
             if length < SHORTEST_SEQUENCE:
                 raise InputError(f"objective=translation needs {key} of at least {SHORTEST_SEQUENCE}, not {length}")
-        if self.targets_length > self.length and not self.packs:
+        if self.targets_length > self.inputs_length and not self.packs:
             raise InputError(
-                f"objective.targets_length={self.targets_length} is longer than data.seq_len={self.length}: positions "
-                "of this model may end there"
+                f"objective.targets_length={self.targets_length} is longer than data.seq_len={self.inputs_length}: "
+                "positions of this model may end there"
             )
 
     def for_evaluation(self) -> Self:
@@ -101,84 +86,39 @@ class Translation(Objective[TokenizedDocument, EncoderDecoderWithHead]):
         return self
 
     def packing(self) -> PairRows:
-        return PairRows(self.length, self.targets_length, together=self.packs)
+        return PairRows(self.inputs_length, self.targets_length, together=self.packs)
 
     def corrupt(self, segments: Sequence[TokenizedDocument], rng: np.random.Generator) -> Sample:
         pairs = [halves(pair) for pair in segments]
         sources = [np.append(source, self.eos).astype(np.int64) for source, _ in pairs]
         targets = [np.append(target, self.eos).astype(np.int64) for _, target in pairs]
-        return {
-            "inputs": np.concatenate(sources),
-            "input_documents": _numbered(sources),
-            "decoder_inputs": np.concatenate([np.append(self.pad, target[:-1]) for target in targets]),
-            "labels": np.concatenate(targets),
-            "target_documents": _numbered(targets),
-        }
-
-    def collate(self, samples: Sequence[Sample]) -> Sample:
-        """-> the sample's arrays, [batch, seq_len] what is read and [batch, targets_length] what is written. Padding is
-        of document -1."""
-        fill = {
-            "inputs": self.pad,
-            "input_documents": -1,
-            "decoder_inputs": self.pad,
-            "labels": IGNORED,
-            "target_documents": -1,
-        }
-        lengths = {name: self.length if name.startswith("input") else self.targets_length for name in fill}
-        return {name: pad_to(lengths[name], [s[name] for s in samples], fill[name]) for name in fill}
-
-    def counts(self, samples: Sequence[Sample]) -> dict[str, int]:
-        return {"translation": sum(len(s["labels"]) for s in samples)}
-
-    def target_bytes(self, samples: Sequence[Sample]) -> int:
-        return sum(int(self.tokenizer.text_bytes[s["labels"]].sum()) for s in samples)
-
-    def size(self, sample: Sample) -> int:
-        return len(sample["inputs"]) + len(sample["labels"])
-
-    def target_length(self) -> int:
-        return self.targets_length
-
-    def heads(self, model: TokenModel, layers: Layers) -> dict[str, nn.Module]:
-        smoothing = self.config.label_smoothing
-        return {"head": model.make_token_head(layers, self.used_ids(), label_smoothing=smoothing)}
+        return joined(sources, targets, self.pad)
 
     def used_ids(self) -> npt.NDArray[np.int64]:
         return self.tokenizer.used_ids(("pad", "eos"))
 
-    def loss(self, model: EncoderDecoderWithHead, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"translation": model.head(_hidden(model, batch), batch["labels"])}
-
-    def flops_per_unit(self, model: EncoderDecoderWithHead) -> float:
-        return model.flops_per_token(self.length)
-
     def describe(self, sample: Sample) -> str:
         """What the encoder reads and the decoder writes, pair by pair."""
         lines = []
-        for source, target in _pairs(sample):
-            lines += [f"source: {self._text(source)}", f"target: {self._text(target)}"]
+        for source, target in documents_of(sample):
+            lines += [f"source: {self.text(source)}", f"target: {self.text(target)}"]
         return "\n".join(lines)
 
     def demonstrate(self, model: EncoderDecoderWithHead, demonstration: Demonstration) -> str:
         """Validation pairs, and what the model makes of their sources by beam search."""
-        pairs = [pair for sample in demonstration.samples for pair in _pairs(sample)]
+        pairs = [pair for sample in demonstration.samples for pair in documents_of(sample)]
         shown = pairs[:SHOWN_PAIRS]
         written = self._translated(model, [source for source, _ in shown], demonstration.longest)
         lines = [
             f"source: {self.tokenizer.decode(source)}\n  target: {self.tokenizer.decode(target)}\n  written: {text}"
             for (source, target), text in zip(shown, written, strict=True)
         ]
-        right = self._right(model, demonstration.samples)
-        score = (
-            f"of {len(right)} tokens of {len(pairs)} targets, the likeliest one after the true ones before it is right "
-            f"for {right.mean() if len(right) else 0:.1%}"
-        )
+        score = self.accuracy_sentence(model, demonstration.samples, f"of {len(pairs)} targets")
         return "\n\n".join([*lines, score])
 
     def scores(self, model: EncoderDecoderWithHead, samples: Sequence[Sample]) -> dict[str, float]:
         """sacreBLEU (Post 2018, "A Call for Clarity in Reporting BLEU Scores") of the first bleu_pairs pairs."""
-        pairs = [pair for sample in samples for pair in _pairs(sample)][: self.config.bleu_pairs]
+        pairs = [pair for sample in samples for pair in documents_of(sample)][: self.config.bleu_pairs]
         if not pairs:
             return {}
         from sacrebleu import corpus_bleu
@@ -201,34 +141,3 @@ class Translation(Objective[TokenizedDocument, EncoderDecoderWithHead]):
             )
             found += [self.tokenizer.decode(tokens) for tokens in written]
         return found
-
-    def _right(self, model: EncoderDecoderWithHead, samples: Sequence[Sample]) -> npt.NDArray[np.bool_]:
-        """-> [tokens of all targets], whether the likeliest token after the true ones is the true one."""
-        import torch
-
-        batch = on_device_of(model, self.collate(samples))
-        model.eval()
-        with torch.no_grad():
-            best = model.head.logits(_hidden(model, batch)).argmax(-1).cpu().numpy()
-        labels = batch["labels"].cpu().numpy()
-        return (best == labels)[labels != IGNORED]
-
-    def _text(self, ids: Iterable[int]) -> str:
-        return decode_with_specials(self.tokenizer, ids)
-
-
-def _pairs(sample: Sample) -> Iterator[tuple[list[int], list[int]]]:
-    """The sources and targets of a row, with their end tokens."""
-    for number in range(int(sample["input_documents"].max()) + 1):
-        source = sample["inputs"][sample["input_documents"] == number]
-        yield source.tolist(), sample["labels"][sample["target_documents"] == number].tolist()
-
-
-def _hidden(model: EncoderDecoderWithHead, batch: Mapping[str, Tensor]) -> Tensor:
-    """-> [batch, written, features]."""
-    return model(batch["inputs"], batch["decoder_inputs"], batch["input_documents"], batch["target_documents"])
-
-
-def _numbered(parts: list[np.ndarray]) -> np.ndarray:
-    """-> int64 [sum of lengths], which part each element belongs to."""
-    return np.repeat(np.arange(len(parts)), [len(p) for p in parts])

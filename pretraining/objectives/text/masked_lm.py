@@ -20,7 +20,6 @@ from data_pipeline.stream.word_marks import Marked, unmarked
 from data_pipeline.tokenizers.similar import SimilarWords
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.labels import IGNORED
-from pretraining.models.bert.config import EncoderConfig
 from pretraining.objectives.base import Demonstration, Objective, SampleSpec, Unit
 from pretraining.objectives.inspect import decode_with_specials
 from pretraining.objectives.models import HorizonEncoder, TokenEncoderWithHeads
@@ -207,9 +206,7 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
     def heads(self, model: TokenEncoder, layers: Layers) -> dict[str, nn.Module]:
         """Without pairs there is no pooler and no pair head. Raises InputError for a model that cannot see as `masks`
         asks."""
-        if self.has_horizons and not (
-            isinstance(model.config, EncoderConfig) and model.config.segments >= ALL_SEGMENTS
-        ):
+        if self.has_horizons and model.horizon_segments < ALL_SEGMENTS:
             raise InputError(f"objective.masks needs model.segments={ALL_SEGMENTS}, of BERT or one of its relatives")
         heads = {"head": model.make_masked_head(layers, self.used_ids(), self.config.z_loss)}
         return heads if self.config.pairing == "none" else {**heads, "pair_head": model.make_pair_head()}
