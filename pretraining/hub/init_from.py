@@ -67,7 +67,7 @@ class HuggingFaceFolder:
         if new_rows is not None and tokenizer is not None:
             self.rows, misfits = self._rows_of_another(tokenizer, their_size, new_rows)
         else:
-            self.rows, misfits = _rows(self.folder / "tokenizer.json", tokenizer, outputs, their_size)
+            self.rows, misfits = _rows(self.folder, tokenizer, outputs, their_size)
         self.entries: list[WeightMap] = []
         self.new_heads: list[str] = []
         self.not_finite: list[str] = []  # of the tensors that load_into took all the same
@@ -133,10 +133,9 @@ class HuggingFaceFolder:
         self, tokenizer: Tokenizer, their_size: int, new_rows: str
     ) -> tuple[dict[int, int], list[str]]:
         """As _rows, for a tokenizer that need not be the folder's. Sets `means`."""
-        path = self.folder / "tokenizer.json"
-        if not exists(path):
+        theirs = _their_tokenizer(self.folder)
+        if theirs is None:
             return {}, ["it has no tokenizer.json, by which model.new_rows finds the rows of pieces"]
-        theirs = Tokenizer.from_file(str(path))
         rows = _common_rows(tokenizer, theirs, their_size)
         self.means = old_pieces(tokenizer, theirs, their_size, rows) if new_rows == "mean" else {}
         return rows, []
@@ -268,13 +267,25 @@ def _config_problems(family: HuggingFaceFamily[Any], values: Values, model: Mode
     ]
 
 
-def _rows(path: Path, tokenizer: Tokenizer | None, our_size: int, their_size: int) -> tuple[dict[int, int], list[str]]:
+def _their_tokenizer(folder: Path) -> Tokenizer | None:
+    """The folder's tokenizer.json; or bytes, for which ByT5's folders have no file but a name."""
+    if exists(folder / "tokenizer.json"):
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    settings = folder / "tokenizer_config.json"
+    named = read_json(settings, key="model.init_from").get("tokenizer_class") if exists(settings) else None
+    return Tokenizer.of_bytes() if named == "ByT5Tokenizer" else None
+
+
+def _rows(
+    folder: Path, tokenizer: Tokenizer | None, our_size: int, their_size: int
+) -> tuple[dict[int, int], list[str]]:
     """-> (our id -> the row of the folder's vocabulary that it takes, problems).
 
-    Rows are matched by the folder's tokenizer.json, which must encode texts as the prepared data's tokenizer does:
-    checked on texts on which tokenizers differ. Without one, every row is taken.
+    Rows are matched by the folder's tokenizer, which must encode texts as the prepared data's does: checked on texts
+    on which tokenizers differ. Without one, every row is taken.
     """
-    if tokenizer is None or not exists(path):
+    theirs = None if tokenizer is None else _their_tokenizer(folder)
+    if tokenizer is None or theirs is None:
         hint = (
             ""
             if tokenizer is None
@@ -282,7 +293,6 @@ def _rows(path: Path, tokenizer: Tokenizer | None, our_size: int, their_size: in
         )
         problem = f"its vocabulary has {their_size} entries, that of the prepared data has {our_size}{hint}"
         return {i: i for i in range(our_size)}, [] if our_size == their_size else [problem]
-    theirs = Tokenizer.from_file(str(path))
     encoder = SimpleNamespace(encode=theirs.encode, decode=tokenizer.decode)  # decoders differ around unknown pieces
     wrong = disagreements(encoder, tokenizer)
     problems = [

@@ -52,9 +52,10 @@ def huggingface_config(model: T5, special_ids: Mapping[str, int]) -> Values:
 
 
 def from_huggingface_config(values: Values) -> Values:
-    require_model_type(values, "t5", ("t5",))
-    # transformers 5 always writes tie_word_embeddings=true, and scale_decoder_outputs=false where it was false
-    tied = values.get("scale_decoder_outputs", values.get("tie_word_embeddings", True))
+    require_model_type(values, "t5", ("t5", "mt5"))
+    # transformers 5 always writes tie_word_embeddings=true, and scale_decoder_outputs=false where it was false (not for
+    # mT5, whose head is always its own)
+    tied = values["model_type"] == "t5" and values.get("scale_decoder_outputs", values.get("tie_word_embeddings", True))
     return {**CONDITIONAL_GENERATION.restore(values), "tie_embeddings": tied}
 
 
