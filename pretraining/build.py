@@ -335,7 +335,7 @@ def _derived(config: RunConfig, inputs: Inputs, world: World) -> dict[str, int]:
 def make_stream(config: RunConfig, data: Prepared, objective: Objective, split: str) -> SequenceSource[Any]:
     """The order of one split's sequences."""
     least = MIXED_BATCHES * config.train.global_batch_size
-    return data.source(split, objective.packing(), config.train.seed, least)
+    return data.source(split, objective.packing_of, config.train.seed, least)
 
 
 def _feeds(config: RunConfig, inputs: Inputs, world: World) -> Feeds:

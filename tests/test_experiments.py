@@ -26,6 +26,7 @@ IMAGES = ["model.image_size=16", "model.patch_size=4"]
 DECODER = ["model.decoder_num_layers=1", "model.decoder_hidden_size=32", "model.decoder_num_heads=2"]
 # Without a segmenter's words, and a table of similar ones
 OPTIONS = {
+    "mbart_large": ["objective.language_tokens=false"],  # the data has none
     "bert_wwm_base": ["objective.words=spelled"],
     "macbert_base": ["objective.words=spelled", "objective.replacement=mask"],
 }

@@ -40,7 +40,9 @@ class TextCorpus:
             make_segmenter(self._words)  # at once, where it is not installed
         self.index_type: type[Index] = WordsIndex if self._words else TextIndex
         path = config.tokenizer.path
-        self._given = Tokenizer.from_file(path, config.tokenizer.special_tokens) if path else None
+        self._languages = config.tokenizer.languages
+        given = Tokenizer.from_file(path, config.tokenizer.special_tokens) if path else None
+        self._given = given.with_languages(self._languages) if given else None
         self._scanner: Scanner | None = None
         self.settings = _settings(config, self._own_settings(config), self._given)
         self.listing = listing_hash(self._source.files)
@@ -94,7 +96,7 @@ class TextCorpus:
             return Vocabulary(Tokenizer.load(folder), words=self._words)
         assert self._scanner is not None, "needs_scan() asks for a scan where there is no tokenizer"
         if self._given is None:
-            return Vocabulary(self._train(self._scanner), words=self._words)
+            return Vocabulary(self._train(self._scanner).with_languages(self._languages), words=self._words)
         print(f"tokenizer.path={self._config.tokenizer.path}: {self._given.describe_special()}")
         _warn_if_inexact(self._given, self._scanner.sample.texts())
         return Vocabulary(self._given, words=self._words)
@@ -213,6 +215,9 @@ def _few(scan: Scan) -> str:
 
 def _settings(config: PrepareConfig, own: Mapping[str, object], given: Tokenizer | None) -> dict[str, Any]:
     trained = {f"tokenizer.{key}": value for key, value in to_dict(config.tokenizer).items()}
+    languages = trained.pop("tokenizer.languages")
+    if languages:  # where there are none, plan.json is as it was before there was the key
+        trained["tokenizer.languages"] = languages
     del trained["tokenizer.path"], trained["tokenizer.special_tokens"], trained["tokenizer.words"]
     words = {} if config.tokenizer.words is None else {"tokenizer.words": config.tokenizer.words}
     return {

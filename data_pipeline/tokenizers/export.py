@@ -90,6 +90,7 @@ def special_tokens(tokenizer: Tokenizer) -> dict[int, str]:
     pieces = {i: piece for piece, i in tokenizer.pieces.items()}
     names = {tokenizer.special_ids[token.role]: token.exported for token in ALL}
     names.update({i: exported_sentinel(n) for n, i in enumerate(tokenizer.sentinels)})
+    names.update({i: name for name, i in tokenizer.languages.items()})
     taken = set(pieces.values())
     return {i: pieces[i] if i in pieces else _free(names[i], taken) for i in sorted(names)}
 

@@ -27,6 +27,7 @@ from data_pipeline.common.files import (
     write_atomically,
 )
 from data_pipeline.common.json_files import read_json, write_json
+from data_pipeline.tokenizers.languages import Languages, language_ids, language_ids_from_json
 from data_pipeline.tokenizers.native_tokens import complete, mapped_names, require_pieces
 from data_pipeline.tokenizers.similar import SimilarWords, load_similar
 from data_pipeline.tokenizers.special_tokens import MAX_VOCABULARY, NATIVE, ROLES, SENTINEL_ROLES, SENTINELS
@@ -50,6 +51,8 @@ class TokenizerConfig:
     special_tokens: which of its pieces are special, as {bos: "<bos>", mask: "<mask>"}, where neither its folder nor the
       file itself says so; roles are pad, bos, eos, unk, mask, cls, sep, fim_prefix, fim_middle, fim_suffix and
       sentinel_0 to sentinel_99.
+    languages: a token for each, as in [en_XX, de_DE], for objective.language_tokens; a ready tokenizer keeps those that
+      it has.
     sample_bytes: the most text, in bytes, that it is trained on.
     words: jieba finds the words of Chinese text, and where they begin is kept with the tokens, for
       objective.words=segmented; null leaves words to how they are spelled.
@@ -59,6 +62,7 @@ class TokenizerConfig:
     vocab_size: Annotated[Positive, used_with("path", None), unused_with("model_type", "byte")] = 8192
     path: PathText | None = None
     special_tokens: Annotated[dict[str, str], unused_with("path", None)] = Field(default_factory=dict)
+    languages: Languages = Field(default_factory=list)
     sample_bytes: Annotated[Positive, used_with("path", None), unused_with("model_type", "char", "byte")] = 10_000_000
     words: Literal["jieba"] | None = None
 
@@ -129,18 +133,23 @@ class Tokenizer:
 
     Special ids that the model has itself are used as they are; those that it lacks follow its pieces, pad, bos, eos and
     unk first, up to `total_size`: these stand for no text. `vocab_size` counts the pieces with pad, bos, eos and unk.
+    languages: name -> id of the tokens that say of which language a text is; most tokenizers have none.
     """
 
-    def __init__(self, backend: Backend, kind: _Kind, special_ids: Mapping[str, int]) -> None:
+    def __init__(
+        self, backend: Backend, kind: _Kind, special_ids: Mapping[str, int], languages: Mapping[str, int] | None = None
+    ) -> None:
         """special_ids: role -> id of all ROLES and SENTINEL_ROLES."""
-        own = sorted({i for role, i in special_ids.items() if i < backend.size and role != "unk"})
+        self.languages = dict(languages or {})
+        named = {role: i for role, i in special_ids.items() if role != "unk"} | self.languages
+        own = sorted({i for i in named.values() if i < backend.size})
         self.backend, self._kind = backend.protect(own), kind
         self.pad, self.bos, self.eos, self.unk = (special_ids[token.role] for token in NATIVE)
         self.mask, self.cls, self.sep = (special_ids[role] for role in ("mask", "cls", "sep"))
         self.fim_prefix, self.fim_middle, self.fim_suffix = (special_ids[role] for role in ROLES[-3:])
         self.sentinels: Sequence[int] = _as_range([special_ids[role] for role in SENTINEL_ROLES])
         self.vocab_size = backend.size + sum(special_ids[token.role] >= backend.size for token in NATIVE)
-        self.total_size = max(backend.size, *(i + 1 for i in special_ids.values()))
+        self.total_size = max(backend.size, *(i + 1 for i in (*special_ids.values(), *self.languages.values())))
         self._own_special_ids = frozenset((*own, self.unk))
         self.similar: SimilarWords | None = None  # of the folder that it was loaded from
 
@@ -201,11 +210,20 @@ class Tokenizer:
         kind = _Kind(info["type"], info["escaped"])
         backend = _open(kind, join(folder, kind.file))
         if hashlib.sha256(backend.data).hexdigest() == info.get("sha256"):
-            tokenizer = cls(backend, kind, _ids_from_json(info["ids"]))
+            languages = language_ids_from_json(info.get("languages"), _INFO_FILE)
+            tokenizer = cls(backend, kind, _ids_from_json(info["ids"]), languages)
             if tokenizer._info() == info:
                 tokenizer.similar = load_similar(folder, tokenizer.total_size)
                 return tokenizer
         raise InputError(f"{folder}: {kind.file} is not the one that {_INFO_FILE} describes")
+
+    def with_languages(self, names: Sequence[str]) -> Tokenizer:
+        """With a token for each of these, behind all others where it has none of this name."""
+        if not names:
+            return self
+        ids = language_ids(names, self.languages, self.pieces, self.total_size)
+        special = self.special_ids | dict(zip(SENTINEL_ROLES, self.sentinels, strict=True))
+        return Tokenizer(self.backend, self._kind, special, ids)
 
     def save(self, folder: Location) -> None:
         """Writes `folder` (model file and tokenizer_info.json) under another name, then renames it."""
@@ -259,10 +277,13 @@ class Tokenizer:
             "fim_suffix": self.fim_suffix,
         }
 
-    def used_ids(self, roles: Collection[str], sentinels: bool = False) -> npt.NDArray[np.int64]:
+    def used_ids(
+        self, roles: Collection[str], sentinels: bool = False, languages: bool = False
+    ) -> npt.NDArray[np.int64]:
         """The ids that an objective uses, ascending: all of the model's own, and of those that were added to it only
-        these roles'."""
+        these roles'. languages: those of all languages, too."""
         special = [self.special_ids[role] for role in roles] + (list(self.sentinels) if sentinels else [])
+        special += self.languages.values() if languages else []
         return np.unique([*range(self.backend.size), *special]).astype(np.int64)
 
     def describe_special(self) -> str:
@@ -308,6 +329,7 @@ class Tokenizer:
             "vocab_size": self.vocab_size,
             "total_size": self.total_size,
             "ids": _ids_to_json(self.special_ids, self.sentinels),
+            **({"languages": self.languages} if self.languages else {}),
         }
 
 

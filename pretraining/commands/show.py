@@ -53,7 +53,7 @@ def show(overrides: list[str]) -> None:
         raise InputError(f"{run_dir / 'checkpoints'} holds no checkpoint")
     data = Prepared(run)
     objective = build_objective(run.objective, data.spec).for_evaluation()
-    source = data.source("valid", objective.packing(), config.seed)
+    source = data.source("valid", objective.packing_of, config.seed)
     samples = first_samples(source, objective, max(VALIDATION_SAMPLES, objective.scored_samples))
     model = load_plain_model(run, data.vocabulary, objective, checkpoint)
     print(objective.demonstrate(model, Demonstration(samples, run_dir, config.seed)))

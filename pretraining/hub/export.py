@@ -121,7 +121,7 @@ class Source:
         model = shapes_of(self.run.model, self.vocabulary, self.objective)
         values = family.huggingface_config(model, self.special_ids)
         if self.objective.decoder_start is not None:
-            values["decoder_start_token_id"] = self.special_ids[self.objective.decoder_start]
+            values["decoder_start_token_id"] = self.special_ids.get(self.objective.decoder_start)
         if self.used is not None:
             return {**values, "vocab_size": len(self.used)}
         return {**values, **self.image_views.huggingface_config(tuple(self.classes))}
@@ -216,7 +216,9 @@ def _write_part(
 def _write_generation_config(folder: Path, values: dict[str, Any]) -> None:
     """The special ids that generation needs, for models that have an end of text."""
     if "eos_token_id" in values:
-        keys = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+        keys = ["bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"]
+        if values.get(keys[-1], 0) is None:  # each language has its own: transformers would take bos in its place
+            del keys[0], keys[-1]
         _write_json(folder / "generation_config.json", {key: values[key] for key in keys if key in values})
 
 

@@ -84,12 +84,19 @@ class Objective(Protocol[SegmentT, ModelT]):
     unit: Unit
     text_term: str | None = None  # the one that is a sum over the tokens of text in the targets, in nats
     frame: Frame | None = None  # of its inputs, where the model's family was published with another: an export has it
-    decoder_start: str | None = None  # role of the special token that a decoder begins with: an export states it
+    # Role of the special token that a decoder begins with, which an export states; "language" where each text begins
+    # with that of its own
+    decoder_start: str | None = None
     scored_samples: int = 0  # of the validation data, that `scores` is given at each evaluation
 
     def packing(self) -> Packing:
         """How documents are cut into sequences."""
         ...
+
+    def packing_of(self, corpus: str) -> Packing:
+        """As `packing`, for the documents of a mixture's corpus of this name, where a sample has to know it; '' is data
+        of one corpus. Raises InputError where there can be no samples of it."""
+        return self.packing()
 
     def corrupt(self, segments: Sequence[SegmentT], rng: np.random.Generator) -> Sample:
         """One sequence, as the packing cut it, as a sample. Pure: rng is keyed by seed and global sample number."""

@@ -13,5 +13,6 @@ def decode_with_specials(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     """The text of `ids`, special ids by their names: [CLS], [MASK], [SENTINEL 0], ..."""
     names = {tokenizer.special_ids[token.role]: token.shown for token in ALL}
     names |= {sentinel: shown_sentinel(n) for n, sentinel in enumerate(tokenizer.sentinels)}
+    names |= {i: f"[{name}]" for name, i in tokenizer.languages.items()}
     runs = groupby((int(i) for i in ids), key=names.get)
     return "".join(tokenizer.decode(list(run)) if name is None else name * len(list(run)) for name, run in runs)

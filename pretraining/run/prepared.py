@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,13 +113,12 @@ class Prepared:
     def reader(self, split: str, corpus: str = "") -> Reader:
         return (TextReader if self.tokenizer else ImageReader)(self.manifests[corpus], split)
 
-    def source(self, split: str, packing: Packing, seed: int, least_sequences: int = 0) -> SequenceSource[Any]:
-        """The order of one split's sequences. least_sequences: see Stream."""
-        width = self.config.window_blocks
-        streams = {
-            name: Stream(self.reader(split, name), packing, seed, window_blocks=width, least_sequences=least_sequences)
-            for name in self.manifests
-        }
+    def source(
+        self, split: str, packing_of: Callable[[str], Packing], seed: int, least_sequences: int = 0
+    ) -> SequenceSource[Any]:
+        """The order of one split's sequences. packing_of: of a corpus' name. least_sequences: see Stream."""
+        options = {"window_blocks": self.config.window_blocks, "least_sequences": least_sequences}
+        streams = {name: Stream(self.reader(split, name), packing_of(name), seed, **options) for name in self.manifests}
         if not self.is_mixture:
             return streams[""]
         shares = self.shares()

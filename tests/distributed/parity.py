@@ -101,6 +101,7 @@ UNSPLIT = {  # families that refuse tensor parallelism: under every other layout
 }
 NO_LSTM_HAS = ("model.num_heads", "model.intermediate_size")
 KINDS = {"vit": "images", "mae": "images", "transformer": "pairs"}  # of prepared data, where it is not text
+MIXTURES = {"mixture": ("text", "more"), "languages": ("en_XX", "de_DE")}
 LAYOUTS = {  # name -> (ranks, overrides)
     "DDP x2": (2, ["engine=torch"]),
     "ZeRO-1 x2": (2, ["engine=deepspeed", "engine.zero_stage=1"]),
@@ -128,8 +129,9 @@ def overrides(data: Path, folder: Path, case: Case) -> list[str]:
     every = FAMILIES | RELATIVES | UNSPLIT
     kind = KINDS.get(family, "text")
     given = [f"data.path={data / kind}"]
-    if kind == "mixture":
-        given = ["data=mixture", f"data.sources={{text: {data / 'text'}, more: {data / 'more'}}}", "data.smoothing=0.5"]
+    if kind in MIXTURES:
+        sources = ", ".join(f"{name}: {data / name}" for name in MIXTURES[kind])
+        given = ["data=mixture", f"data.sources={{{sources}}}", "data.smoothing=0.5"]
     group = [o for o in every[family] if o.split("=")[0] in ("model", "objective")]
     rest = [o for o in every[family] if o not in group]
     engine = [] if layout == "one" else LAYOUTS[layout][1]

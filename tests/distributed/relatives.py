@@ -33,6 +33,7 @@ ENCODERS = {
 OTHERS = {
     "gpt1": [*TEXT, "model=gpt_debug", "model.norm_position=post"],
     "mixture": [*TEXT, "model=bert_debug", "objective=masked_lm", "objective.pairing=none"],
+    "languages": [*TEXT, "model=t5_debug", "objective=denoising", "objective.language_tokens=true"],
     "xlm": [*TEXT, "model=bert_debug", "objective=translation_lm"],
 }
 EVERY = ENCODERS | OTHERS
@@ -41,7 +42,7 @@ REMARKS = (
     "two corpora at smoothed shares, `xlm` the same model on pairs of translations."
 )
 parity.RELATIVES |= EVERY
-parity.KINDS |= {"mixture": "mixture", "xlm": "pairs"}
+parity.KINDS |= {"mixture": "mixture", "languages": "languages", "xlm": "pairs"}
 
 
 def run_cases(world: Any, data: Path, folder: Path, cases: Sequence[Case]) -> None:
@@ -55,10 +56,16 @@ def cases() -> list[Case]:
 
 
 def _prepare_more(data: Path) -> None:
-    """Another folder with the tokenizer of text/, for a mixture of both."""
-    (data / "more.txt").write_text((ROOT / "README.md").read_text())
-    options = (f"tokenizer.path={data / 'text' / 'tokenizer'}", "corpus.max_document_bytes=400", "num_workers=1")
-    assert prepare(f"corpus.inputs=[{data / 'more.txt'}]", f"output={data / 'more'}", *options) == 0
+    """Another folder with the tokenizer of text/, for a mixture of both; two whose tokenizer has their languages."""
+    options = ("tokenizer.languages=[en_XX,de_DE]", "corpus.max_document_bytes=400", "num_workers=1")
+    for name, page, ready, more in (
+        ("more", "README.md", "text", options[1:]),
+        ("en_XX", "README.md", "text", options),
+        ("de_DE", "CONTRIBUTING.md", "en_XX", options[1:]),
+    ):
+        (data / f"{name}.txt").write_text((ROOT / page).read_text())
+        given = (f"corpus.inputs=[{data / name}.txt]", f"tokenizer.path={data / ready / 'tokenizer'}")
+        assert prepare(*given, f"output={data / name}", *more) == 0
 
 
 def report(results: Mapping[Case, Difference], seconds: float) -> str:

@@ -67,6 +67,7 @@ DEFAULTS = {
     "scores",
     "used_ids",
     "target_length",
+    "packing_of",
 }  # what a class may leave as the Protocol has it
 # but for documents rearranged at a rate
 DRAW_NOTHING = ("causal_lm", "recurrent_lm", "bidirectional_lm", "translation")

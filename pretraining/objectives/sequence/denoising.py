@@ -6,6 +6,10 @@ A sequence is a document, or as many whole sentences of one as fit, alone in its
 (facebookresearch/fairseq, fairseq/data/denoising_dataset.py) sentences are permuted first, then tokens are taken out,
 then the document is rotated; the target is <s> text </s>, and the decoder begins with </s>. Not as there: a sentence
 begins where the prepared data says, not behind a full stop.
+
+With language_tokens it is mBART's (the same repository, fairseq/tasks/multilingual_denoising.py with add_lang_token):
+each sentence ends with </s>, which counts as one of its tokens, the text is <s> sentence </s> sentence </s> <language>,
+and the decoder begins with <language>, then <s>. The paper's figure 1 and transformers' MBartTokenizer have no <s>.
 """
 
 from __future__ import annotations
@@ -21,11 +25,13 @@ from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import Fraction, Probability, configclass, unused_with, used_with
 from data_pipeline.loader import Sample
 from data_pipeline.shards.text import TokenizedDocument
+from data_pipeline.stream.packing import Packing
 from data_pipeline.tokenizers.export import Frame
 from pretraining.objectives.base import Demonstration, SampleSpec
 from pretraining.objectives.models import EncoderDecoderWithHead
 from pretraining.objectives.sequence.decoding import greedy
 from pretraining.objectives.sequence.encoder_decoder import EncoderDecoderObjective
+from pretraining.objectives.sequence.language_blocks import LanguageBlocks, TextOfLanguage
 from pretraining.objectives.sequence.sentence_blocks import SentenceBlocks
 from pretraining.objectives.sequence.text_noise import (
     Infill,
@@ -39,6 +45,8 @@ from pretraining.objectives.sequence.text_noise import (
 
 SHORTEST_SEQUENCE = 8
 SHOWN_SAMPLES = 3  # that a demonstration writes out
+# One file frames texts of all languages: the token of the language is the second text
+LANGUAGE_FRAME = Frame("bos $A eos", "bos $A eos $B")
 
 
 @configclass
@@ -53,6 +61,8 @@ class DenoisingConfig:
     random_rate: share of the masks for which a random token stands instead.
     permuted_sentences: share of a document's sentences that change places with each other.
     rotated_documents: share of the documents that begin at a random token.
+    language_tokens: each corpus of a mixture is a language by its name, as in data.sources={en_XX: DIR, de_DE: DIR}, of
+        which the tokenizer has a token (tokenizer.languages): its texts end with it, and the decoder begins with it.
     """
 
     name: Literal["denoising"]
@@ -63,6 +73,7 @@ class DenoisingConfig:
     random_rate: Annotated[Fraction, used_with("noise", "infill", "mask")] = 0.0
     permuted_sentences: Probability = 1.0
     rotated_documents: Probability = 0.0
+    language_tokens: bool = False
 
     def __post_init__(self) -> None:
         if self.noise == "none" and not self.permuted_sentences and not self.rotated_documents:
@@ -91,9 +102,28 @@ class Denoising(EncoderDecoderObjective[TokenizedDocument]):
         self.substitutes = Substitutes(tokenizer.mask, text_ids, config.random_rate)
         self.words = tokenizer.words if config.whole_words else None
         self.infill = Infill(config.rate, config.mean_span_length)
+        self.languages = tokenizer.languages if config.language_tokens else {}
+        if config.language_tokens:
+            self.decoder_start, self.frame = "language", LANGUAGE_FRAME
 
     def packing(self) -> SentenceBlocks:
         return SentenceBlocks(self.inputs_length - 2)
+
+    def packing_of(self, corpus: str) -> Packing:
+        if not self.config.language_tokens:
+            return self.packing()
+        if not corpus:
+            raise InputError(
+                "objective.language_tokens=true needs data=mixture, each corpus of which is a language: "
+                "data.sources={en_XX: DIR, de_DE: DIR}"
+            )
+        if corpus not in self.languages:
+            raise InputError(
+                f"data.sources.{corpus}: objective.language_tokens=true, but the tokenizer has no token of a language "
+                f"{corpus}; it has {', '.join(self.languages) or 'none'}. pretrain-data reserves them by "
+                "tokenizer.languages=[en_XX,de_DE]"
+            )
+        return LanguageBlocks(self.inputs_length - 2, self.languages[corpus], self.eos)
 
     def corrupt(self, segments: Sequence[TokenizedDocument], rng: np.random.Generator) -> Sample:
         (document,) = segments
@@ -102,10 +132,12 @@ class Denoising(EncoderDecoderObjective[TokenizedDocument]):
         noised = self._taken_out(noised, rng)
         if rng.random() < self.config.rotated_documents:
             noised = rotate(noised, rng)
+        assert isinstance(document, TextOfLanguage) == self.config.language_tokens
+        end = document.language if isinstance(document, TextOfLanguage) else self.eos
         return {
-            "inputs": np.concatenate([[self.bos], noised, [self.eos]]),
-            "decoder_inputs": np.concatenate([[self.eos, self.bos], tokens]),
-            "labels": np.concatenate([[self.bos], tokens, [self.eos]]),
+            "inputs": np.concatenate([[self.bos], noised, [end]]),
+            "decoder_inputs": np.concatenate([[end, self.bos], tokens]),
+            "labels": np.concatenate([[self.bos], tokens, [end]]),
         }
 
     def _taken_out(self, tokens: Ints, rng: np.random.Generator) -> Ints:
@@ -127,7 +159,7 @@ class Denoising(EncoderDecoderObjective[TokenizedDocument]):
         )
 
     def used_ids(self) -> npt.NDArray[np.int64]:
-        return self.tokenizer.used_ids(("pad", "bos", "eos", "mask"))
+        return self.tokenizer.used_ids(("pad", "bos", "eos", "mask"), languages=bool(self.languages))
 
     def describe(self, sample: Sample) -> str:
         return f"inputs: {self.text(sample['inputs'])}\ntargets: {self.text(sample['labels'])}"
@@ -138,10 +170,13 @@ class Denoising(EncoderDecoderObjective[TokenizedDocument]):
         length = demonstration.bounded(self.inputs_length)
         shown = []
         for sample in samples[:SHOWN_SAMPLES]:
-            written = greedy(model, sample["inputs"].tolist(), self.eos, self.eos, length, set())
+            start, stop = int(sample["decoder_inputs"][0]), int(sample["labels"][-1])
+            written = greedy(model, sample["inputs"].tolist(), start, stop, length, set())
             truth = sample["labels"][: length + 1].tolist()
             shown.append(
                 f"inputs: {self.text(sample['inputs'])}\n  text: {self.text(truth)}\n  written: {self.text(written)}"
             )
-        score = self.accuracy_sentence(model, samples, f"of {len(samples)} texts", [self.bos, self.eos])
+        score = self.accuracy_sentence(
+            model, samples, f"of {len(samples)} texts", [self.bos, self.eos, *self.languages.values()]
+        )
         return "\n\n".join([*shown, score])

@@ -18,9 +18,12 @@ class SentenceBlocks:
     fairseq's sample_break_mode=complete_doc (facebookresearch/fairseq, fairseq/data/token_block_utils_fast.pyx), with
     which BART's denoising task reads text (fairseq/tasks/denoising.py); there a sentence that is too long is a block of
     its own.
+
+    per_sentence: tokens that the objective adds to each sentence, or part of one, within `length`.
     """
 
     length: int
+    per_sentence: int = 0
 
     def plan(self, lengths: np.ndarray, sentences: SentenceStarts | None = None) -> SentenceBlocksPlan:
         """lengths: int [documents], in tokens."""
@@ -31,9 +34,11 @@ class SentenceBlocks:
         for document, (begin, end) in enumerate(zip(begins[:-1].tolist(), begins[1:].tolist(), strict=True)):
             first, last = np.searchsorted(starts, [begin, end])
             borders = np.append(starts[first:last], end)
+            costs = borders + self.per_sentence * np.arange(len(borders))  # of the text up to there
             while begin < end:
-                whole = int(borders[np.searchsorted(borders, begin + self.length, "right") - 1])
-                stop = whole if whole > begin else min(begin + self.length, end)
+                before = self.per_sentence * (int(np.searchsorted(borders, begin, "right")) - 1)
+                whole = int(borders[np.searchsorted(costs, begin + before + self.length, "right") - 1])
+                stop = whole if whole > begin else min(begin + self.length - self.per_sentence, end)
                 found.append((document, begin, stop))
                 begin = stop
         blocks = np.array(found, np.int64).reshape(-1, 3)
