@@ -74,11 +74,13 @@ EDGE_CASE_TEXTS = (
 
 class Frame(NamedTuple):
     """How a family's tokenizer frames texts, in the words of tokenizers' TemplateProcessing: roles stand for their
-    names, $A and $B for the texts, ":1" for the second token type. token_types: whether the model reads these."""
+    names, $A and $B for the texts, ":1" for the second token type. token_types: whether the model reads these.
+    pads_left: where the token that stands for the text is the last one, so that padding must not stand behind it."""
 
     single: str
     pair: str
     token_types: bool = False
+    pads_left: bool = False
 
 
 Ids = npt.NDArray[np.int64]
@@ -183,6 +185,7 @@ def tokenizer_config(
         "extra_special_tokens": [name for name in specials.values() if name not in roles.values()],
         "clean_up_tokenization_spaces": False,
         "add_prefix_space": False,
+        "padding_side": "left" if frame is not None and frame.pads_left else "right",
     }
 
 

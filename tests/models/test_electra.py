@@ -11,9 +11,9 @@ import torch
 import transformers
 
 from pretraining.config import load_config
-from pretraining.models.electra import huggingface, huggingface_generator
+from pretraining.models.electra import huggingface, huggingface_generator, sampling
 from pretraining.models.electra.config import ElectraConfig
-from pretraining.models.electra.sampling import gumbel, sample, splitmix64
+from pretraining.models.electra.sampling import COPIES, SamplingHead, gumbel, sample, splitmix64
 from pretraining.models.heads import attach_heads
 from pretraining.models.registry import build_model
 from pretraining.models.shapes import shapes_of
@@ -55,6 +55,16 @@ def batch(count: int = 3) -> dict[str, torch.Tensor]:
         sample_ = {"segments": tokens * 0, "positions": np.arange(len(tokens)), "documents": tokens * 0}
         samples.append(sample_ | task._masked(tokens, rng))
     return {name: torch.from_numpy(array) for name, array in task.collate(samples).items()}
+
+
+def test_each_position_is_drawn_by_its_own_key_whatever_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(1)
+    head = SamplingHead(PlainLayers(), 300, torch.nn.Parameter(torch.randn(384, 8, generator=rng)))
+    hidden, keys = torch.randn(2, 7, 8, generator=rng), torch.arange(14).view(2, 7)
+    whole = head._draw(hidden, keys)
+    assert torch.equal(whole.view(-1), sample(head.logits(hidden.flatten(0, 1)), keys.view(-1)))
+    monkeypatch.setattr(sampling, "LOGITS_IN_MEMORY", 4 * COPIES * 384)  # four positions a chunk
+    assert torch.equal(head._draw(hidden, keys), whole)
 
 
 # The discriminator's are transformers', and the paper's 14M, 110M and 335M; the generator's are those that it does not

@@ -1,6 +1,7 @@
 """The adapter over transformers: what holds for every architecture in its table."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,15 @@ def test_every_parameter_that_is_trained_gets_a_gradient(name):
     loss(model, inputs(model.facts.role)).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None]
     assert without == [n for n, p in model.named_parameters() if not p.requires_grad]
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM"])
+def test_a_class_with_one_row_of_segments_is_not_told_them(name):
+    """Published RoBERTas have one."""
+    config = tiny(name)
+    model = built(replace(config, settings={**config.settings, "type_vocab_size": 1})).eval()
+    tokens = torch.arange(7, 7 + LENGTH)[None]
+    assert torch.equal(model(tokens=tokens, segments=torch.ones_like(tokens)), model(tokens=tokens))
 
 
 @pytest.mark.parametrize("name", PACKED)

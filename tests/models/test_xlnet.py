@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from data_pipeline.tokenizers.export import tokenizer_config
+from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.config import load_config
 from pretraining.models.heads import attach_heads
 from pretraining.models.registry import build_model
@@ -159,6 +162,13 @@ def test_parameter_counts_are_the_published_ones(preset: str, parameters: int) -
         values = huggingface.huggingface_config(ours, {"eos": 2})
         theirs: Any = transformers.XLNetLMHeadModel(transformers.XLNetConfig(**values))
     assert ours.published_parameters() == theirs.num_parameters() == parameters
+
+
+def test_padding_stands_before_a_text_whose_last_token_stands_for_it(corpus: Path) -> None:
+    tokenizer = Tokenizer.load(corpus / "tokenizer")
+    assert tokenizer_config(tokenizer, 64, frame=huggingface.frame)["padding_side"] == "left"
+    values = huggingface.huggingface_config(build(), tokenizer.special_ids)
+    assert values["pad_token_id"] == tokenizer.special_ids["pad"]
 
 
 def test_config_goes_to_transformers_and_back() -> None:

@@ -166,6 +166,12 @@ class TokenEncoder(TextAdapter):
     pair_head: PairHead
     horizon_segments = 0
 
+    @property
+    def _reads_segments(self) -> bool:
+        """RoBERTa's folders have one row for all tokens, which the class adds by itself."""
+        rows = self.network.config.to_dict().get("type_vocab_size", 2)
+        return "token_type_ids" in self.accepted and rows > 1
+
     def forward(
         self,
         tokens: Tensor,
@@ -176,7 +182,7 @@ class TokenEncoder(TextAdapter):
         """See models.base.TokenEncoder."""
         features, outputs = self._called(
             input_ids=tokens,
-            token_type_ids=segments if "token_type_ids" in self.accepted else None,
+            token_type_ids=segments if self._reads_segments else None,
             position_ids=self._positions(positions) if self.facts.packs else None,
             attention_mask=self._mask(documents, causal=False),
         )

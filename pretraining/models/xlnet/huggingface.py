@@ -29,7 +29,7 @@ LM_HEAD = ConfigMap(
     ours={"name": "xlnet"},
 )
 architectures = (LM_HEAD.architecture,)
-frame = Frame("$A sep cls:2", "$A sep $B:1 sep:1 cls:2", token_types=True)
+frame = Frame("$A sep cls:2", "$A sep $B:1 sep:1 cls:2", token_types=True, pads_left=True)
 PROBED = 5  # targets of a probe
 
 
@@ -37,7 +37,8 @@ def huggingface_config(model: XLNet, special_ids: Mapping[str, int]) -> Values:
     return {
         **LM_HEAD.export(model.config),
         "vocab_size": model.vocab_size,
-        "eos_token_id": special_ids["eos"],
+        # else transformers takes the published model's 1, 2 and 5
+        **{f"{role}_token_id": special_ids[role] for role in ("bos", "eos", "pad") if role in special_ids},
         "untie_r": True,
     }
 
