@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from tests.golden import inner
 from tests.helpers import prepare
 
 # Blocks and shards are small, so that each split has several shards, each shard several blocks, each block several
@@ -21,11 +24,13 @@ TEXT = (
     "tokenizer.model_type=bpe",
     "tokenizer.vocab_size=400",
 )
+PAIRS = ("corpus=pairs", *TEXT[1:])
 IMAGES = ("corpus=images", "valid_fraction=0.1", "shard_bytes=400000")
 FEW_SHARDS = ("shard_bytes=1000000",)
 PREPARED = {  # name -> (source, overrides)
     "images": ("images", IMAGES),
     "images, from a list": ("images.csv", (*IMAGES, *FEW_SHARDS, "seed=2")),
+    "pairs": ("pairs.tsv", PAIRS),
     "text": ("text", TEXT),
     "text, char tokenizer": ("text", (*TEXT, *FEW_SHARDS, "tokenizer.model_type=char")),
     "text, unigram tokenizer": ("text", (*TEXT, *FEW_SHARDS, "tokenizer.model_type=unigram")),
@@ -36,6 +41,7 @@ def write_sources(folder: Path) -> None:
     """The raw files."""
     _write_text(folder / "text")
     _write_images(folder / "images")
+    _write_pairs(folder / "pairs.tsv")
 
 
 def prepare_case(name: str, sources: Path, output: Path) -> Path:
@@ -44,6 +50,17 @@ def prepare_case(name: str, sources: Path, output: Path) -> Path:
     inputs = f"corpus.inputs=[{sources / source}]"
     assert prepare("seed=1", *overrides, inputs, f"output={output}", "num_workers=0") == 0
     return output
+
+
+def with_similar_words(prepared: Path, target: Path) -> Path:
+    """A copy of prepared text, with a table of similar words that its manifest names -> target."""
+    shutil.copytree(prepared, target)
+    table = inner.similar_table(target / "tokenizer")
+    (target / "tokenizer" / "similar.npz").write_bytes(table)
+    manifest = json.loads((target / "manifest.json").read_text("utf-8"))
+    manifest["tokenizer"]["similar"] = hashlib.sha256(table).hexdigest()
+    (target / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    return target
 
 
 def _write_text(folder: Path) -> None:
@@ -56,6 +73,14 @@ def _write_text(folder: Path) -> None:
     (folder / "lines.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     for number, text in enumerate(documents[350:]):
         (folder / f"file_{number}.txt").write_text(text, "utf-8")
+
+
+def _write_pairs(path: Path) -> None:
+    """400, of which the second has the first's words from last to first, in capitals."""
+    rng = np.random.default_rng(22)
+    words = _words(rng, 100)
+    lines = [[words[n] for n in rng.integers(0, 100, length)] for length in rng.integers(1, 6, 400)]
+    path.write_text("".join(f"{' '.join(a)}\t{' '.join(reversed(a)).upper()}\n" for a in lines), "utf-8")
 
 
 def _words(rng: np.random.Generator, count: int) -> list[str]:

@@ -17,7 +17,7 @@ NOT_DATA = (".lock", "plan.json")
 
 def compute(case: str, data: Data) -> dict[str, str]:
     """-> {path below the prepared folder: sha256}."""
-    if case in ("images", "text"):  # these are there already: batches are made of them
+    if case in ("images", "pairs", "text"):  # these are there already: batches are made of them
         return hashes(getattr(data, case))
     with tempfile.TemporaryDirectory() as folder:
         return hashes(prepare_case(case, data.sources, Path(folder) / "prepared"))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from data_pipeline.loader import RankSlice, micro_batches
+from data_pipeline.tokenizers.similar import encode_similar
+from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.config import load_config
 from pretraining.models.registry import build_model
 from pretraining.objectives.base import SampleSpec
 from pretraining.objectives.registry import build_objective
 from pretraining.parallel.layers import PlainLayers
 from pretraining.run import throughput
+from pretraining.run.prepared import Prepared
 from tests.building import vocabulary_for
 
 
@@ -26,6 +32,25 @@ def flops_per_unit(overrides: Sequence[str], outputs: int) -> float:
         return float(model.flops_per_token(config.seq_len))
     spec = SampleSpec(grid=config.grid, classes=("class",) * outputs)
     return build_objective(config.objective, spec).flops_per_unit(model)
+
+
+def samples(overrides: Sequence[str], batches: int, size: int) -> dict[str, list[int]]:
+    """-> batch_hash and tokens of each of the first batches, as the loader of a run makes them."""
+    config = load_config(overrides)
+    data = Prepared(config)
+    objective = build_objective(config.objective, data.spec)
+    source = data.source("train", objective.packing(), config.train.seed)
+    made = list(islice(micro_batches(source, objective, RankSlice(size, size), source.start()), batches))
+    return {
+        "batch_hash": [batch.content_hash for batch, _ in made],
+        "tokens": [batch.tokens for batch, _ in made],
+    }
+
+
+def similar_table(tokenizer: Path) -> bytes:
+    """A similar.npz in which each piece of a prepared folder's tokenizer has the three before it."""
+    pieces = [(i,) for i in sorted(Tokenizer.load(tokenizer).pieces.values()) if i > 260]
+    return encode_similar({piece: pieces[n - 3 : n] for n, piece in enumerate(pieces) if n > 2})
 
 
 def schedule_ratio(overrides: Sequence[str], step: int, steps: int) -> float:

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 
 from pretraining.train import pretrain
-from tests.golden.corpora import prepare_case, write_sources
+from tests.golden.corpora import prepare_case, with_similar_words, write_sources
 
 SHAPE = (
     "model.hidden_size=32",
@@ -46,14 +46,22 @@ class Data:
     sources: Path
     text: Path
     images: Path
+    pairs: Path
+    similar: Path
     runs: Path
 
     @classmethod
     def make(cls, folder: Path) -> Data:
         sources = folder / "sources"
         write_sources(sources)
-        text, images = (prepare_case(name, sources, folder / name) for name in ("text", "images"))
-        return cls(sources, text, images, folder / "runs")
+        text, images, pairs = (prepare_case(name, sources, folder / name) for name in ("text", "images", "pairs"))
+        return cls(sources, text, images, pairs, with_similar_words(text, folder / "similar"), folder / "runs")
+
+    def overrides(self, kind: str) -> list[str]:
+        """What names the prepared data: text, pairs, similar (text with a table of similar words), or a mixture."""
+        if kind == "mixture":
+            return ["data=mixture", f"data.sources={{a: {self.text}, b: {self.text}}}", "data.shares={a: 3, b: 1}"]
+        return [f"data.path={ {'text': self.text, 'pairs': self.pairs, 'similar': self.similar}[kind] }"]
 
 
 @dataclass(frozen=True)

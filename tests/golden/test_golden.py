@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.golden import batches, files, losses, schedules
+from tests.golden import batches, files, losses, samples, schedules
 from tests.golden.runs import Case, Data
 from tests.golden.values import check, check_cases
 
@@ -17,6 +17,11 @@ def test_prepared_files(case: str, golden_data: Data) -> None:
 @pytest.mark.parametrize("case", batches.CASES, ids=lambda case: case.name)
 def test_batch_hashes(case: Case, golden_data: Data) -> None:
     check(batches.KIND, case.name, batches.compute(case, golden_data))
+
+
+@pytest.mark.parametrize("case", samples.CASES)
+def test_samples(case: str, golden_data: Data) -> None:
+    check(samples.KIND, case, samples.compute(case, golden_data))
 
 
 @pytest.mark.parametrize("case", losses.CASES, ids=lambda case: case.name)
@@ -33,4 +38,5 @@ def test_every_pinned_value_is_tested() -> None:
     check_cases(files.KIND, files.CASES)
     check_cases(batches.KIND, [case.name for case in batches.CASES])
     check_cases(losses.KIND, [case.name for case in losses.CASES])
+    check_cases(samples.KIND, list(samples.CASES))
     check_cases(schedules.KIND, schedules.CASES)
