@@ -43,7 +43,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The values that tests/golden pins, computed anew: for a change that is meant, with a line in CHANGELOG.md
+# The values that tests/golden pins, recomputed: for an intended change, with a line in CHANGELOG.md
 golden: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.golden.rewrite
 

@@ -1,5 +1,5 @@
-"""transformers' GPT-2 and BERT through the adapter beside the native families: one micro-batch forward and backward, in
-turns, the same shapes and the same chunked vocabulary loss. `make bench-adapter`
+"""transformers' GPT-2 and BERT through the adapter beside the native families: one micro-batch forward and backward,
+alternating, the same shapes and the same chunked vocabulary loss. `make bench-adapter`
 """
 
 from __future__ import annotations

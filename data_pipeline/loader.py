@@ -85,7 +85,7 @@ class MicroBatch:
 @dataclass(frozen=True)
 class Fault:
     """An input error that a worker ran into: handed on as an item, so that all ranks can stop together. is_lost: the
-    worker itself is gone, killed or out of memory, which a restart mends."""
+    worker itself is gone, killed or out of memory, which a restart fixes."""
 
     message: str
     is_lost: bool = False

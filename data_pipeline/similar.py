@@ -32,7 +32,7 @@ _ROWS = 256  # of the matrix of similarities that are held at once
 
 @configclass
 class SimilarConfig:
-    """For each word those that are used alike, of as many pieces, written beside the tokenizer of prepared data.
+    """For each word those that are used similarly, of as many pieces, written beside the tokenizer of prepared data.
 
     output: the folder that pretrain-data wrote.
     table: a file with a word and its similar ones in each line, tabs between; null trains word vectors on the training

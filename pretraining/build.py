@@ -280,7 +280,7 @@ def _load(checkpoint: Checkpoint, engine: Engine, load_not_finite: bool, world: 
     """Raises InputError on all ranks."""
 
     def load() -> str | None:
-        """What is to be told."""
+        """What to report."""
         try:
             load_tensors(checkpoint, engine.tensors())
         except NotFinite as error:

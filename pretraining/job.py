@@ -223,7 +223,7 @@ def _print_result(run_dir: Path) -> None:
     try:
         picture = f"loss curve: {draw_losses(run_dir)}"
         valid = [loss for _, loss in points(read_metrics(run_dir / METRICS), "valid_loss")]
-    except (OSError, InputError) as error:  # the run is done all the same
+    except (OSError, InputError) as error:  # the run is done anyway
         picture = f"loss curve: could not be drawn ({error})"
     if valid:
         change = f" ({100 * (valid[-1] / valid[0] - 1):+.1f}%)" if valid[0] else ""

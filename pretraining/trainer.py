@@ -288,7 +288,7 @@ class Trainer:
     def _judge(
         self, pending: Pending, loss: float, finite: bool, loss_is_finite: bool, loss_scale: float | None
     ) -> tuple[str | None, Failure | None]:
-        """-> (what is to be told of a step: that it was skipped, or that its loss is a spike, and which batch it had;
+        """-> (what to report of a step: that it was skipped, or that its loss is a spike, and which batch it had;
         what ends the run once the step is logged, where too many were skipped)."""
         try:
             note = self.watch.see(pending.step, finite, loss_is_finite, loss_scale)
@@ -328,7 +328,7 @@ class Trainer:
         self.record.tracker.log(line)
         self.evaluated_step = self.step
         if self.record.showing is not None and math.isfinite(found.loss):  # a model that diverged can show nothing
-            self.phases.enter("evaluate")  # behind the last batch's data
+            self.phases.enter("evaluate")  # after the last batch's data
             self.record.showing.show(self.step)
 
     def save(self) -> None:

@@ -16,7 +16,7 @@ SHELLS = ("bash", "fish", "zsh")
 def run_completion(action: str, complete: Callable[[str], list[str]]) -> None:
     """install=SHELL and uninstall=SHELL print a script; query=SHELL answers one, for the line in $COMP_LINE.
 
-    complete: the part of a line behind the command's name -> what its last word may become.
+    complete: the part of a line after the command's name -> what its last word may become.
     """
     from hydra._internal.core_plugins.bash_completion import BashCompletion
     from hydra._internal.core_plugins.fish_completion import FishCompletion

@@ -23,7 +23,7 @@ Fraction = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
 NonNegativeFloat = Annotated[float, pydantic.Field(ge=0.0)]
 PositiveFloat = Annotated[float, pydantic.Field(gt=0.0)]
-# ~ is expanded: no shell does it behind `key=`
+# ~ is expanded: no shell does it after `key=`
 PathText = Annotated[str, pydantic.AfterValidator(os.path.expanduser)]
 
 

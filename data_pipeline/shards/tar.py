@@ -254,7 +254,7 @@ def tar_size(end: int) -> int:
 
 def members_problem(offsets: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], tar_bytes: int) -> str | None:
     """offsets, sizes: int64 [members], of contents in their order -> what is wrong with these; None where they lie in
-    the tar one behind the other, a header before each."""
+    the tar one after the other, a header before each."""
     if sizes.min() < 0 or sizes.max() > tar_bytes or offsets.min() < 0 or offsets.max() > tar_bytes:
         return "a member lies beyond the end of the tar"
     ends = offsets + sizes

@@ -40,7 +40,7 @@ class Stand:
 @dataclass(frozen=True)
 class MixturePosition:
     """number: of samples handed out in all. begun: of these, before the mixture had its present shares. positions: in
-    each corpus. former: where the job stood in corpora that the mixture has no more."""
+    each corpus. former: where the job stood in corpora that the mixture no longer has."""
 
     number: int
     begun: int

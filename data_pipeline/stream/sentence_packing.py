@@ -181,7 +181,7 @@ class SentencePairsPlan:
         return [first, PairSegment(document, start, stop, Pairing(int(self.pairing[sequence])))]
 
 
-# (first sentence of a span, the one behind its last, whether it misses its target) -> the first of the next span
+# (first sentence of a span, the one after its last, whether it misses its target) -> the first of the next span
 Following = Callable[[int, int, bool], int]
 
 
@@ -216,7 +216,7 @@ class Text:
         return self.borders[:-1]
 
     def spans(self, targets: Ints, following: Following = _next) -> tuple[Ints, Ints]:
-        """targets: int [documents] -> int64 [spans], the first sentence of each, and the one behind its last."""
+        """targets: int [documents] -> int64 [spans], the first sentence of each, and the one after its last."""
         borders = self.borders.data  # of whose numbers few are read
         openings, wanted = self.openings.tolist(), targets.tolist()
         firsts, lasts = [], []

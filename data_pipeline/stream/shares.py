@@ -20,7 +20,7 @@ WHOLE = 1 << 40  # shares are counted in parts of this, so that no number of sam
 
 def smoothed_shares(sizes: Mapping[str, float], smoothing: float) -> dict[str, float]:
     """Shares that go by size ** smoothing, as languages of different size are drawn (Conneau and Lample 2019, section
-    3.1). 1: by size; towards 0 all alike."""
+    3.1). 1: by size; towards 0 all equal."""
     powers = {name: size**smoothing for name, size in sizes.items()}
     return {name: power / sum(powers.values()) for name, power in powers.items()}
 

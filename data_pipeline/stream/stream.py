@@ -55,7 +55,7 @@ class Reader(Protocol):
         ...
 
     def keep_blocks(self, count: int) -> None:
-        """So many blocks are read in turns; what was read of them is worth keeping in memory."""
+        """This many blocks are read in turn; what was read of them is worth keeping in memory."""
         ...
 
 

@@ -70,7 +70,7 @@ class HuggingFaceModel:
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """What each piece stands for behind another: decoders drop the space of a first piece."""
+        """What each piece stands for after another: decoders drop the space of a first piece."""
         # A piece that is a part of a character cannot be decoded by itself: that gives U+FFFD, which has three bytes.
         parts = byte_pieces(json.loads(self.data).get("decoder"), self.pieces)
         if len(parts) == len(self.pieces):

@@ -18,7 +18,7 @@ def protected(data: bytes, ids: Collection[int]) -> bytes:
     spaces. The unknown piece keeps its name where a model looks for it by name: unknown text becomes it anyway.
     """
     values = json.loads(data)
-    mark = hashlib.sha256(data).hexdigest()  # a text that holds its own tokenizer's hash is nobody's
+    mark = hashlib.sha256(data).hexdigest()  # nobody's text holds its own tokenizer's hash
     model = values["model"]
     names = _names(values, set(ids))
     names.pop(model.get("unk_token"), None)

@@ -13,7 +13,7 @@ def sentencepiece_file(tokenizer: Tokenizer, used: Ids | None = None) -> bytes |
     """The bytes of a tokenizer.model with the exported ids; None where the tokenizer is no SentencePiece model.
 
     Its pieces spell newlines, tabs and the like themselves: ours hold stand-ins for them (sentencepiece_model). U+2581
-    in a text is a space to other programs, as in any SentencePiece model. Ids behind the pieces are control pieces.
+    in a text is a space to other programs, as in any SentencePiece model. Ids after the pieces are control pieces.
     """
     backend = tokenizer.backend
     if not isinstance(backend, SentencePieceModel):

@@ -1,4 +1,4 @@
-"""similar.npz beside a tokenizer: for words, given as their pieces, words that are used alike, of as many pieces each.
+"""similar.npz beside a tokenizer: for words, given as their pieces, words of similar use and of as many pieces each.
 
 Arrays of int64, one word after another: `sizes`, its pieces; `words`, their ids; `counts`, how many similar words it
 has; `similar`, the ids of these.

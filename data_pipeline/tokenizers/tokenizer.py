@@ -294,7 +294,7 @@ class Tokenizer:
         own += [f"{count} sentinels"] * bool(count)
         added = [role for role, i in self.special_ids.items() if i not in names]
         added += [f"{SENTINELS - count} sentinels"] * (count < SENTINELS)
-        lacking = f"; added behind its {self.backend.size} pieces: {', '.join(added)}" if added else ""
+        lacking = f"; added after its {self.backend.size} pieces: {', '.join(added)}" if added else ""
         return f"special tokens of its own: {', '.join(own) or 'none'}{lacking}"
 
     @property

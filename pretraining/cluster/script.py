@@ -45,7 +45,7 @@ exec bash "$PRETRAIN_CODE/slurm/pretrain.sbatch" \\
 
 
 def sbatch_options(plan: Plan, folder: str) -> list[str]:
-    """Each as it stands behind #SBATCH. folder: that the job runs in."""
+    """Each as it stands after #SBATCH. folder: that the job runs in."""
     cluster = plan.cluster
     tasks = 1 if cluster.launcher == "torchrun" else cluster.tasks
     gpus = f"{cluster.gpu_type}:{cluster.gpus_per_node}" if cluster.gpu_type else f"{cluster.gpus_per_node}"

@@ -72,7 +72,7 @@ def sbatch_environment(options: Sequence[str]) -> dict[str, str]:
     """This process's, without what would replace one of these options, and without the variables of a job in which it
     may run: sbatch would hand them on, and memory per CPU beside memory per node is an error.
 
-    options: as they stand behind #SBATCH.
+    options: as they stand after #SBATCH.
     """
     replaced = {_VARIABLES.get(option.removeprefix("--").partition("=")[0]) for option in options}
     return {

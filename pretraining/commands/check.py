@@ -87,7 +87,7 @@ def check(overrides: list[str]) -> int:
 
 
 def _begin(folder: Path) -> None:
-    """What an earlier check found counts no more. Raises InputError."""
+    """What an earlier check found no longer counts. Raises InputError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in (REPORT, OUTLIERS):

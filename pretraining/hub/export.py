@@ -49,7 +49,7 @@ PROBES = "parity/probe_inputs.tensors"  # in the format of safetensors
 
 @configclass
 class ExportConfig:
-    """What is exported, and whereto.
+    """What is exported, and where to.
 
     checkpoint: RUN/checkpoints/step_..., of a run whose RUN/config.yaml stands where it was written; or RUN, whose
       newest whole checkpoint is taken.

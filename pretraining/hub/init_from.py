@@ -70,7 +70,7 @@ class HuggingFaceFolder:
             self.rows, misfits = _rows(self.folder, tokenizer, outputs, their_size)
         self.entries: list[WeightMap] = []
         self.new_heads: list[str] = []
-        self.not_finite: list[str] = []  # of the tensors that load_into took all the same
+        self.not_finite: list[str] = []  # of the tensors that load_into took anyway
         if not problems:
             misfits += self._weight_problems(family, model, their_size)
         _require_whole(model, families)

@@ -39,7 +39,7 @@ class Model(Protocol):
 
     def parameter_depths(self) -> Mapping[str, int]:
         """How many layers lie above each parameter, heads included: 0 for heads and final norms, 1 for the last block,
-        the number of blocks + 1 for what the first one reads. What it leaves out, optimizers refuse by name."""
+        the number of blocks + 1 for what the first one reads. Optimizers refuse by name what it leaves out."""
         ...
 
     def decays(self, name: str) -> bool:
@@ -152,7 +152,7 @@ class TokenEncoder(TokenModel, Protocol):
 
 
 class BidirectionalDecoder(Model, Protocol):
-    """Role.BIDIRECTIONAL_DECODER: two decoders, of which one sees the tokens before, the other those behind."""
+    """Role.BIDIRECTIONAL_DECODER: two decoders, of which one sees the tokens before, the other those after."""
 
     def __call__(self, characters: Tensor, documents: Tensor) -> tuple[Tensor, Tensor]:
         """characters: int [batch, length, characters], those that spell each token, see models.elmo.characters;
@@ -176,7 +176,7 @@ class PermutedEncoder(TokenModel, Protocol):
         self, tokens: Tensor, segments: Tensor, places: Tensor, ranks: Tensor, targets: Tensor, reuse: int, warm: int
     ) -> Tensor:
         """tokens, segments, places, ranks: int [batch, warm x reuse + length]; targets: int [batch, predictions], in
-        the sequence behind the warm parts -> hidden states [batch, predictions, hidden].
+        the sequence after the warm parts -> hidden states [batch, predictions, hidden].
 
         places: of a token as a key, -1 where all see it. ranks: of a token as a query, which sees keys of lower places.
         reuse: tokens of a warm part, and of the sequence's first part, which sees nothing of the rest. warm: parts that

@@ -101,8 +101,8 @@ class ConfigMap:
     """One architecture of transformers.
 
     keys: both ways. only: theirs -> the values that are supported, the first of which is written. checked: the same for
-    keys that are not written. written: theirs -> an attribute of our config, not read back. ours: what our config is
-    besides.
+    keys that are not written. written: theirs -> an attribute of our config, not read back. ours: what else our
+    config is.
     """
 
     architecture: str

@@ -57,7 +57,7 @@ class VocabularyLoss(torch.autograd.Function):
     hidden: [tokens, features]. weight: [rows, features] and bias: [rows], or None: this rank's rows of the
     vocabulary. labels: int [tokens], IGNORED where there is none. z_loss: times the squared logarithm of the softmax's
     denominator, added for each token (Mesh TensorFlow, layers.py, softmax_cross_entropy_with_logits). label_smoothing:
-    share of the target that is dealt evenly to all ids that take part in the softmax, the label's own among them
+    share of the target that is spread evenly over all ids that take part in the softmax, the label's own among them
     (Szegedy et al. 2015, "Rethinking the Inception Architecture for Computer Vision", section 7).
 
     The gradients of a chunk are computed while its logits are there, so that nothing is computed twice

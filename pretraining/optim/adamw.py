@@ -19,7 +19,7 @@ class AdamW(UpdateRule):
 
     trained: [tensors], 1.0 where one had. waiting: numbers of the tensors of which this is not known here yet. Whether
     they are decayed is decided on the device: each has a launch of its own, with a flag of its own. Elements are
-    computed alike either way, and so it does not matter when the host learns of it.
+    computed the same way in either case, so it does not matter when the host learns of it.
     """
 
     def __init__(self, config: AdamWConfig) -> None:

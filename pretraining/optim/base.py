@@ -98,7 +98,7 @@ class Optimizer(torch.optim.Optimizer):
     measured: of the last step that was, see `_measure`; None where it was skipped.
     """
 
-    # Below 1, gradients would be lost that fp16 can hold: what still overflows there is no matter of the scale.
+    # Below 1, gradients would be lost that fp16 can hold: what still overflows there is not the scale's fault.
     SMALLEST_SCALE = 1.0
     GROWTH_INTERVAL = 2000  # finite steps after which the loss scale doubles (Micikevicius et al. 2018, section 3.2)
 

@@ -27,7 +27,7 @@ class ElementRange(NamedTuple):
 
 
 class Lamb(UpdateRule):
-    """The update is written over the gradients: only the buffer of a chunk takes memory besides the state."""
+    """The update is written over the gradients: only the buffer of a chunk takes memory in addition to the state."""
 
     factor_names = ("trust_ratio",)
 

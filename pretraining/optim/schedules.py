@@ -13,7 +13,7 @@ from data_pipeline.common.fields import Fraction, NonNegative, PositiveFloat, co
 class ScheduleConfig:
     """The learning rate relative to its peak, at update 1, 2, ..., `steps`: a linear rise, then what a class adds.
 
-    Update t is the one that authors' code numbers t - 1: behind the warm-up it has the rate of their step t - 1, so
+    Update t is the one that authors' code numbers t - 1: after the warm-up it has the rate of their step t - 1, so
     that the last update is not lost to a rate of 0. The rise is one update ahead of theirs: the first has 1 / warm-up
     of the peak, not 0.
 
@@ -40,7 +40,7 @@ class ScheduleConfig:
         return self.after_warmup(step, steps)
 
     def after_warmup(self, step: int, steps: int) -> float:
-        """The same for the updates behind the warm-up."""
+        """The same for the updates after the warm-up."""
         raise NotImplementedError
 
     def progress(self, step: int, steps: int, begin: int) -> float:
@@ -80,7 +80,7 @@ class WarmupLinearConfig(ScheduleConfig):
 
 @configclass
 class WarmupPolynomialConfig(ScheduleConfig):
-    """By (1 - progress) ** power down to min_ratio, where progress counts from the first update: behind the warm-up the
+    """By (1 - progress) ** power down to min_ratio, where progress counts from the first update: after the warm-up the
     rate is at once below its peak (google-research/bert, optimization.py, whose file LAMB's authors used too).
 
     min_ratio: what the learning rate falls to, as a fraction of the peak.

@@ -1,5 +1,5 @@
-"""Which rank writes what several hold: each rank says it of its own fragments, and all come to the same, without a
-word between them."""
+"""Which rank writes what several hold: each rank says it of its own fragments, and all reach the same result, without a
+message between them."""
 
 from __future__ import annotations
 

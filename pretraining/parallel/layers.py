@@ -53,7 +53,7 @@ class Layers(Protocol):
         ...
 
     def gather_from_sequence_region(self, x: Tensor) -> Tensor:
-        """After the last block: what follows is computed by every rank alike."""
+        """After the last block: what follows is computed identically on every rank."""
         ...
 
     def mark_sequence_parallel(self, module: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ import sys
 
 
 class LostPeer(Exception):
-    """Another rank is gone, or did not answer in time. A restart mends it: exit code 75."""
+    """Another rank is gone, or did not answer in time. A restart fixes it: exit code 75."""
 
 
 # gloo's errors have no class of their own. Its messages name its source files.

@@ -45,7 +45,7 @@ class _Row(RowParallelLinear):
     def forward(self, x: Tensor) -> Tensor:
         leave = ReduceScatterToSequenceRegion if self.sequence_parallel else ReduceFromTensorRegion
         out = leave.apply(F.linear(x, self.weight), self.tp_group)
-        # behind the sum: each rank would add the bias once otherwise
+        # after the sum: otherwise each rank would add the bias once
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 

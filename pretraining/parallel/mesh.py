@@ -49,7 +49,7 @@ class Mesh:
         return place
 
     def group(self, *axes: Axis) -> ProcessGroup | None:
-        """The ranks that differ from this one along these axes alone. None where there is none but this one; with
+        """The ranks that differ from this one along these axes alone. None where there is only this one; with
         tensor parallelism there may be a group of one."""
         used = frozenset(axis for axis in axes if self.size(axis) > 1)
         return self.groups.get(used or frozenset(axes))

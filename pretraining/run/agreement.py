@@ -1,5 +1,5 @@
-"""What all ranks must see alike, compared before it counts: code, config, data, the checkpoint to start from, and the
-weights that several of them hold."""
+"""What must be the same on all ranks, compared before it counts: code, config, data, the checkpoint to start from, and
+the weights that several of them hold."""
 
 from __future__ import annotations
 

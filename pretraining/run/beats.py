@@ -21,7 +21,7 @@ class Beat:
     """What a rank says of itself. job: of this start; files of an earlier one say nothing.
 
     number: of the beat, so that clocks of hosts are never compared. seconds: in this phase. ended: why, where it did by
-    itself; lost: it waited for another rank in vain.
+    itself; lost: it waited for another rank that never came.
     """
 
     job: str

@@ -34,7 +34,7 @@ class NonFiniteWatch:
         self.expected = self.in_a_row > 0  # else it would not have been saved
 
     def see(self, step: int, finite: bool, loss_is_finite: bool, loss_scale: float | None) -> str | None:
-        """What is to be told of a step; None where it was not skipped.
+        """What to report of a step; None where it was not skipped.
 
         loss_scale: the next step's, under fp16 only. Raises Failure after LIMIT skipped steps in a row.
         """
@@ -82,7 +82,7 @@ class TargetWatch:
         self.waiting, self.samples = set(terms), global_batch_size
 
     def see(self, step: int, counts: Mapping[str, float]) -> list[str]:
-        """What is to be told of a step, once for each term. counts: of targets of each term in its global batch."""
+        """What to report of a step, once for each term. counts: of targets of each term in its global batch."""
         few = sorted(term for term in self.waiting if counts[term] < self.LEAST * self.samples)
         self.waiting -= set(few)
         return [

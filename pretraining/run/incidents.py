@@ -53,7 +53,7 @@ class Incidents:
         self.roll_backs = self.ledger.read("rollback")
 
     def see_loss(self, step: int, loss: float, position: Json) -> str | None:
-        """position: before the step's batch. -> what is to be told; None where the loss is no spike."""
+        """position: before the step's batch. -> what to report; None where the loss is no spike."""
         told = self.spikes.see(loss)
         if told is None:
             return None

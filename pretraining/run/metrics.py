@@ -224,7 +224,7 @@ class MetricsFile:
             warn_once(METRICS, f"{METRICS} cannot be written to ({error.strerror or error}): training goes on")
 
     def _follow(self) -> None:
-        """A file that was removed or moved would take the lines with it: a new one is begun. One that has other lines
+        """A file that was removed or moved would take the lines with it: a new one is started. One that has other lines
         may be another job's, and is left alone."""
         found = self.path.lstat() if os.path.lexists(self.path) else None
         if found is not None and (os.path.samestat(os.fstat(self.file.fileno()), found) or found.st_size):
@@ -256,7 +256,7 @@ def last_evaluation(path: Path) -> int:
 
 
 def cut_metrics(path: Path, step: int | None) -> None:
-    """Drops what lies behind the last whole line of `step`, or before it: the checkpoint that the run continues from
+    """Drops what comes after the last whole line of `step`, or before it: the checkpoint that the run continues from
     (None: all). Steps never fall from one line to the next, so that only these lines are read."""
     require_plain(path)
     if not path.exists():

@@ -169,7 +169,7 @@ def _acquire(run_dir: Path, job: Owner, tell: Callable[[str], None]) -> tuple[in
 
 
 def _require_gone(run_dir: Path, before: _Claim, job: Owner, tell: Callable[[str], None]) -> str:
-    """-> what is to be said of taking over. Raises InputError where the folder's owner lives: where this machine knows
+    """-> what to say about taking over. Raises InputError where the folder's owner lives: where this machine knows
     its process, or else it is seen to beat within STALE_SECONDS."""
     if before.number >= 10**9:
         raise InputError(f"{before.path} is none of this program's: remove it")

@@ -356,7 +356,7 @@ def _older_course(older: Recorded) -> dict[str, Any]:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What is to be told of a run that goes on; a key that `before` does not know is none."""
+    """What to report of a run that goes on; a key that `before` does not know is none."""
     found = [key for key in before if before[key] != now.get(key)]
     return [
         f"{key} was {before[key]!r}, {f'is {now[key]!r}' if key in now else 'does not exist now'}: "

@@ -35,7 +35,7 @@ LAST_TRIES = 3  # at the end of a run, where there is no later step
 
 
 class CheckpointKeeper:
-    """Saves a run, on all ranks alike. saved_step: of the newest checkpoint that was begun."""
+    """Saves a run, on all ranks alike. saved_step: of the newest checkpoint that was started."""
 
     def __init__(self, train: TrainConfig, world: World, run_dir: Path, tracker: Tracker) -> None:
         self.train, self.world, self.run_dir, self.tracker = train, world, run_dir, tracker

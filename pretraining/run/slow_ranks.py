@@ -16,7 +16,7 @@ class SlowRankWatch:
         self.told: set[int] = set()
 
     def see(self, seconds: Sequence[float]) -> str | None:
-        """seconds: of own work, by rank -> what is to be told, once for each rank."""
+        """seconds: of own work, by rank -> what to report, once for each rank."""
         if len(seconds) < 2:
             return None
         slowest = max(range(len(seconds)), key=lambda rank: seconds[rank])

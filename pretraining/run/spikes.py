@@ -19,7 +19,7 @@ class SpikeWatch:
         self.losses: deque[float] = deque(losses, maxlen=self.WINDOW)
 
     def see(self, loss: float) -> str | None:
-        """What is to be told of a step's loss; None where it is no spike. The loss counts for the steps after it."""
+        """What to report of a step's loss; None where it is no spike. The loss counts for the steps after it."""
         if not math.isfinite(loss):
             return None
         limit, mean = self._limit()

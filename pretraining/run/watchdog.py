@@ -171,7 +171,7 @@ class Watchdog:
             self.ended,
             self.lost,
         )
-        with self.writing, suppress(OSError):  # on a full disk it is not known that the rank lives, no more
+        with self.writing, suppress(OSError):  # a full disk hides that the rank lives, nothing else
             write_values(self._path(self.world.rank), asdict(beat))
 
     def _path(self, rank: int) -> Path:

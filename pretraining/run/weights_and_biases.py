@@ -51,7 +51,7 @@ NOT_READ = {  # ours follow from run_dir, so that a resume continues the same ru
 
 @dataclass(frozen=True)
 class Choices:
-    """What keys leave open is taken from the environment, then by default. notes: what is to be told of it.
+    """What keys leave open is taken from the environment, then by default. notes: what to report of it.
 
     `of` raises InputError for a WANDB_MODE that is none, where it decides."""
 

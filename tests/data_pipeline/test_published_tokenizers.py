@@ -117,7 +117,7 @@ def test_only_what_is_lacking_is_added_and_reported(tmp_path, capsys):
     output = f"output={tmp_path}/prepared"
     assert prepare(f"corpus.inputs=[{tmp_path}/*.txt]", output, f"tokenizer.path={tmp_path}/hub", "num_workers=0") == 0
     told = capsys.readouterr().out
-    assert "pad '<pad>', eos '</s>', unk '<unk>', 100 sentinels; added behind its" in told
+    assert "pad '<pad>', eos '</s>', unk '<unk>', 100 sentinels; added after its" in told
     assert "pieces: bos, mask, cls, sep, fim_prefix, fim_middle, fim_suffix\n" in told
     assert Tokenizer.load(tmp_path / "prepared" / "tokenizer").special_ids == tokenizer.special_ids
 

@@ -1,4 +1,4 @@
-"""Word borders by a segmenter: found in what tokens spell, kept with them, and a table of words that are used alike."""
+"""Word borders by a segmenter: found in what tokens spell, kept with them, and a table of words of similar use."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`make golden`: computes the pinned values anew and writes them to tests/golden/*.json.
+"""`make golden`: recomputes the pinned values and writes them to tests/golden/*.json.
 
 python -m tests.golden.rewrite [batches|files|flops|losses|samples|schedules ...]; all of them by default.
 """

@@ -18,7 +18,7 @@ def objective(length=8, **options):
 
 
 def test_worked_example():
-    """Two documents in one sequence: the end of the first predicts nothing, positions begin anew."""
+    """Two documents in one sequence: the end of the first predicts nothing, positions restart at 0."""
     sample = objective().corrupt([np.array([1, 7, 8, 2]), np.array([1, 9, 10])], RNG)
     assert sample["tokens"].tolist() == [1, 7, 8, 2, 1, 9]
     assert sample["labels"].tolist() == [7, 8, 2, IGNORED, 9, 10]

@@ -200,7 +200,7 @@ def test_people_can_look_at_samples_and_at_what_a_model_does(built: Built, tmp_p
 
 
 class CountTokens(Objective[np.ndarray, Any]):
-    """An objective of somebody else's: only what the Protocol does not give it."""
+    """An objective from outside the package: only what the Protocol does not give it."""
 
     terms = {"count_tokens": 1.0}
     unit = Unit.TOKENS

@@ -280,7 +280,7 @@ def test_a_job_that_its_user_cancelled_stays_so(tmp_path):
         ("begin 7.0 1 0 a|end 7.0 2 0 fault|begin 7.1 3 0 a|end 7.1 4 0 signal", 1),  # it could not help it
         ("begin 7.0 1 0 a|end 7.0 2 0 fault|begin 7.1 3 0 a|end 7.1 4 0 node", 1),
         ("begin 7.0 1 0 a|end 7.0 2 0 fault|begin 7.1 3 0 a|begin 7.2 4 0 a", 1),  # no end: the host died
-        ("begin 7.0 1 8 a|end 7.0 2 8 fault|final 7.0 2 8 1|begin 9.0 9 8 a", 0),  # submitted anew
+        ("begin 7.0 1 8 a|end 7.0 2 8 fault|final 7.0 2 8 1|begin 9.0 9 8 a", 0),  # submitted again
     ],
 )
 def test_faults_without_progress_in_a_row(tmp_path, starts, count):

@@ -56,9 +56,7 @@ class BERT(TextModel):
         self.token_embedding = layers.embedding(padded_vocabulary(vocabulary.size), features)
         self.position_embedding = nn.Embedding(config.max_seq_len, features)
         self.segment_embedding = nn.Embedding(config.segments, features) if config.segments else None
-        if (
-            not config.segments
-        ):  # transformers' RoBERTa has one all the same: it leaves as zeros, and must come as zeros
+        if not config.segments:  # transformers' RoBERTa has one anyway: it leaves as zeros, and must come as zeros
             self.register_buffer("no_segment", torch.zeros(1, features))
         self.embedding_norm = make_norm("layernorm", features, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)

@@ -72,7 +72,7 @@ class DetectionHead(nn.Module):
         self.classifier = nn.Linear(size, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[batch, length, hidden] -> logits [batch, length], above 0 for a token that was likelier replaced."""
+        """[batch, length, hidden] -> logits [batch, length], above 0 for a token that was more likely replaced."""
         return self.classifier(F.gelu(self.transform(hidden)))[..., 0]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-BOS, EOS, BEGIN, END, PAD = range(256, 261)  # behind the bytes: of a document, of a document, of a word, of a word
+BOS, EOS, BEGIN, END, PAD = range(256, 261)  # after the bytes: of a document, of a document, of a word, of a word
 CHARACTERS = 261
 
 

@@ -102,7 +102,7 @@ class GPT(TextModel):
     def initialize(self, seed: int) -> None:
         """Normal with standard deviation initializer_range, half of it for positions; layers that write to the residual
         stream have it divided by sqrt(2 x layers) (GPT-2, section 2.3; openai/gpt-2, src/model.py: 0.02 and 0.01).
-        With norm_position=post all alike (GPT-1, section 4.1)."""
+        With norm_position=post all have the same (GPT-1, section 4.1)."""
         initialize(self, self.layers, seed, self._fill)
 
     def _fill(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:

@@ -123,20 +123,20 @@ def facts_of(architecture: str) -> Architecture:
     return KNOWN.get(architecture, Architecture(role_of(architecture)))
 
 
-# Their positions begin in the row behind the padding's, which has one of its own
+# Their positions begin in the row after the padding's, which has one of its own
 LAST_PADDING = 511
-BEHIND_PADDING = ("Roberta", "XLMRoberta", "Camembert", "Longformer", "Data2VecText", "MPNet", "IBert", "Luke")
+AFTER_PADDING = ("Roberta", "XLMRoberta", "Camembert", "Longformer", "Data2VecText", "MPNet", "IBert", "Luke")
 
 
 def position_offset(architecture: str, vocabulary: Vocabulary) -> int:
     """The row of the class's position table that position 0 has, where its config counts the rows before it. Raises
     InputError where these would be thousands."""
-    if not architecture.startswith(BEHIND_PADDING):
+    if not architecture.startswith(AFTER_PADDING):
         return 0
     pad = vocabulary.special_ids["pad"]
     if pad > LAST_PADDING:
         raise InputError(
-            f"model.architecture={architecture}: positions begin behind the row of the padding's id, which is {pad} "
+            f"model.architecture={architecture}: positions begin after the row of the padding's id, which is {pad} "
             f"in the prepared data's tokenizer; at most {LAST_PADDING} is supported, as of one that has a padding"
         )
     return pad + 1

@@ -1,4 +1,4 @@
-"""What transformers has to say against a config, asked before anything is trained."""
+"""What transformers objects to in a config, asked before anything is trained."""
 
 from __future__ import annotations
 

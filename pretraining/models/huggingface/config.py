@@ -28,8 +28,8 @@ class HuggingFaceConfig(ModelConfig):
     config_json: a Hugging Face folder, or a config.json, which architecture and settings are read from, once: the run's
         config.yaml has them. What stands beside it counts more.
     settings: keys of its config class, as config.json has them; what it leaves out is that class's default.
-    num_layers, hidden_size, num_heads, intermediate_size: the config class's keys of that meaning, of encoder and
-        decoder alike; null leaves them to settings.
+    num_layers, hidden_size, num_heads, intermediate_size: the config class's keys of that meaning, of both encoder and
+        decoder; null leaves them to settings.
     max_seq_len: the most tokens that the model reads at once.
     vocab_size: null takes that of the prepared data; a number must agree with it.
     image_size: pixels along one side, of a model of images.
@@ -68,7 +68,7 @@ class HuggingFaceConfig(ModelConfig):
 
     @property
     def grid(self) -> PatchGrid:
-        """An image as one patch: what the class cuts it into is its own affair."""
+        """An image as one patch: what the class cuts it into is up to the class."""
         return PatchGrid(self.image_size, self.image_size)
 
     @property

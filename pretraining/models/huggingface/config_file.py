@@ -22,8 +22,8 @@ Keys = Mapping[str, object]
 
 
 def with_file(path: str, given: Keys) -> dict[str, object]:
-    """`given`, our keys as a user states them, and what config.json says besides; of what both say, `given`'s counts.
-    Rates of dropout, special ids and the size of the vocabulary are never the file's. Raises InputError."""
+    """`given`, our keys as a user states them, and what else config.json says; where both say something, `given`
+    counts. Rates of dropout, special ids and the size of the vocabulary are never the file's. Raises InputError."""
     file = Path(path) / "config.json" if is_folder(Path(path)) else Path(path)
     stored = read_json(file, key=KEY)
     if "auto_map" in stored:

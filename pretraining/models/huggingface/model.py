@@ -244,7 +244,7 @@ class MaskedHead(nn.Module):
 
 
 class PairHead(nn.Module):
-    """The logits of a pair, [batch, 2], that TokenEncoder has put behind the last position."""
+    """The logits of a pair, [batch, 2], that TokenEncoder has put after the last position."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden[:, -1, :2]

@@ -69,7 +69,7 @@ def model_class(architecture: str) -> type[PreTrainedModel]:
 
 
 def setting_problems(config: HuggingFaceConfig) -> list[str]:
-    """What the architecture's config class has to say against the config."""
+    """What the architecture's config class objects to in the config."""
     try:
         keys = keys_of(config)
     except ValueError as error:

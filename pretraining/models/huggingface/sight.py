@@ -1,4 +1,4 @@
-"""What tokens of a class of transformers see: a decoder's must not see those behind them, an encoder's must.
+"""What tokens of a class of transformers see: a decoder's must not see those after them, an encoder's must.
 
 A class's name does not tell: BertLMHeadModel is a decoder where its config says so, and sees everything elsewhere.
 """
@@ -27,7 +27,7 @@ def sight_problems(config: HuggingFaceConfig) -> list[str]:
     first, second = _features(config)
     unmoved = torch.equal(first[:, :-1], second[:, :-1])
     if role is Role.TOKEN_ENCODER and unmoved:
-        return [f"model.architecture={config.architecture} with these settings does not see the tokens behind"]
+        return [f"model.architecture={config.architecture} with these settings does not see later tokens"]
     if role is not Role.TOKEN_ENCODER and not unmoved:
         return [
             f"model.architecture={config.architecture} with these settings sees the tokens that it is to predict; "

@@ -26,7 +26,7 @@ def decays(network: nn.Module, name: str) -> bool | None:
 
 def block_stacks(network: PreTrainedModel, early: Collection[str]) -> list[BlockStack]:
     """The outermost lists of blocks; around each the modules that lie nearest to it in the tree. What is made before
-    the blocks is below them, what is made behind them above, except for the modules that `early` names. Heads, which
+    the blocks is below them, what is made after them above, except for the modules that `early` names. Heads, which
     lie outside of the class's base model, are above."""
     places = dict(_places(network, ()))
     lists = {place: module for place, module in places.items() if isinstance(module, nn.ModuleList)}

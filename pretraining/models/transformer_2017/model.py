@@ -2,7 +2,7 @@
 
 As published, with what the paper leaves open as in the authors' code (tensorflow/tensor2tensor, models/transformer.py
 and layers/common_attention.py): attention's projections have no bias, the features of a position are all sines, then
-all cosines, weights are drawn by Glorot and Bengio's law. Not as there: the decoder begins with the embedding of pad,
+all cosines, weights are drawn by Glorot and Bengio's law. Unlike there, the decoder begins with the embedding of pad,
 not with zeros. Documents that are packed into a row each have positions from 0 on.
 """
 

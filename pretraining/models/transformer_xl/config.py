@@ -11,8 +11,8 @@ from pretraining.models.config import TextConfig, without_tensor_parallelism
 
 @configclass
 class TransformerXLConfig(TextConfig):
-    """A decoder that reads a sequence segment by segment, and remembers the segments before. How long a segment is, is
-    the objective's (objective.segment).
+    """A decoder that reads a sequence segment by segment, and remembers the segments before. The length of a
+    segment is the objective's (objective.segment).
 
     memory: positions before a segment whose hidden states every block sees, without a gradient.
     untie_biases: each block has biases of content and position of its own, as the large model.

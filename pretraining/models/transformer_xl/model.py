@@ -143,7 +143,7 @@ class TransformerXL(TextModel):
 
 def _allowed(tokens: Tensor, documents: Tensor | None, first: int, part: slice) -> Tensor:
     """tokens, documents: int [batch, length] -> bool [batch or 1, 1, tokens of the part, tokens from `first` to its
-    end], True for a key of the same document that is not behind the query."""
+    end], True for a key of the same document that is not after the query."""
     places = torch.arange(tokens.shape[1], device=tokens.device)
     stop = min(part.stop, tokens.shape[1])
     before = places[first:stop] <= places[part, None]

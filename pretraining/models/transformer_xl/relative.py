@@ -33,11 +33,11 @@ class RelativeAttention(nn.Module):
     def forward(
         self, x: Tensor, memory: Tensor, distances: Tensor, u: Tensor | None, v: Tensor | None, allowed: Tensor
     ) -> Tensor:
-        """x: [batch, length, hidden], behind memory: [batch, remembered, hidden].
+        """x: [batch, length, hidden], after memory: [batch, remembered, hidden].
 
         distances: [remembered + length, hidden], sinusoids of the distances from remembered + length - 1 down to 0.
         u, v: [heads, head_dim], None where they are its own. allowed: bool, broadcast to [batch, heads, length,
-        remembered + length], False for all keys behind the query.
+        remembered + length], False for all keys after the query.
         """
         u, v = (u, v) if self.content_bias is None else (self.content_bias, self.position_bias)
         assert u is not None and v is not None
@@ -65,7 +65,7 @@ class RelativeAttention(nn.Module):
 
 def shifted(scores: Tensor) -> Tensor:
     """scores: [..., length, keys], column c of a row for the distance keys - 1 - c -> column j of row i for the
-    distance from query i, which is key keys - length + i, back to key j (appendix B). What lies behind the query holds
+    distance from query i, which is key keys - length + i, back to key j (appendix B). What lies after the query holds
     values of other rows and must be masked."""
     length, keys = scores.shape[-2:]
     padded = F.pad(scores, (1, 0)).flatten(-2)

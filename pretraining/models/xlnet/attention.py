@@ -14,7 +14,7 @@ from pretraining.parallel.layers import Layers
 
 class Scene(NamedTuple):
     """What all blocks share of a batch. The content stream has a query for each of the `length` tokens, the query
-    stream one for each of the `targets` behind them; keys are `remembered` positions, then the tokens.
+    stream one for each of the `targets` after them; keys are `remembered` positions, then the tokens.
 
     targets: int [batch, targets], their places among the tokens. distances: [remembered + 2 x length, hidden],
     sinusoids of the distances from remembered + length down to 1 - length. other_segment: bool [batch, length +

@@ -85,7 +85,7 @@ class XLNet(TextModel):
         reuse: int,
     ) -> tuple[Tensor, list[Tensor]]:
         """-> the query stream's hidden states [batch, targets, hidden], and what each block remembers after it: the
-        content of its inputs' first `reuse` tokens behind what it had (modeling.py, _cache_mem)."""
+        content of its inputs' first `reuse` tokens after what it had (modeling.py, _cache_mem)."""
         config, length = self.config, tokens.shape[1]
         content = self.dropout(self.token_embedding(tokens))
         queries = self.query_embedding.repeat(*targets.shape, 1)
@@ -130,7 +130,7 @@ class XLNet(TextModel):
     def flops_of_sample(self, length: int, targets: int, reuse: int, warm: int) -> float:
         """Forward and backward of one sample: 6 per weight used and for attention's three products with keys and
         distances, of keys and values of the memory 4, since no gradient goes on from there; of a warm part a third,
-        since it has no backward pass. The last block's content is needed by no query and counted all the same, since it
+        since it has no backward pass. The last block's content is needed by no query and counted anyway, since it
         is computed. What a batch shares, the projections of distances, is left out."""
         size, mlp_size, memory = self.config.hidden_size, self.config.mlp_size, self.config.memory
         total = 6.0 * targets * self.vocab_size * size

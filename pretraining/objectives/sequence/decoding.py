@@ -69,8 +69,8 @@ def beam_search(
 
 class _Beams:
     """alive: fp32 [inputs, beams], the log-probability of each sequence that goes on, -inf where there is none.
-    written: int [inputs, beams, tokens], begun by `start`. places: of the inputs that are still searched, in these.
-    ended: of each of all inputs (score, tokens), the best ones first."""
+    written: int [inputs, beams, tokens], beginning with `start`. places: of the inputs that are still searched, in
+    these. ended: of each of all inputs (score, tokens), the best ones first."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class _Beams:
             del ended[self.beams :]
 
     def _retire(self) -> None:
-        """Inputs that can win nothing any more, since their length is reached or all that ended is better than what
+        """Inputs that can gain nothing any more, since their length is reached or all that ended is better than what
         goes on can become, are searched no further."""
         left = [row for row, place in enumerate(self.places) if not self._is_settled(row, place)]
         self.places = [self.places[row] for row in left]

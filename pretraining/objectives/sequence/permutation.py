@@ -19,7 +19,7 @@ def spans(begins: Bools, wanted: int, every: int, longest: int, rng: np.random.G
 
     What their _sample_mask does [340-388]: a span begins with a word and has n *tokens*, since it asks of the first one
     alone whether a word begins there; a span that would reach the end is not made, and ends the search; what is then
-    wanting is filled with single tokens in any place.
+    missing is filled with single tokens in any place.
     """
     chosen, length = np.zeros(len(begins), bool), len(begins)
     sizes = np.arange(1, longest + 1)

@@ -35,10 +35,10 @@ SHOWN_SAMPLES = 4  # that a demonstration writes out
 @configclass
 class PermutationLMConfig:
     """Predict some tokens of a sequence, each from those that an order drawn for the sample puts before it. A sequence
-    is a first part of text and, behind it, a [sep] b [sep] [cls]: a goes on with the text, b follows it or, half of the
+    is a first part of text and, after it, a [sep] b [sep] [cls]: a continues the text, b follows it or, half of the
     time, comes from elsewhere, without a label.
 
-    reuse: tokens of the first part; null means half of data.seq_len. The next sequence goes on behind it, with its
+    reuse: tokens of the first part; null means half of data.seq_len. The next sequence continues after it, with its
         hidden states in memory.
     warm: parts of as many tokens before a sequence that only make memory; as few as hold model.memory tokens are enough
         for a full one.
@@ -57,7 +57,7 @@ class PermutationLMConfig:
 
 class PermutationLM(Objective[TextPart, PermutedEncoderWithHead]):
     """A sample, each int64: tokens, segments, places, ranks [warm x reuse + seq_len], see models.base.PermutedEncoder;
-    targets, places in the sequence behind the warm parts, and labels [predictions].
+    targets, places in the sequence after the warm parts, and labels [predictions].
 
     Not as published: half of the authors' batches are read backward; a document's end is our end token; their b is
     longer by a sentence before a and b are cut to fit, and both ends of a random one are a sentence's.

@@ -36,7 +36,7 @@ SEARCHED = 32  # pairs that are translated at once
 class TranslationConfig:
     """Write the translation of what the encoder reads; for data of corpus=pairs.
 
-    label_smoothing: share of each target that is dealt evenly to the whole vocabulary, in training alone; the
+    label_smoothing: share of each target that is spread evenly over the whole vocabulary, in training alone; the
         validation loss has none.
     targets_length: tokens of the targets in a row; null means data.seq_len. A pair that fits no row is left out.
     beams: of the search, for samples and BLEU.
@@ -78,7 +78,7 @@ class Translation(EncoderDecoderObjective[TokenizedDocument]):
             )
 
     def for_evaluation(self) -> Self:
-        """Raises InputError where nothing is there to compute BLEU; an export does without."""
+        """Raises InputError where sacreBLEU is wanted and not installed; an export does without."""
         if self.config.bleu_pairs and find_spec("sacrebleu") is None:
             raise InputError(
                 f"objective.bleu_pairs={self.config.bleu_pairs} needs sacreBLEU: pip install 'pretraining[translation]'"

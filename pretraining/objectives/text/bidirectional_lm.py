@@ -33,10 +33,10 @@ DIRECTIONS = ("forward_lm", "backward_lm")
 
 @configclass
 class BidirectionalLMConfig:
-    """Predict each token from those before it, and from those behind it. What the model reads of a token are its
+    """Predict each token from those before it, and from those after it. What the model reads of a token are its
     characters; tokens are the pieces of the tokenizer, a leading blank included, where the authors' are words.
 
-    characters: the most of a token, with a mark for its begin and one for its end.
+    characters: the most of a token, with a mark for its beginning and one for its end.
     """
 
     name: Literal["bidirectional_lm"]

@@ -228,7 +228,7 @@ def continued(
         while len(tokens) < length:
             logits = next_token(tokens).float().cpu() / temperature
             values, indices = logits.topk(min(top_k, logits.numel()))
-            if not values[0].isfinite():  # of a model that diverged no token is likelier than another
+            if not values[0].isfinite():  # of a model that diverged no token is more likely than another
                 break
             choice = int(indices[torch.multinomial(values.softmax(-1), 1, generator=generator)])
             if choice == stop:

@@ -77,7 +77,7 @@ def under_mask(
 
 def horizon(mask: Mask, length: int, source: int) -> tuple[np.ndarray, np.ndarray]:
     """-> the first and the last position that each token sees, int64 [length] each. source: tokens of the first text,
-    with its [cls] and [sep]. Whoever a token sees sees nothing that the token itself does not: layers cannot leak."""
+    with its [cls] and [sep]. What a token sees can itself see nothing more: layers cannot leak."""
     own, begin, end = np.arange(length), np.zeros(length, np.int64), np.full(length, length - 1)
     if mask == "bidirectional":
         return begin, end

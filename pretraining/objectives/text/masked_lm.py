@@ -59,8 +59,8 @@ class MaskedLMConfig:
         was prepared (Chinese has no spaces).
     ngram_law: how often n-grams of 1, 2, ... words are drawn, relative to each other; null is 1, 1/2 and 1/3 (ALBERT);
         MacBERT has 0.4, 0.3, 0.2, 0.1.
-    replacement: of what is masked 80% becomes the mask, or with similar for each word one that is used alike, from the
-        table that `pretrain-data similar` made (MacBERT); in both cases 10% is random and 10% stays.
+    replacement: of what is masked 80% becomes the mask, or with similar for each word one that is used similarly, from
+        the table that `pretrain-data similar` made (MacBERT); in both cases 10% is random and 10% stays.
     mask_rate: share of a sequence's tokens that are to be predicted, special ones counted as BERT counts them, and with
         skipgram not as UniLM does; only text is.
     pairing: next_sentence (BERT) and sentence_order (ALBERT) build each sequence from two segments and add a loss of
@@ -70,7 +70,7 @@ class MaskedLMConfig:
         sequence. full_sentences takes whole sentences over borders of documents, with a separator between these and
         attention across (Liu et al. 2019, "RoBERTa", section 4.2: DOC-SENTENCES, FULL-SENTENCES).
     masks: what tokens see, as shares of the samples: all of them (bidirectional), those before (left_to_right) or
-        behind (right_to_left), or with sequence_to_sequence the first segment and what is before in the second, whose
+        after (right_to_left), or with sequence_to_sequence the first segment and what is before in the second, whose
         last token is masked too. Only a bidirectional sample has a label of pairs (Dong et al. 2019, "UniLM").
     masked_lm_weight: of the loss of masked tokens in the total.
     pair_weight: of the loss of pairs in the total. Not 0, which would leave a head to decay alone: pairing=none has
@@ -145,7 +145,7 @@ class MaskedLM(Objective[Content, TokenEncoderWithHeads]):
             return SentencePairs(self.length - 3, random_rate=random_rate(self.masks))
         if self.config.pairing == "sentence_order":
             return SentenceSpans(self.length - 3)
-        if self.config.packing == "full_sentences":  # [cls], and a [sep] behind each document
+        if self.config.packing == "full_sentences":  # [cls], and a [sep] after each document
             return WholeSentences(self.length, per_sequence=1, per_document=1)
         if self.config.packing == "doc_sentences":
             return WholeSentences(self.length, per_sequence=0, per_document=2)

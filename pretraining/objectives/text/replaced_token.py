@@ -128,7 +128,7 @@ class ReplacedToken(Objective[TokenizedDocument, GeneratorDiscriminatorWithHeads
         return self.tokenizer.used_ids(("pad", "cls", "sep", "mask"))
 
     def loss(self, model: GeneratorDiscriminatorWithHeads, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Over the discriminator's loss no gradient reaches the generator: what it drew is an argmax."""
+        """No gradient of the discriminator's loss reaches the generator: what it drew is an argmax."""
         import torch.nn.functional as F
 
         masked, _, logits, replaced = _run(model, batch)
@@ -156,7 +156,7 @@ class ReplacedToken(Objective[TokenizedDocument, GeneratorDiscriminatorWithHeads
         return "\n".join(lines)
 
     def demonstrate(self, model: GeneratorDiscriminatorWithHeads, demonstration: Demonstration) -> str:
-        """Validation text, what the generator drew in it, and for how likely the discriminator holds a replacement."""
+        """Validation text, what the generator drew in it, and how likely the discriminator finds a replacement."""
         import torch
 
         batch = on_device_of(model, self.collate(demonstration.samples))

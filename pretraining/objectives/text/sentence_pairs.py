@@ -4,7 +4,7 @@ The procedure is that of google-research/bert, create_pretraining_data.py (and g
 segments); stream/sentence_packing.py has its first part. Two things differ:
 - A random segment is as long as the continuation would be, where BERT's fills the sequence also where the continuation
   would not (at a document's end): the length must not give the label away. Half of the spans that end with their
-  document are filled up instead, without a label, so that there is no more padding.
+  document are filled up instead, without a label, so that padding does not grow.
 - A span of a single sentence is filled up from another document as BERT's, but without a label. BERT counts it as a
   random pair, which makes more than half of the pairs random (57% of novels at 128 tokens).
 """
@@ -84,7 +84,7 @@ def unlabeled_pair(own: TokenizedDocument, length: int, rng: np.random.Generator
 
     google-research/electra, build_pretraining_dataset.py, _create_example: a sentence joins the first segment while
     that stays below half of the length, and half of the time if it is the first one to exceed it; the others join the
-    second. A short one behind a long one may so come before it, as theirs does. Half of the length is that of all
+    second. So a short one after a long one may come before it, as in theirs. Half of the length is that of all
     sequences, also for documents that were given a shorter target.
     """
     half = len(own.tokens) + 1 if rng.random() < SINGLE_RATE else (length - 3) // 2

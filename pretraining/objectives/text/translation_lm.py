@@ -3,7 +3,7 @@ and Lample 2019, "Cross-lingual Language Model Pretraining", section 3.3).
 
 As in facebookresearch/XLM: both sentences framed and side by side, positions restart in the second (utils.py,
 concat_batches); every token but the first is chosen with the same probability by itself, the frames' as well, and of
-those 80% are masked, 10% become another token, 10% stay (trainer.py, mask_out). Not as there: random tokens are
+those 80% are masked, 10% become another token, 10% stay (trainer.py, mask_out). Unlike there, random tokens are
 ordinary ids, never special ones; segments 0 and 1 say which sentence a token is of, where XLM adds an embedding of its
 language; several pairs stand in a sequence, and don't see each other.
 """
