@@ -93,9 +93,9 @@ class Objective(Protocol[SegmentT, ModelT]):
         """How documents are cut into sequences."""
         ...
 
-    def packing_of(self, corpus: str) -> Packing:
+    def packing_of(self, corpus: str, kind: str) -> Packing:
         """As `packing`, for the documents of a mixture's corpus of this name, where a sample has to know it; '' is data
-        of one corpus. Raises InputError where there can be no samples of it."""
+        of one corpus. kind: of its data. Raises InputError where there can be no samples of it."""
         return self.packing()
 
     def corrupt(self, segments: Sequence[SegmentT], rng: np.random.Generator) -> Sample:

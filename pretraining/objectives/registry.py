@@ -10,6 +10,8 @@ from data_pipeline.common.registry import load
 from pretraining.models.roles import Role
 from pretraining.objectives.base import Objective, SampleSpec
 
+DataKind = Literal["text", "pairs", "images"]
+
 
 @dataclass(frozen=True)
 class ObjectiveEntry:
@@ -17,12 +19,14 @@ class ObjectiveEntry:
 
     role: what a model must be able to do.
     data: the kind of prepared data that samples are made of.
+    beside: kinds that some corpora of a mixture may have as well.
     """
 
     config: str
     objective: str
     role: Role
-    data: Literal["text", "pairs", "images"]
+    data: DataKind
+    beside: tuple[DataKind, ...] = ()
 
 
 OBJECTIVES: dict[str, ObjectiveEntry] = {
@@ -55,6 +59,7 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         objective="pretraining.objectives.text.translation_lm:TranslationLM",
         role=Role.TOKEN_ENCODER,
         data="pairs",
+        beside=("text",),
     ),
     "bidirectional_lm": ObjectiveEntry(
         config="pretraining.objectives.text.bidirectional_lm:BidirectionalLMConfig",

@@ -22,6 +22,7 @@ from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.config import RunConfig
 from pretraining.models.vocabulary import Vocabulary
 from pretraining.objectives.base import SampleSpec
+from pretraining.objectives.registry import OBJECTIVES, ObjectiveEntry
 from pretraining.objectives.text.masked_lm import MaskedLMConfig
 
 
@@ -48,15 +49,11 @@ class Prepared:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.config, objective = config.data, config.objective
+        self.config, objective, self.objective = config.data, config.objective, config.objective.name
         self.uses_similar = isinstance(objective, MaskedLMConfig) and objective.replacement == "similar"
         self.manifests = load_manifests(config.data.folders)
+        self._check_kinds(OBJECTIVES[objective.name])
         for manifest in self.manifests.values():
-            if manifest.kind != config.data_kind:
-                raise InputError(
-                    f"{self._named(manifest)} holds {manifest.kind}, objective={config.objective.name} needs "
-                    f"{config.data_kind}"
-                )
             check_files(manifest)
         self.first = _alike(self.manifests)
         self.tokenizer = _tokenizer_of(self.first)
@@ -114,16 +111,30 @@ class Prepared:
         return (TextReader if self.tokenizer else ImageReader)(self.manifests[corpus], split)
 
     def source(
-        self, split: str, packing_of: Callable[[str], Packing], seed: int, least_sequences: int = 0
+        self, split: str, packing_of: Callable[[str, str], Packing], seed: int, least_sequences: int = 0
     ) -> SequenceSource[Any]:
-        """The order of one split's sequences. packing_of: of a corpus' name. least_sequences: see Stream."""
+        """The order of one split's sequences. packing_of: of a corpus' name and kind. least_sequences: see Stream."""
         options = {"window_blocks": self.config.window_blocks, "least_sequences": least_sequences}
-        streams = {name: Stream(self.reader(split, name), packing_of(name), seed, **options) for name in self.manifests}
+        streams = {
+            name: Stream(self.reader(split, name), packing_of(name, manifest.kind), seed, **options)
+            for name, manifest in self.manifests.items()
+        }
         if not self.is_mixture:
             return streams[""]
         shares = self.shares()
         corpora = {name: Corpus(s, shares[name], self.manifests[name].fingerprint) for name, s in streams.items()}
         return Mixture(corpora, seed)
+
+    def _check_kinds(self, objective: ObjectiveEntry) -> None:
+        manifests = list(self.manifests.values())
+        allowed = {objective.data, *(objective.beside if self.is_mixture else ())}
+        wrong = [manifest for manifest in manifests if manifest.kind not in allowed]
+        if not any(manifest.kind == objective.data for manifest in manifests):
+            wrong = wrong or manifests
+        if wrong:
+            raise InputError(
+                f"{self._named(wrong[0])} holds {wrong[0].kind}, objective={self.objective} needs {objective.data}"
+            )
 
     def _named(self, manifest: Manifest) -> str:
         name = next(name for name, found in self.manifests.items() if found is manifest)

@@ -58,12 +58,12 @@ def cases() -> list[Case]:
 def _prepare_more(data: Path) -> None:
     """Another folder with the tokenizer of text/, for a mixture of both; two whose tokenizer has their languages."""
     options = ("tokenizer.languages=[en_XX,de_DE]", "corpus.max_document_bytes=400", "num_workers=1")
-    for name, page, ready, more in (
+    for name, text, ready, more in (
         ("more", "README.md", "text", options[1:]),
         ("en_XX", "README.md", "text", options),
         ("de_DE", "CONTRIBUTING.md", "en_XX", options[1:]),
     ):
-        (data / f"{name}.txt").write_text((ROOT / page).read_text())
+        (data / f"{name}.txt").write_text((ROOT / text).read_text())
         given = (f"corpus.inputs=[{data / name}.txt]", f"tokenizer.path={data / ready / 'tokenizer'}")
         assert prepare(*given, f"output={data / name}", *more) == 0
 

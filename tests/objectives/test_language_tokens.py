@@ -42,7 +42,7 @@ def test_a_sample_is_the_one_of_the_authors_code(tokenizer):
     collate_tokens with move_eos_to_beginning and no eos_idx)."""
     objective, document = make(tokenizer, noise="none"), TokenizedDocument(np.arange(10, 16), np.array([0, 4]))
     bos, eos, language = tokenizer.bos, tokenizer.eos, tokenizer.languages["de_DE"]
-    segment = objective.packing_of("de_DE").cut(document, Segment(0, 0, 6))
+    segment = objective.packing_of("de_DE", "text").cut(document, Segment(0, 0, 6))
     samples = [objective.corrupt([segment], np.random.default_rng(seed)) for seed in range(20)]
     for sample in samples:
         assert sample["labels"].tolist() == [bos, 10, 11, 12, 13, eos, 14, 15, eos, language]
@@ -59,7 +59,9 @@ def test_a_sample_is_the_one_of_the_authors_code(tokenizer):
 def test_ends_of_sentences_can_be_masked_but_not_the_language(tokenizer):
     objective = make(tokenizer, rate=0.9, mean_span_length=1.0, permuted_sentences=0.0, whole_words=True)
     tokens = np.array(tokenizer.encode("the fox jumps"))
-    segment = objective.packing_of("en_XX").cut(TokenizedDocument(tokens, np.array([0])), Segment(0, 0, len(tokens)))
+    segment = objective.packing_of("en_XX", "text").cut(
+        TokenizedDocument(tokens, np.array([0])), Segment(0, 0, len(tokens))
+    )
     inputs = [objective.corrupt([segment], np.random.default_rng(seed))["inputs"] for seed in range(50)]
     assert all((i[0], i[-1]) == (tokenizer.bos, tokenizer.languages["en_XX"]) and len(i) <= 32 for i in inputs)
     assert {tokenizer.eos in i for i in inputs} == {True, False}

@@ -10,6 +10,7 @@ import torch
 
 from data_pipeline.common.errors import InputError
 from data_pipeline.shards.text import TokenizedDocument
+from data_pipeline.stream.packing import Concatenation
 from data_pipeline.stream.pairs import PairOfTexts, PairPacking
 from data_pipeline.tokenizers.tokenizer import Tokenizer
 from pretraining.objectives.base import SampleSpec
@@ -143,6 +144,38 @@ def test_texts_without_translations_are_refused(corpus, pairs, capsys):
     assert command("pretraining.train", *TINY, *RUN, f"data.path={corpus}") == 2
     assert "holds text, objective=translation_lm needs pairs" in capsys.readouterr().err
     assert command("pretraining.train", *TINY, f"data.path={pairs}") == 2
+    assert "holds pairs, objective=causal_lm needs text" in capsys.readouterr().err
+
+
+def test_texts_beside_pairs_are_masked_by_the_same_law(tokenizer):
+    """XLM's trainer masks a stream of one language by the rule of two sentences side by side (trainer.py, mlm_step)."""
+    task, cls, sep = objective(tokenizer), tokenizer.cls, tokenizer.sep
+    assert type(task.packing_of("en", "text")) is Concatenation and type(task.packing_of("x", "pairs")) is PairPacking
+    parts = [np.array([cls, *range(300, 320), sep]), np.arange(330, 340)]  # the second one was cut on both sides
+    plain = objective(tokenizer, mask_rate=1e-9).corrupt(parts, np.random.default_rng(0))
+    assert plain["tokens"].tolist() == [cls, *range(300, 320), sep, cls, *range(330, 340), sep]
+    assert plain["positions"].tolist() == [*range(22), *range(12)] and not plain["segments"].any()
+    assert plain["documents"].tolist() == [0] * 22 + [1] * 12
+    samples = [task.corrupt(parts, np.random.default_rng(seed)) for seed in range(1500)]
+    rates = np.mean([np.bincount(s["masked_positions"], minlength=34) for s in samples], 0)
+    assert rates[[0, 22]].tolist() == [0, 0]
+    assert abs(np.delete(rates, [0, 22]) - 0.15).max() < 4.5 * np.sqrt(0.15 * 0.85 / 1500)
+
+
+def test_a_mixture_holds_texts_beside_pairs(pairs, tmp_path, capsys):
+    (tmp_path / "en.jsonl").write_text("".join(f'{{"text": "the {n} houses of {n * n}"}}\n' for n in range(200)))
+    ready = (f"tokenizer.path={pairs}/tokenizer", "num_workers=1", "valid_fraction=0.1")
+    assert prepare(f"corpus.inputs=[{tmp_path}/en.jsonl]", f"output={tmp_path}/en", *ready) == 0
+    sources = f"data.sources={{en: '{tmp_path}/en', en-de: '{pairs}'}}"
+    mixed = (*TINY, *RUN, "data=mixture", sources, "data.shares={en: 1, en-de: 1}", "train.eval_every=4")
+    train_alone(*mixed, f"run_dir={tmp_path}/run")
+    last = metrics(tmp_path / "run")[4]
+    assert last["drawn/en"] + last["drawn/en-de"] == 32 and min(last["drawn/en"], last["drawn/en-de"]) > 8
+    capsys.readouterr()
+    only = f"data.sources={{en: '{tmp_path}/en'}}"
+    assert command("pretraining.train", *TINY, *RUN, "data=mixture", only, f"run_dir={tmp_path}/no") == 2
+    assert f"data.sources.en={tmp_path}/en holds text, objective=translation_lm needs pairs" in capsys.readouterr().err
+    assert command("pretraining.train", *TINY, "data=mixture", sources, f"run_dir={tmp_path}/no") == 2
     assert "holds pairs, objective=causal_lm needs text" in capsys.readouterr().err
 
 

@@ -109,7 +109,7 @@ class Denoising(EncoderDecoderObjective[TokenizedDocument]):
     def packing(self) -> SentenceBlocks:
         return SentenceBlocks(self.inputs_length - 2)
 
-    def packing_of(self, corpus: str) -> Packing:
+    def packing_of(self, corpus: str, kind: str) -> Packing:
         if not self.config.language_tokens:
             return self.packing()
         if not corpus:
