@@ -139,6 +139,11 @@ def inputs_at(config: RunConfig, checkpoint: Checkpoint | None) -> Inputs:
 
 def check_target_length(config: RunConfig, length: int) -> None:
     """Sequence parallelism splits what a decoder writes as well; its length is the objective's."""
+    longest = config.model.longest_targets
+    if longest is not None and length > longest:
+        raise InputError(
+            f"the decoder is to write {length} tokens (objective.targets_length), more than model.max_seq_len={longest}"
+        )
     parts = config.engine.tensor_parallel
     if config.engine.sequence_parallel and length % parts:
         raise InputError(

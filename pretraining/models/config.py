@@ -32,6 +32,11 @@ class ModelConfig:
         """Whether every sequence must have the model's greatest length."""
         return False
 
+    @property
+    def longest_targets(self) -> int | None:
+        """The most tokens that a decoder can write; None where there is none, or where its positions never end."""
+        return None
+
     def roles(self, of_family: frozenset[Role]) -> frozenset[Role]:
         """Those of its family's roles that a model of this config plays."""
         return of_family

@@ -74,10 +74,11 @@ class RoleHeads:
         return {**heads, "pair_head": model.make_pair_head()} if self.pairs else heads
 
 
-def built(config: HuggingFaceConfig, seed: int = 1) -> Any:
+def built(config: HuggingFaceConfig, seed: int = 1, pairs: bool = True) -> Any:
+    """pairs: whether the objective trains the class's head for pairs, where it has one."""
     facts = facts_of(config.architecture)
     vocabulary = IMAGES if facts.role is Role.IMAGE_ENCODER else TEXT
-    heads: Any = RoleHeads(facts.pair_logits is not None)
+    heads: Any = RoleHeads(pairs and facts.pair_logits is not None)
     model = attach_heads(build_model(config, vocabulary, PlainLayers()), heads, PlainLayers())
     model.initialize(seed)
     return model

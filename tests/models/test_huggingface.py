@@ -175,6 +175,21 @@ def test_a_window_as_long_as_the_sequence_is_full_attention(tmp_path):
     )
 
 
+def test_a_head_for_pairs_that_nobody_trains_is_refused():
+    """Its pooler would get no gradient."""
+    with pytest.raises(InputError, match=r"head for pairs of segments, .*: use BertForMaskedLM"):
+        built(tiny("BertForPreTraining"), pairs=False)
+
+
+def test_a_class_that_says_the_size_of_its_vocabulary_twice_starts_from_itself(tmp_path):
+    config = tiny("MarianMTModel")
+    model = built(config)
+    write_folder(tmp_path, Counterpart(config), model)
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert values["vocab_size"] == values["decoder_vocab_size"] == SIZE
+    HuggingFaceFolder(str(tmp_path), built(config, seed=2), SIZE, None)
+
+
 def test_big_bird_starts_from_bert(tmp_path):
     bert = built(tiny("BertForPreTraining", max_seq_len=8, settings={"hidden_act": "gelu_new"})).eval()
     write_folder(tmp_path, Counterpart(bert.config), bert)

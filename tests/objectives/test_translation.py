@@ -15,6 +15,8 @@ import torch
 from data_pipeline.common.errors import InputError
 from data_pipeline.shards.text import TokenizedDocument
 from data_pipeline.tokenizers.tokenizer import Tokenizer
+from pretraining.build import read_data
+from pretraining.config import load_config
 from pretraining.models.heads import attach_heads
 from pretraining.models.registry import build_model
 from pretraining.models.transformer_2017.config import TransformerConfig2017
@@ -176,12 +178,20 @@ def test_samples_are_shown_without_sacrebleu(pairs: Path, tmp_path: Path) -> Non
     assert "written: " in (run / "samples" / "step_00000002" / "samples.txt").read_text()
 
 
+@pytest.mark.parametrize("model", ["transformer_debug", "bart_debug", "t5_debug"])
+def test_a_decoder_writes_no_more_than_it_has_positions_for(model: str, pairs: Path) -> None:
+    lengths = ("model.max_seq_len=64", "data.seq_len=32", "objective.targets_length=80")
+    config = load_config([f"model={model}", "objective=translation", *lengths, f"data.path={pairs}"])
+    if model == "t5_debug":  # relative positions
+        assert read_data(config).objective.target_length() == 80
+        return
+    with pytest.raises(InputError, match=r"to write 80 tokens .*, more than model\.max_seq_len=64"):
+        read_data(config)
+
+
 def test_what_cannot_be_is_refused(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"objective\.targets_length of at least 8, not 3"):
         make(tokenizer, targets_length=3)
-    with pytest.raises(InputError, match=r"objective\.targets_length=64 is longer than data\.seq_len=32"):
-        spec = SampleSpec(seq_len=32, tokenizer=tokenizer, packs_documents=False)
-        Translation(TranslationConfig("translation", targets_length=64), spec)
     monkeypatch.setattr(translation, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"objective\.bleu_pairs=5 needs sacreBLEU: pip install"):
         make(tokenizer, bleu_pairs=5).for_evaluation()

@@ -76,6 +76,10 @@ class HuggingFaceConfig(ModelConfig):
         return facts_of(self.architecture).packs
 
     @property
+    def longest_targets(self) -> int | None:
+        return self.max_seq_len
+
+    @property
     def fixed_length(self) -> bool:
         return facts_of(self.architecture).fixed_length
 

@@ -24,6 +24,7 @@ from pretraining.models.huggingface.network import empty_network
 from pretraining.models.huggingface.settings import (
     PROBE,
     SPECIAL_IDS,
+    VOCABULARY_SIZES,
     keys_of,
     model_class,
     set_by_ours,
@@ -41,12 +42,11 @@ FRAMES = {
 POSITION_TABLE = "position_embeddings.weight"
 OURS = "network."  # before every name of transformers'
 # What a config.json says that decides neither shapes nor what is computed, or that the prepared data and the run decide
-NOT_COMPARED = frozenset(SPECIAL_IDS) | {
+NOT_COMPARED = frozenset((*SPECIAL_IDS, *VOCABULARY_SIZES)) | {
     "architectures",
     "transformers_version",
     "dtype",
     "torch_dtype",
-    "vocab_size",
     "use_cache",
 }
 
@@ -69,7 +69,7 @@ class Counterpart:
     def huggingface_config(self, model: Adapter, special_ids: Mapping[str, int]) -> Values:
         found: Values = model.network.config.to_dict() | special_settings(self.config, special_ids)
         if isinstance(model, TextAdapter):
-            found["vocab_size"] = model.vocab_size
+            found |= {name: model.vocab_size for name in VOCABULARY_SIZES if name in found}
         return {**found, "architectures": [self.config.architecture], "dtype": "float32"}
 
     def from_huggingface_config(self, values: Values) -> Values:

@@ -191,6 +191,15 @@ class TokenEncoder(TextAdapter):
         pairs = outputs[self.facts.pair_logits]
         return torch.cat([features, F.pad(pairs, (0, features.shape[-1] - pairs.shape[-1]))[:, None]], 1)
 
+    def initialize(self, seed: int) -> None:
+        """Raises InputError where the class has a head for pairs that the objective does not train."""
+        if self.facts.pair_logits is not None and "pair_head" not in self.head_names:
+            raise InputError(
+                f"model.architecture={self.config.architecture} has a head for pairs of segments, which this objective "
+                f"does not train: use {self.config.architecture.removesuffix('ForPreTraining')}ForMaskedLM"
+            )
+        super().initialize(seed)
+
     def make_masked_head(self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0) -> MaskedHead:
         return MaskedHead(self.make_token_head(layers, used, z_loss))
 

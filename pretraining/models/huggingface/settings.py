@@ -41,10 +41,11 @@ SPECIAL_IDS = {  # theirs -> ours
     "decoder_start_token_id": "eos",
     "forced_eos_token_id": "eos",
 }
+VOCABULARY_SIZES = ("vocab_size", "decoder_vocab_size")  # Marian has both, for one table
 # Which of our keys sets a key of theirs, which may then not stand in settings
 SET_BY = {
     POSITIONS: "model.max_seq_len",
-    "vocab_size": "the prepared data",
+    **dict.fromkeys(VOCABULARY_SIZES, "the prepared data"),
     "num_labels": "the prepared data",
     "id2label": "the prepared data",
     "label2id": "the prepared data",
@@ -133,7 +134,8 @@ def filled_config(config: HuggingFaceConfig, vocabulary: Vocabulary) -> PreTrain
         put("image_size", config.image_size)
         values["num_labels"] = vocabulary.classes
     else:
-        put("vocab_size", padded_vocabulary(vocabulary.size))
+        for name in VOCABULARY_SIZES:
+            put(name, padded_vocabulary(vocabulary.size))
         put(POSITIONS, config.max_seq_len + position_offset(config.architecture, vocabulary))
         values |= special_settings(config, vocabulary.special_ids)
         put("use_cache", False)

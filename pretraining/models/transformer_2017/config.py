@@ -14,7 +14,8 @@ class TransformerConfig2017(TextConfig):
     """An encoder and a decoder as published in 2017: post-norm, ReLU, sines and cosines for positions, one table for
     both languages and the head.
 
-    max_seq_len: the most tokens that the encoder reads; what the decoder writes is sized by the objective.
+    max_seq_len: the most tokens that the encoder reads or the decoder writes: positions are computed here, but have a
+        table in transformers' counterpart.
     num_decoder_layers: blocks of the decoder; null means num_layers.
     norm_eps: added to the variance in every norm; 1e-5 is what transformers' counterpart has.
     """
@@ -28,6 +29,10 @@ class TransformerConfig2017(TextConfig):
     def decoder_layers(self) -> int:
         """num_decoder_layers, with null resolved."""
         return self.num_decoder_layers or self.num_layers
+
+    @property
+    def longest_targets(self) -> int | None:
+        return self.max_seq_len
 
     @property
     def attention_dropout_rate(self) -> float:

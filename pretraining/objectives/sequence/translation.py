@@ -63,7 +63,7 @@ class Translation(EncoderDecoderObjective[TokenizedDocument]):
     decoder_start = "pad"
 
     def __init__(self, config: TranslationConfig, spec: SampleSpec) -> None:
-        """Raises InputError where rows are too short, or too long for the model."""
+        """Raises InputError where rows are too short."""
         assert spec.tokenizer is not None
         super().__init__(spec.tokenizer, spec.seq_len, config.targets_length or spec.seq_len)
         self.config, self.packs = config, spec.packs_documents
@@ -71,11 +71,6 @@ class Translation(EncoderDecoderObjective[TokenizedDocument]):
         for key, length in (("data.seq_len", self.inputs_length), ("objective.targets_length", self.targets_length)):
             if length < SHORTEST_SEQUENCE:
                 raise InputError(f"objective=translation needs {key} of at least {SHORTEST_SEQUENCE}, not {length}")
-        if self.targets_length > self.inputs_length and not self.packs:
-            raise InputError(
-                f"objective.targets_length={self.targets_length} is longer than data.seq_len={self.inputs_length}: "
-                "positions of this model may end there"
-            )
 
     def for_evaluation(self) -> Self:
         """Raises InputError where sacreBLEU is wanted and not installed; an export does without."""
