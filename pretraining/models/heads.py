@@ -90,15 +90,11 @@ def _ranges_without(used: Ids, vocab_size: int) -> tuple[tuple[int, int], ...]:
     return tuple((a + 1, b) for a, b in pairwise(borders) if b > a + 1)
 
 
-def token_head(
-    model: ShapedTokenModel, layers: Layers, used: Ids | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0
-) -> TokenHead:
-    """Every position predicts a token; with the embedding's table where the model ties it, else with one of its own."""
+def vocabulary_table(model: ShapedTokenModel, layers: Layers) -> nn.Parameter:
+    """What a TokenHead projects with: the embedding's table where the model ties it, else one of the head's own."""
     if model.tie_embeddings:
-        table = model.token_embedding.get_parameter("weight")
-    else:
-        table = layers.parameter((padded_vocabulary(model.vocab_size), model.config.hidden_size), 0)
-    return TokenHead(layers, model.vocab_size, table, used=used, z_loss=z_loss, label_smoothing=label_smoothing)
+        return model.token_embedding.get_parameter("weight")
+    return layers.parameter((padded_vocabulary(model.vocab_size), model.config.hidden_size), 0)
 
 
 class MaskedTokenHead(nn.Module):

@@ -154,6 +154,14 @@ def probe_rows(length: int, vocab_size: int, rng: np.random.Generator) -> list[T
     return [torch.from_numpy(rng.integers(0, vocab_size, (1, size))) for size in sizes]
 
 
+def probe_pairs(length: int, vocab_size: int, rng: np.random.Generator) -> list[Inputs]:
+    """The rows of `probe_rows`, each of two segments."""
+    return [
+        {"input_ids": row, "token_type_ids": (torch.arange(row.shape[1]) > row.shape[1] // 2).long()[None]}
+        for row in probe_rows(length, vocab_size, rng)
+    ]
+
+
 def probe_images(image_size: int, rng: np.random.Generator) -> Tensor:
     """fp32 [2, 3, image_size, image_size]."""
     return torch.from_numpy(rng.standard_normal((2, 3, image_size, image_size)).astype(np.float32))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from torch import nn
 
 from pretraining.models.blocks import BlockStack, depths_by_name
-from pretraining.models.heads import Ids, TokenHead, token_head
+from pretraining.models.heads import Ids, TokenHead, vocabulary_table
 from pretraining.models.vocabulary import padded_vocabulary
 from pretraining.parallel.layers import Layers
 
@@ -45,12 +45,15 @@ class TextModel(TransformerModel):
 
     vocab_size: int
     tie_embeddings: bool = True
+    head_bias: bool = False
     token_embedding: nn.Module
 
     def make_token_head(
         self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0
     ) -> TokenHead:
-        return token_head(cast("ShapedTokenModel", self), layers, used, z_loss, label_smoothing)
+        model = cast("ShapedTokenModel", self)
+        table = vocabulary_table(model, layers)
+        return TokenHead(layers, self.vocab_size, table, self.head_bias, used, z_loss, label_smoothing)
 
     def padded_rows(self, name: str) -> int:
         """Those of the embedding and of the heads that project to the vocabulary."""

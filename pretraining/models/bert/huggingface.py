@@ -13,7 +13,7 @@ from data_pipeline.common.fields import spelled
 from data_pipeline.tokenizers.export import Frame
 from pretraining.models.bert.config import EncoderConfig
 from pretraining.models.bert.model import BERT
-from pretraining.models.huggingface_map import ConfigMap, Inputs, Key, Values, probe_rows, require_model_type
+from pretraining.models.huggingface_map import ConfigMap, Inputs, Key, Values, probe_pairs, require_model_type
 from pretraining.models.weight_map import WeightMap, vocabulary, with_and_without, with_parts
 
 ACTIVATION = Key("activation", "hidden_act", default="gelu", spelled={"gelu": "gelu", "gelu_tanh": "gelu_new"})
@@ -119,12 +119,7 @@ def spellings(name: str) -> list[str]:
 
 
 def probe_inputs(model: BERT, rng: np.random.Generator) -> list[Inputs]:
-    """Two segments in every row."""
-    rows = probe_rows(model.config.max_seq_len, model.vocab_size, rng)
-    return [
-        {"input_ids": row, "token_type_ids": (torch.arange(row.shape[1]) > row.shape[1] // 2).long()[None]}
-        for row in rows
-    ]
+    return probe_pairs(model.config.max_seq_len, model.vocab_size, rng)
 
 
 def probe_outputs(model: BERT, inputs: Inputs, values: Values) -> Inputs:

@@ -12,7 +12,7 @@ from data_pipeline.tokenizers.export import Frame
 from pretraining.models.bert.huggingface import BLOCK
 from pretraining.models.electra.config import SEGMENTS
 from pretraining.models.electra.model import Electra, Encoder
-from pretraining.models.huggingface_map import ConfigMap, Inputs, Key, Values, probe_rows, require_model_type
+from pretraining.models.huggingface_map import ConfigMap, Inputs, Key, Values, probe_pairs, require_model_type
 from pretraining.models.weight_map import WeightMap, vocabulary, with_and_without, with_parts
 
 SHARED_KEYS = (
@@ -68,12 +68,7 @@ def spellings(name: str) -> list[str]:
 
 
 def probe_inputs(model: Electra, rng: np.random.Generator) -> list[Inputs]:
-    """Two segments in every row."""
-    rows = probe_rows(model.config.max_seq_len, model.vocab_size, rng)
-    return [
-        {"input_ids": row, "token_type_ids": (torch.arange(row.shape[1]) > row.shape[1] // 2).long()[None]}
-        for row in rows
-    ]
+    return probe_pairs(model.config.max_seq_len, model.vocab_size, rng)
 
 
 def probe_outputs(model: Electra, inputs: Inputs, values: Values) -> Inputs:

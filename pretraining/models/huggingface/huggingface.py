@@ -30,7 +30,7 @@ from pretraining.models.huggingface.settings import (
     set_by_ours,
     special_settings,
 )
-from pretraining.models.huggingface_map import Inputs, Values, probe_images, probe_rows, require_model_type
+from pretraining.models.huggingface_map import Inputs, Values, probe_images, probe_pairs, probe_rows, require_model_type
 from pretraining.models.roles import Role
 from pretraining.models.weight_map import WeightMap, tiled, vocabulary, with_and_without
 
@@ -120,16 +120,13 @@ class Counterpart:
         if model.facts.role is Role.IMAGE_ENCODER:
             return [{"pixel_values": probe_images(model.config.image_size, rng)}]
         length, size = model.config.max_seq_len, model.vocabulary.size
+        if "pair_head" in model.head_names:
+            return probe_pairs(length, size, rng)
         rows = probe_rows(length, size, rng)
-        if model.facts.role is Role.ENCODER_DECODER:
-            targets = probe_rows(length, size, rng)
-            return [{"input_ids": a, "decoder_input_ids": b} for a, b in zip(rows, targets, strict=True)]
-        if "pair_head" not in model.head_names:
+        if model.facts.role is not Role.ENCODER_DECODER:
             return [{"input_ids": row} for row in rows]
-        return [
-            {"input_ids": row, "token_type_ids": (torch.arange(row.shape[1]) > row.shape[1] // 2).long()[None]}
-            for row in rows
-        ]
+        targets = probe_rows(length, size, rng)
+        return [{"input_ids": a, "decoder_input_ids": b} for a, b in zip(rows, targets, strict=True)]
 
     def probe_outputs(self, model: Adapter, inputs: Inputs, values: Values) -> Inputs:
         outputs = model(*inputs.values())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pretraining.models.blocks import BlockStack, run_blocks
-from pretraining.models.heads import Ids, TokenHead
+from pretraining.models.heads import TokenHead
 from pretraining.models.initialization import initialize
 from pretraining.models.layers import Dropout, FeedForward, make_norm
 from pretraining.models.transformer import TextModel
@@ -53,6 +53,7 @@ class TransformerXL(TextModel):
     """Role.RECURRENT_DECODER."""
 
     head: TokenHead
+    head_bias = True
 
     def __init__(self, config: TransformerXLConfig, vocabulary: Vocabulary, layers: Layers) -> None:
         super().__init__()
@@ -95,14 +96,6 @@ class TransformerXL(TextModel):
             context = (memory, positions, self.content_bias, self.position_bias, allowed)
             x = run_blocks([block], x, *context, checkpointing=checkpointing)
         return self.dropout(x), remembered
-
-    def make_token_head(
-        self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0
-    ) -> TokenHead:
-        """The embedding's table with a bias."""
-        table = self.token_embedding.get_parameter("weight")
-        added = {"z_loss": z_loss, "label_smoothing": label_smoothing}
-        return TokenHead(layers, self.vocab_size, table, bias=True, used=used, **added)
 
     def flops_per_token(self, length: int) -> float:
         return self.flops_of_segments(length, 0, 1) / length

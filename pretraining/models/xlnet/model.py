@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pretraining.models.blocks import BlockStack, run_blocks
-from pretraining.models.heads import Ids, TokenHead
+from pretraining.models.heads import TokenHead
 from pretraining.models.initialization import initialize
 from pretraining.models.layers import Dropout, FeedForward, make_norm
 from pretraining.models.transformer import TextModel
@@ -44,6 +44,7 @@ class XLNet(TextModel):
     """Role.PERMUTED_ENCODER."""
 
     head: TokenHead
+    head_bias = True
 
     def __init__(self, config: XLNetConfig, vocabulary: Vocabulary, layers: Layers) -> None:
         super().__init__()
@@ -115,14 +116,6 @@ class XLNet(TextModel):
             of_queries[..., None] != of_keys[:, None],
             torch.cat([before, seen], dim=-1)[:, None],
         )
-
-    def make_token_head(
-        self, layers: Layers, used: Ids | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0
-    ) -> TokenHead:
-        """The embedding's table with a bias."""
-        table = self.token_embedding.get_parameter("weight")
-        added = {"z_loss": z_loss, "label_smoothing": label_smoothing}
-        return TokenHead(layers, self.vocab_size, table, bias=True, used=used, **added)
 
     def flops_per_token(self, length: int) -> float:
         return self.flops_of_sample(length, round(PREDICTED_SHARE * length), length, 0) / length
