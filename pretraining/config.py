@@ -15,6 +15,7 @@ from data_pipeline.common.fields import (
     PickedBy,
     Positive,
     PositiveFloat,
+    Smoothing,
     configclass,
     to_dict,
     used_with,
@@ -35,7 +36,6 @@ from pretraining.synonyms import SYNONYMS
 NO_MEMBERS: Mapping[str, str] = {}
 # Part of keys in metrics.jsonl, and of what a shard is called in messages
 SourceName = Annotated[str, StringConstraints(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-Smoothing = Annotated[float, Field(gt=0.0, le=1.0)]
 MIXED_BATCHES = 4  # global batches that a window of the data holds at least, where the data has so many
 
 

@@ -21,6 +21,7 @@ Positive = Annotated[int, pydantic.Field(gt=0)]
 NonNegative = Annotated[int, pydantic.Field(ge=0)]
 Fraction = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
+Smoothing = Annotated[float, pydantic.Field(gt=0.0, le=1.0)]
 NonNegativeFloat = Annotated[float, pydantic.Field(ge=0.0)]
 PositiveFloat = Annotated[float, pydantic.Field(gt=0.0)]
 # ~ is expanded: no shell does it after `key=`

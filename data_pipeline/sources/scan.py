@@ -13,6 +13,7 @@ from data_pipeline.common.progress import PassProgress
 from data_pipeline.shards.continuation import Scan
 from data_pipeline.sources.find import reading
 from data_pipeline.sources.text import RawDocument
+from data_pipeline.stream.shares import smoothed_shares
 
 _HASH_RANGE = 1 << 64
 
@@ -25,6 +26,7 @@ class Hashed(NamedTuple):
     digest: bytes
     split_hash: int  # below 2^64
     sample_hash: int  # below 2^64
+    entry: int = 0  # see RawDocument
 
 
 def hashed(
@@ -40,7 +42,7 @@ def hashed(
         if split_by is not None:
             part = hashlib.blake2b(split_by(document.text).encode(), key=key, digest_size=16).digest()
             split_hash = int.from_bytes(part[:8], "big")
-        yield Hashed(document.text, len(data), digest, split_hash, sample_hash)
+        yield Hashed(document.text, len(data), digest, split_hash, sample_hash, document.entry)
 
 
 def split_of(split_hash: int, smallest_hash: int, valid_fraction: float) -> str:
@@ -72,18 +74,53 @@ class DocumentSample:
     def offer(self, number: int, document: Hashed) -> None:
         heapq.heappush(self._heap, (-document.sample_hash, -number, document))
         self.bytes += document.size
-        while self.bytes > self._max_bytes and len(self._heap) > 1:
+        self.keep(self._max_bytes)
+
+    def keep(self, max_bytes: float) -> None:
+        """No more than these; one document at least."""
+        while self.bytes > max_bytes and len(self._heap) > 1:
             self.bytes -= heapq.heappop(self._heap)[2].size
 
     def texts(self) -> list[str]:
         return [document.text for _, _, document in sorted(self._heap, key=lambda entry: entry[:2])]
 
 
+class SmoothedSample:
+    """As DocumentSample, where each entry of the inputs has its part of `max_bytes`: by its bytes to the power
+    `smoothing`, or all that it has (Conneau and Lample 2019, "Cross-lingual Language Model Pretraining", section 3.1,
+    which draws sentences for its vocabulary so). Up to max_bytes of each entry are held until it is asked for."""
+
+    def __init__(self, max_bytes: int, smoothing: float) -> None:
+        self._max_bytes, self._smoothing = max_bytes, smoothing
+        self._samples: dict[int, DocumentSample] = {}
+        self._sizes: dict[int, float] = {}
+
+    def offer(self, number: int, document: Hashed) -> None:
+        self._samples.setdefault(document.entry, DocumentSample(self._max_bytes)).offer(number, document)
+        self._sizes[document.entry] = self._sizes.get(document.entry, 0) + document.size
+
+    @property
+    def bytes(self) -> int:
+        return sum(sample.bytes for sample in self._cut().values())
+
+    def texts(self) -> list[str]:
+        return [text for _, sample in sorted(self._cut().items()) for text in sample.texts()]
+
+    def _cut(self) -> dict[int, DocumentSample]:
+        for entry, share in smoothed_shares(self._sizes, self._smoothing).items():
+            self._samples[entry].keep(self._max_bytes * share)
+        return self._samples
+
+
 class Scanner:
     """Takes the documents one by one and keeps what the next steps need of them."""
 
-    def __init__(self, valid_fraction: float, sample_bytes: int, count_characters: bool) -> None:
-        self.sample = DocumentSample(sample_bytes)
+    def __init__(
+        self, valid_fraction: float, sample_bytes: int, count_characters: bool, smoothing: float = 1.0
+    ) -> None:
+        """smoothing: below 1 the sample is a SmoothedSample."""
+        whole = smoothing == 1.0
+        self.sample = DocumentSample(sample_bytes) if whole else SmoothedSample(sample_bytes, smoothing)
         self.characters: Counter[str] = Counter()
         self._valid_fraction, self._count_characters = valid_fraction, count_characters
         self._documents = self._bytes = self._below = self._smallest_repeats = 0

@@ -48,8 +48,11 @@ class TextConfig(CorpusConfig):
 
 
 class RawDocument(NamedTuple):
+    """source: the file. entry: number of the entry of corpus.inputs that names it."""
+
     text: str
     source: str
+    entry: int = 0
 
 
 class RawSource(Protocol):
@@ -88,7 +91,8 @@ class TextSource:
         if config.encoding is not None:
             check_encoding(config.encoding)
         self._files_left_out = LeftOut()
-        self.files = find_files(config.inputs, config.exclude, self._files_left_out, skip)
+        self._entries = find_files(config.inputs, config.exclude, self._files_left_out, skip)
+        self.files = list(self._entries)
         self._found_encodings: dict[str, str] = {}
         self._begin()
 
@@ -97,7 +101,7 @@ class TextSource:
         self._begin()
         for path in self.files:
             try:
-                yield from (RawDocument(text, path) for text in self._texts(path))
+                yield from (RawDocument(text, path, self._entries[path]) for text in self._texts(path))
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise InputError(f"{path}: the compressed file is damaged or truncated ({error})") from error
             except OSError as error:

@@ -35,6 +35,7 @@ class TextCorpus:
 
     def __init__(self, config: PrepareConfig) -> None:
         self._config, self._source = config, self._open_source(config)
+        _check_smoothing(config)
         self._words = config.tokenizer.words or ""
         if self._words:
             make_segmenter(self._words)  # at once, where it is not installed
@@ -75,7 +76,7 @@ class TextCorpus:
         wanted = self._config.tokenizer
         sample_bytes = min(wanted.sample_bytes, _CHECK_BYTES) if wanted.path else wanted.sample_bytes
         count_characters = wanted.path is None and wanted.model_type == "char"
-        self._scanner = Scanner(self._config.valid_fraction, sample_bytes, count_characters)
+        self._scanner = Scanner(self._config.valid_fraction, sample_bytes, count_characters, wanted.smoothing)
         scan_documents(self._hashed(), self._scanner)
         scan, files = self._scanner.result(), len(self._source.files)
         self._report()
@@ -213,11 +214,20 @@ def _few(scan: Scan) -> str:
     )
 
 
+def _check_smoothing(config: PrepareConfig) -> None:
+    smoothing = config.tokenizer.smoothing
+    if smoothing != 1.0 and not (isinstance(config.corpus, TextConfig) and len(config.corpus.inputs) > 1):
+        raise InputError(
+            f"tokenizer.smoothing={smoothing} lifts small entries of corpus.inputs, as in [wiki/en,wiki/sw]: it needs "
+            "corpus=text with several of them"
+        )
+
+
 def _settings(config: PrepareConfig, own: Mapping[str, object], given: Tokenizer | None) -> dict[str, Any]:
     trained = {f"tokenizer.{key}": value for key, value in to_dict(config.tokenizer).items()}
-    languages = trained.pop("tokenizer.languages")
-    if languages:  # where there are none, plan.json is as it was before there was the key
-        trained["tokenizer.languages"] = languages
+    for key, without in (("tokenizer.languages", []), ("tokenizer.smoothing", 1.0)):
+        if trained[key] == without:  # then plan.json is as it was before there was the key
+            del trained[key]
     del trained["tokenizer.path"], trained["tokenizer.special_tokens"], trained["tokenizer.words"]
     words = {} if config.tokenizer.words is None else {"tokenizer.words": config.tokenizer.words}
     return {

@@ -17,13 +17,14 @@ _IN_FOLDERS = TEXT_SUFFIXES + JSONL_SUFFIXES
 _SUFFIXES = (*_IN_FOLDERS, TAR_SUFFIX)
 
 
-def find_files(inputs: list[str], exclude: list[str], left_out: LeftOut, skip: str | None = None) -> list[str]:
-    """The files that `inputs` name. Raises InputError that lists every input without files."""
-    found: dict[str, str] = {}
+def find_files(inputs: list[str], exclude: list[str], left_out: LeftOut, skip: str | None = None) -> dict[str, int]:
+    """The files that `inputs` name, sorted, each with the number of the input that named it last. Raises InputError
+    that lists every input without files."""
+    found: dict[str, tuple[str, int]] = {}
     problems: list[str] = []
     if not inputs:
         problems.append("corpus.inputs is empty: give files, globs or folders")
-    for entry in inputs:
+    for number, entry in enumerate(inputs):
         here = LeftOut()
         try:
             files = list(_wanted(_expand(entry, here, skip), exclude, here))
@@ -36,11 +37,11 @@ def find_files(inputs: list[str], exclude: list[str], left_out: LeftOut, skip: s
                 + (f" ({here})" if str(here) else "")
             )
         for file in sorted(files, reverse=True):
-            found[os.path.realpath(file)] = file
+            found[os.path.realpath(file)] = file, number
         left_out.update(here)
     if problems:
         raise InputError("\n".join(problems))
-    return sorted(found.values())
+    return dict(sorted(found.values()))
 
 
 def _wanted(files: Iterator[str], exclude: list[str], left_out: LeftOut) -> Iterator[str]:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,13 @@ import numpy.typing as npt
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.randomness import Purpose, generator
 
+Name = TypeVar("Name", str, int)
 SHORTEST_PERIOD = 1024  # samples
 SMALLEST_SHARE = 1e-6  # a period of two million samples, whose order is held in memory
 WHOLE = 1 << 40  # shares are counted in parts of this, so that no number of samples is rounded
 
 
-def smoothed_shares(sizes: Mapping[str, float], smoothing: float) -> dict[str, float]:
+def smoothed_shares(sizes: Mapping[Name, float], smoothing: float) -> dict[Name, float]:
     """Shares that go by size ** smoothing, as languages of different size are drawn (Conneau and Lample 2019, section
     3.1). 1: by size; towards 0 all equal."""
     powers = {name: size**smoothing for name, size in sizes.items()}

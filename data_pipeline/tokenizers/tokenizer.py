@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from data_pipeline.common.errors import InputError
-from data_pipeline.common.fields import PathText, Positive, configclass, unused_with, used_with
+from data_pipeline.common.fields import PathText, Positive, Smoothing, configclass, unused_with, used_with
 from data_pipeline.common.files import (
     Location,
     is_file,
@@ -54,6 +54,8 @@ class TokenizerConfig:
     languages: a token for each, as in [en_XX, de_DE], for objective.language_tokens; a ready tokenizer keeps those that
       it has.
     sample_bytes: the most text, in bytes, that it is trained on.
+    smoothing: the part of that which each entry of corpus.inputs has, a language say, goes by its size to this power:
+      1 is by size, 0.7 and 0.3 lift small ones.
     words: jieba finds the words of Chinese text, and where they begin is kept with the tokens, for
       objective.words=segmented; null leaves words to how they are spelled.
     """
@@ -64,6 +66,7 @@ class TokenizerConfig:
     special_tokens: Annotated[dict[str, str], unused_with("path", None)] = Field(default_factory=dict)
     languages: Languages = Field(default_factory=list)
     sample_bytes: Annotated[Positive, used_with("path", None), unused_with("model_type", "char", "byte")] = 10_000_000
+    smoothing: Annotated[Smoothing, used_with("path", None), unused_with("model_type", "char", "byte")] = 1.0
     words: Literal["jieba"] | None = None
 
 
