@@ -11,6 +11,7 @@ import torch
 from data_pipeline.common.errors import InputError
 from data_pipeline.stream.sentence_packing import Pairing, PairPart
 from data_pipeline.tokenizers.tokenizer import Tokenizer
+from pretraining.config import load_config
 from pretraining.labels import IGNORED
 from pretraining.models.attention import horizon_mask
 from pretraining.models.bert.config import BertConfig
@@ -135,6 +136,11 @@ def test_masked_runs_follow_the_published_law():
         theirs += runs(published_positions(candidates, 18, np.random.default_rng(seed + 5000)))
     assert ours / ours.sum() == pytest.approx(theirs / theirs.sum(), abs=0.008)
     assert ours / ours.sum() == pytest.approx([0.715, 0.159, 0.102, 0.025], abs=0.01)
+
+
+def test_pairs_need_the_mask_under_which_they_are_predicted() -> None:
+    with pytest.raises(InputError, match=r"objective: .*masks=\['left_to_right'\] with pairing=next_sentence"):
+        load_config(["data.path=x", "model=bert_debug", "objective=masked_lm", "objective.masks={left_to_right: 1}"])
 
 
 UNILM = {"masks": SHARES, "masking": "skipgram", "pairing": "next_sentence"}

@@ -96,6 +96,13 @@ class MaskedLMConfig:
     pair_weight: Annotated[PositiveFloat, unused_with("pairing", "none")] = 1.0
     z_loss: NonNegativeFloat = 0.0
 
+    def __post_init__(self) -> None:
+        if self.pairing != "none" and "bidirectional" not in self.masks:
+            raise ValueError(
+                f"masks={list(self.masks)} with pairing={self.pairing}: pairs are predicted under the mask "
+                "bidirectional alone, so that their head would only decay; give it a share"
+            )
+
 
 Content = np.ndarray | PairPart | TokenizedDocument
 
