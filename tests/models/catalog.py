@@ -82,7 +82,7 @@ def presets() -> list[str]:
 
 
 def paper(preset: str) -> str:
-    """What the preset's file, or the one that it is derived from, states behind "# Paper:"."""
+    """What the preset's file, or the one that it is derived from, states after "# Paper:"."""
     text = _text(preset)
     stated = [line.removeprefix("# Paper:").strip() for line in text.splitlines() if line.startswith("# Paper:")]
     return stated[0] if stated else paper(yaml.safe_load(text)["defaults"][0])

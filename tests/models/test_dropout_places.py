@@ -20,7 +20,7 @@ FAMILIES = {
 
 
 def rates(model: str, *overrides: str) -> tuple[set[float], set[float], set[float]]:
-    """-> the rates of attention's weights, within feed-forwards, and behind both."""
+    """-> the rates of attention's weights, within feed-forwards, and after both."""
     config = load_config([f"model={model}", f"objective={FAMILIES[model]}", "data.path=x", *overrides]).model
     modules: list[Any] = list(build(config, 10).modules())
     return (

@@ -47,12 +47,12 @@ def seen(mask):
 def test_what_is_seen_is_the_published_and_layers_cannot_leak(mask):
     allowed = seen(mask)
     assert np.array_equal(allowed, published(mask))
-    assert np.array_equal(allowed, (allowed.astype(int) @ allowed) > 0)  # whoever is seen sees no more
+    assert np.array_equal(allowed, (allowed.astype(int) @ allowed) > 0)  # what is seen sees nothing more
 
 
 @pytest.mark.parametrize("mask", SEGMENTS)
 def test_no_gradient_leaks(mask):
-    """Of every output by every input, through three layers, with two tokens of padding behind."""
+    """Of every output by every input, through three layers, with two tokens of padding after them."""
     model = build(BertConfig("bert", 3, 16, 2, LENGTH + 2, segments=6), 50).eval()
     model.initialize(1)
     inputs = (torch.randn(1, LENGTH + 2, 16) * 0.5).requires_grad_()

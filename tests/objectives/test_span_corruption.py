@@ -276,7 +276,7 @@ def test_a_description_reads_as_text(tokenizer):
 
 
 class Oracle(torch.nn.Module):
-    """Knows the true next token of a given target; behind the last one it says `wrong`."""
+    """Knows the true next token of a given target; after the last one it says `wrong`."""
 
     def __init__(self, tokenizer, wrong):
         super().__init__()
