@@ -59,9 +59,10 @@ OBJECTIVES = {
 }
 HEAD = """# The models
 
-Every preset of `model=`, the objectives that fit it, and the layouts that it is proven on ([parity](parity.md)); others
-are refused by name. Parameters are counted as published: with the paper's vocabulary or 1,000 classes, without padding,
-with the heads of the first objective or of the published one. `make models` writes this page from the code.
+Every preset of `model=`, the objectives that fit it, and the layouts that it is proven on ([families](parity.md),
+[relatives](parity_relatives.md), [classes of transformers](parity_adapter.md)); others are refused by name. Parameters
+are counted as published: with the paper's vocabulary or 1,000 classes, without padding, with the heads of the first
+objective or of the published one. `make models` writes this page from the code.
 
 | model | role | objectives | layouts | parameters | paper |
 | --- | --- | --- | --- | --- | --- |
