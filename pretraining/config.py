@@ -73,9 +73,11 @@ class DataConfig:
 
     def problems(self) -> list[str]:
         if self.name == "shards":
-            return [] if self.path is not None else ["data.path is missing: the folder that pretrain-data wrote"]
+            return [] if self.path else ["data.path is missing: the folder that pretrain-data wrote"]
         if not self.sources:
             return ["data.sources is missing: folders that pretrain-data wrote, by name, as in {en: DIR, de: DIR}"]
+        if empty := [name for name, folder in self.sources.items() if not folder]:
+            return [f"data.sources.{empty[0]} is missing: a folder that pretrain-data wrote"]
         if self.shares is not None and self.shares.keys() != self.sources.keys():
             names, others = ", ".join(sorted(self.sources)), ", ".join(sorted(self.shares))
             return [f"data.shares names {others}, data.sources {names}: each corpus has one share"]

@@ -81,8 +81,9 @@ class TextCorpus:
         scan, files = self._scanner.result(), len(self._source.files)
         self._report()
         if scan.documents == 0:
-            why = _in_parentheses(self._source)
-            raise InputError(f"the corpus is empty: the {files} files of corpus.inputs contain no text{why}")
+            why, named = _in_parentheses(self._source), ", ".join(self._source.files[:3])
+            more = " contains" if files == 1 else f" and {files - 3} more contain" if files > 3 else " contain"
+            raise InputError(f"the corpus is empty: {named}{more} no text{why}")
         if scan.documents == scan.valid_documents:
             raise InputError(_too_few(scan, self._config.valid_fraction))
         size = f"{scan.bytes / 1e6:.1f} MB of text in {counted(files, 'file')}"

@@ -322,7 +322,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
         ),
         "bad lines alone": (
             [f"corpus.inputs=[{folder}/bad_alone.jsonl]", "corpus.max_bad_lines=1"],
-            ["contain no text (1 unreadable line skipped)"],
+            ["bad_alone.jsonl contains no text (1 unreadable line skipped)"],
         ),
         "name of another encoding": (
             [f"corpus.inputs=[{folder}/donn\udce9es]"],

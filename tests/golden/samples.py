@@ -11,18 +11,18 @@ WITHOUT_HEADS = tuple(o for o in SHAPE if not o.startswith("model.num_heads"))
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> (data, overrides)
     "albert": ("text", ("model=albert_debug", "objective=albert")),
     "bidirectional_lm": ("text", ("model=elmo_debug", "objective=bidirectional_lm")),
-    "denoising": ("text", ("model=bart_debug", "objective=denoising")),
+    "denoising": ("text", ("model=transformer_debug", "objective=denoising")),
     "denoising, words, random, rotated": (
         "text",
         (
-            "model=bart_debug",
+            "model=transformer_debug",
             "objective=denoising",
             "objective.rotated_documents=0.5",
             "objective.random_rate=0.1",
             "objective.whole_words=true",
         ),
     ),
-    "denoising, delete": ("text", ("model=bart_debug", "objective=denoising", "objective.noise=delete")),
+    "denoising, delete": ("text", ("model=transformer_debug", "objective=denoising", "objective.noise=delete")),
     "macbert": ("similar", ("model=bert_debug", "objective=macbert", "objective.words=spelled")),
     "masked_lm, doc_sentences": (
         "text",

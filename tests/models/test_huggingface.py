@@ -243,6 +243,11 @@ def test_what_cannot_be_is_refused_by_name():
     assert "sees the tokens that it is to predict" in problems(*causal)
     load_config(["data.path=x", "model=hf_debug", *causal, "+model.settings.is_decoder=true"], 2)
     assert "is_decoder is not proven" in problems(*masked, "+model.settings.is_decoder=true")
+    assert "num_hidden_layers=1000000000: more than 10000" in problems(
+        *masked, "model.num_layers=null", "+model.settings.num_hidden_layers=1000000000"
+    )
+    assert "initializer_range=-1" in problems(*masked, "+model.settings.initializer_range=-1")
+    assert "e+18 parameters" in problems(*masked, "model.intermediate_size=1000000000000000")
     behind = (*masked, "model.architecture=ErnieForMaskedLM", "+model.settings.is_decoder=true")
     assert "does not see later tokens" in problems(*behind)
     resnet = ("objective=image_classification", "model.architecture=ResNetForImageClassification")

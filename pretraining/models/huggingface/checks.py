@@ -13,6 +13,7 @@ from pretraining.models.huggingface.sight import sight_problems
 from pretraining.models.huggingface.tracing import META, refusing, run_problems, without_gradient
 
 SHOWN = 5  # names in a message
+MOST_PARAMETERS = 10**14  # a hundred times those of the largest models
 
 
 def problems_of(config: HuggingFaceConfig) -> list[str]:
@@ -28,6 +29,8 @@ def problems_of(config: HuggingFaceConfig) -> list[str]:
         return [str(error)]
     if nothing := [name for name, p in network.named_parameters() if p.numel() == 0]:
         return [f"model.architecture={config.architecture} with these model.settings has no values in {nothing[0]}"]
+    if (size := sum(p.numel() for p in network.parameters())) > MOST_PARAMETERS:
+        return [f"model.architecture={config.architecture} with these model.settings has {size:.0e} parameters"]
     if config.architecture in KNOWN:
         return run_problems(config)
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

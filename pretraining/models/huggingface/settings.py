@@ -16,6 +16,8 @@ from pretraining.models.vocabulary import Vocabulary, padded_vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+MOST_LAYERS = 10_000
+SPREADS = ("initializer_range", "init_std", "initializer_factor")  # of initial weights
 # Our keys -> theirs, all of them that a config class has; attribute_map adds a class's own names
 SHAPES = {
     "num_layers": ("num_hidden_layers", "decoder_layers"),
@@ -111,9 +113,25 @@ def setting_problems(config: HuggingFaceConfig) -> list[str]:
         ]
     if "hash_seed" in keys and not isinstance(config.settings.get("hash_seed"), int):
         problems.append("model.settings.hash_seed is missing: without it hashes would be drawn from the clock")
-    if problems:
-        return problems
-    return []
+    return problems + _number_problems(config, keys)
+
+
+def _number_problems(config: HuggingFaceConfig, keys: Mapping[str, str]) -> list[str]:
+    """Numbers that the class takes and that only show when it is built or filled: it makes layers one by one."""
+    layers = [keys[name] for name in SHAPES["num_layers"] if name in keys]
+    stated = {f"model.settings.{key}": config.settings.get(key) for key in layers} | {
+        "model.num_layers": config.num_layers
+    }
+    spreads = {key: config.settings.get(key) for key in SPREADS}
+    return [
+        f"{key}={value}: more than {MOST_LAYERS} layers"
+        for key, value in stated.items()
+        if isinstance(value, int | float) and value > MOST_LAYERS
+    ] + [
+        f"model.settings.{key}={value} must not be negative"
+        for key, value in spreads.items()
+        if isinstance(value, int | float) and value < 0
+    ]
 
 
 def filled_config(config: HuggingFaceConfig, vocabulary: Vocabulary) -> PreTrainedConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.hostile.case import Case
 from tests.hostile.surfaces import (
+    architectures,
     archives,
     checkpoints,
     command_line,
@@ -11,7 +12,9 @@ from tests.hostile.surfaces import (
     environment,
     hub,
     malformed,
+    mixtures,
     outputs,
+    pairs,
     pictures,
     prepared,
     run_dir,
@@ -30,7 +33,10 @@ SURFACES = (
     checkpoints,
     run_dir,
     hub,
+    architectures,
+    mixtures,
     tokenizers,
+    pairs,
     pictures,
     archives,
     outputs,
