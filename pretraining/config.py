@@ -15,6 +15,7 @@ from data_pipeline.common.fields import (
     PickedBy,
     Positive,
     PositiveFloat,
+    Probability,
     Smoothing,
     configclass,
     to_dict,
@@ -92,6 +93,7 @@ class TrainConfig:
     global_batch_size: sequences, or images, of one optimizer step over all ranks.
     micro_batch_size: of these, how many a rank computes at once; gradients are accumulated over the others.
     grad_clip: largest norm of the gradient; 0 does not clip.
+    dropout_until: share of the steps behind which nothing is dropped any more; BART was trained with 0.9.
     precision: what is computed in; weights, optimizer state and reductions stay fp32.
     log_every: a line of metrics after so many steps, and for the first and the last; 0 for none.
     eval_every: an evaluation after so many steps, before the first and after the last; 0 for none.
@@ -118,6 +120,7 @@ class TrainConfig:
     global_batch_size: Positive = 64
     micro_batch_size: Positive = 8
     grad_clip: NonNegativeFloat = 1.0
+    dropout_until: Probability = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     log_every: NonNegative = 10
     eval_every: NonNegative = 200
@@ -219,7 +222,7 @@ class RunConfig:
         problems += unfit or self._sample_problems()
         if self.engine.tensor_parallel not in PROVEN_TENSOR_PARALLEL[self.engine.name]:  # which was reported
             return problems
-        problems += self._roll_back_problems() + self._profile_problems(ranks)
+        problems += self._roll_back_problems() + self._profile_problems(ranks) + self._dropout_problems()
         return problems + self._layout_problems(check_length=not unfit) + self._batch_problems(ranks)
 
     def _fit_problems(self, members: Mapping[str, str]) -> list[str]:
@@ -253,6 +256,14 @@ class RunConfig:
         if absent >= ranks and train.profile:
             problems.append(f"train.profile_ranks={train.profile_ranks}: the last rank is {ranks - 1}")
         return problems
+
+    def _dropout_problems(self) -> list[str]:
+        if self.train.dropout_until == 1.0 or not self.model.activation_checkpointing:
+            return []
+        return [
+            f"train.dropout_until={self.train.dropout_until}: with model.activation_checkpointing=true it is not "
+            "supported, what a backward computes again would be dropped from"
+        ]
 
     def _roll_back_problems(self) -> list[str]:
         train = self.train
@@ -346,7 +357,7 @@ def identity(config: RunConfig, data_content: str) -> dict[str, Any]:
     return flat
 
 
-COURSE_OF_TRAIN = ("steps", "grad_clip", "precision", "eval_batches")
+COURSE_OF_TRAIN = ("steps", "grad_clip", "precision", "eval_batches", "dropout_until")
 
 
 def course(config: RunConfig) -> dict[str, Any]:

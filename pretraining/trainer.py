@@ -15,6 +15,7 @@ from torch import Tensor
 from data_pipeline.common.errors import Failure, InputError
 from data_pipeline.loader import MicroBatch
 from pretraining.config import RunConfig, course
+from pretraining.dropout import dropout_ends
 from pretraining.engines.base import Engine
 from pretraining.evaluation import evaluate
 from pretraining.feeds import Feeds, Json, StepData, gather_steps
@@ -203,7 +204,8 @@ class Trainer:
             dropout_seed(self.train.seed, step, number, self.world.mesh.batch_rank)
             for number in range(len(data.micro_batches))
         ]
-        sums = self.engine.run([batch.arrays for batch in data.micro_batches], weights, seeds)
+        with dropout_ends(step, self.train.steps, self.train.dropout_until):
+            sums = self.engine.run([batch.arrays for batch in data.micro_batches], weights, seeds)
         lr = self.config.optimizer.lr * self.config.scheduler.ratio(step, self.train.steps)
         self.phases.enter("step")
         self.layers.ask(step)
