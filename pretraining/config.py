@@ -93,7 +93,7 @@ class TrainConfig:
     global_batch_size: sequences, or images, of one optimizer step over all ranks.
     micro_batch_size: of these, how many a rank computes at once; gradients are accumulated over the others.
     grad_clip: largest norm of the gradient; 0 does not clip.
-    dropout_until: share of the steps behind which nothing is dropped any more; BART was trained with 0.9.
+    dropout_until: share of the steps after which nothing is dropped; BART was trained with 0.9.
     precision: what is computed in; weights, optimizer state and reductions stay fp32.
     log_every: a line of metrics after so many steps, and for the first and the last; 0 for none.
     eval_every: an evaluation after so many steps, before the first and after the last; 0 for none.

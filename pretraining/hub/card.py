@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from data_pipeline.common.compose import composed, conf_dir, read_config
 from data_pipeline.common.errors import InputError
 from data_pipeline.common.fields import to_dict
@@ -87,8 +89,6 @@ def _losses(facts: Facts) -> str:
 
 
 def _yaml(run: RunConfig) -> str:
-    import yaml
-
     return yaml.safe_dump(to_dict(run), sort_keys=False)
 
 
@@ -99,15 +99,33 @@ def command_of(run: RunConfig) -> str | None:
     groups = [f"{name}={wanted[name]['name']}" for name in ("objective", "optimizer", "scheduler", "engine")]
     if run.data.name == "mixture":
         groups.append("data=mixture")
-    lines = []
-    for preset in sorted((conf_dir() / "model").glob("*.yaml")):
+    for preset in _nearest_presets(_flat(to_dict(run.model))):
         try:
-            found = _overrides([f"model={preset.stem}", *groups], wanted)
+            found = _overrides([f"model={preset}", *groups], wanted)
         except InputError:
             continue
         if found is not None:
-            lines.append(found)
-    return min(lines, key=len, default=None)
+            return found
+    return None
+
+
+def _nearest_presets(wanted: Mapping[str, object]) -> list[str]:
+    """The presets of the same family, those first that leave the fewest keys to be said. wanted: of the model. Read
+    without Hydra, which takes a tenth of a second for each."""
+    stated = {file.stem: _flat(_stated(file.stem)) for file in (conf_dir() / "model").glob("*.yaml")}
+    missed = {
+        name: sum(1 if wanted.get(key, ...) != value else -1 for key, value in values.items())
+        for name, values in stated.items()
+        if values.get("name") == wanted["name"]
+    }
+    return sorted(missed, key=lambda name: (missed[name], name))
+
+
+def _stated(preset: str) -> dict[str, object]:
+    """What the preset's file says, and those that it is derived from."""
+    own = yaml.safe_load((conf_dir() / "model" / f"{preset}.yaml").read_text())
+    bases = [base for base in own.pop("defaults", []) if base != "_self_"]
+    return {key: value for part in (*map(_stated, bases), own) for key, value in part.items()}
 
 
 def _overrides(chosen: list[str], wanted: Mapping[str, object]) -> str | None:
