@@ -69,6 +69,18 @@ def test_the_lstm_is_that_of_its_definition() -> None:
     assert (found.abs() == 0.3).any() and (found.abs() < 0.3).any()
 
 
+def test_every_lstm_but_the_first_adds_what_it_read() -> None:
+    """bilm-tf, training.py, use_skip_connections."""
+    model, documents = build().eval(), torch.zeros(2, 7, dtype=torch.long)
+    begins = torch.zeros_like(documents, dtype=torch.bool)
+    begins[:, 0] = True
+    first, *others = model.ahead
+    x = first(model.encoder(characters(2, 7)), begins)
+    for lstm in others:
+        x = x + lstm(x, begins)
+    torch.testing.assert_close(model(characters(2, 7), documents)[0], x)
+
+
 def test_neither_direction_sees_what_it_predicts() -> None:
     """Gradients of every output by every token's characters, over two packed documents: exactly 0 from the future, from
     the past of the other direction, and from the other document; not 0 from all else."""
