@@ -39,7 +39,7 @@ def samples(overrides: Sequence[str], batches: int, size: int) -> dict[str, list
     config = load_config(overrides)
     data = Prepared(config)
     objective = build_objective(config.objective, data.spec)
-    source = data.source("train", objective.packing(), config.train.seed)
+    source = data.source("train", objective.packing_of, config.train.seed)
     made = list(islice(micro_batches(source, objective, RankSlice(size, size), source.start()), batches))
     return {
         "batch_hash": [batch.content_hash for batch, _ in made],
