@@ -12,7 +12,7 @@ from pretraining.dropout import dropout_ends
 from tests.helpers import TINY, finished_weights, metrics, train_alone
 
 
-def test_only_the_steps_behind_it_drop_nothing():
+def test_only_the_steps_after_it_drop_nothing():
     x = torch.ones(1, 2, 64, 8)
     for step, until, drops in ((90, 0.9, True), (91, 0.9, False), (100, 1.0, True), (1, 0.0, False)):
         with dropout_ends(step, 100, until):

@@ -221,7 +221,7 @@ class Tokenizer:
         raise InputError(f"{folder}: {kind.file} is not the one that {_INFO_FILE} describes")
 
     def with_languages(self, names: Sequence[str]) -> Tokenizer:
-        """With a token for each of these, behind all others where it has none of this name."""
+        """With a token for each of these, after all others where it has none of this name."""
         if not names:
             return self
         ids = language_ids(names, self.languages, self.pieces, self.total_size)

@@ -38,7 +38,7 @@ def make(tokenizer: Tokenizer, **keys: Any) -> Denoising:
 
 def test_a_sample_is_the_one_of_the_authors_code(tokenizer):
     """fairseq: <s> and the language around a block (tasks/multilingual_denoising.py, PrependTokenDataset and
-    AppendTokenDataset), </s> behind each sentence, the last token moved to the decoder's beginning (data/data_utils.py,
+    AppendTokenDataset), </s> after each sentence, the last token moved to the decoder's beginning (data/data_utils.py,
     collate_tokens with move_eos_to_beginning and no eos_idx)."""
     objective, document = make(tokenizer, noise="none"), TokenizedDocument(np.arange(10, 16), np.array([0, 4]))
     bos, eos, language = tokenizer.bos, tokenizer.eos, tokenizer.languages["de_DE"]

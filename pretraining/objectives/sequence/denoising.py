@@ -5,7 +5,7 @@ Pre-training for Natural Language Generation, Translation, and Comprehension", s
 A sequence is a document, or as many whole sentences of one as fit, alone in its row. As in the authors' code
 (facebookresearch/fairseq, fairseq/data/denoising_dataset.py) sentences are permuted first, then tokens are taken out,
 then the document is rotated; the target is <s> text </s>, and the decoder begins with </s>. Not as there: a sentence
-begins where the prepared data says, not behind a full stop.
+begins where the prepared data says, not after a full stop.
 
 With language_tokens it is mBART's (the same repository, fairseq/tasks/multilingual_denoising.py with add_lang_token):
 each sentence ends with </s>, which counts as one of its tokens, the text is <s> sentence </s> sentence </s> <language>,
