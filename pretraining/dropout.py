@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
@@ -20,11 +20,17 @@ class _WithoutDropout(TorchFunctionMode):
     which would end label smoothing as well. What activation checkpointing computes again in a backward does not see
     the mode: config.py refuses both together."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        named = dict(kwargs or {})
         if func is F.dropout:
-            return args[0] if args else kwargs["input"]
+            return args[0] if args else named["input"]
         if func is F.scaled_dot_product_attention:
-            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
-            kwargs |= {} if len(args) > 4 else {"dropout_p": 0.0}
-        return func(*args, **kwargs)
+            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args  # the rate is the fifth, or named
+            named |= {} if len(args) > 4 else {"dropout_p": 0.0}
+        return func(*args, **named)

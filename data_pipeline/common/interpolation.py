@@ -69,7 +69,7 @@ def explained(error: Exception) -> str:
     return f"{told}\n${{resolver:...}} is not supported: it could bring secrets into config.yaml; ${{section.key}} is"
 
 
-def _given(values: Mapping[str, Any], every: Any) -> Values:
+def _given(values: Mapping[str, Any], every: Mapping[str, Any]) -> Values:
     """Of `every` what `values` have, too."""
     return {
         key: _given(value, every[key]) if isinstance(value, Mapping) else every[key] for key, value in values.items()

@@ -216,9 +216,10 @@ def _write_part(
 def _write_generation_config(folder: Path, values: dict[str, Any]) -> None:
     """The special ids that generation needs, for models that have an end of text."""
     if "eos_token_id" in values:
-        keys = ["bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"]
-        if values.get(keys[-1], 0) is None:  # each language has its own: transformers would take bos in its place
-            del keys[0], keys[-1]
+        keys = ["eos_token_id", "pad_token_id"]
+        if values.get("decoder_start_token_id", 0) is not None:
+            keys += ["bos_token_id", "decoder_start_token_id"]
+        # else each language has its own start, in whose place transformers would take bos
         _write_json(folder / "generation_config.json", {key: values[key] for key in keys if key in values})
 
 
